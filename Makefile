@@ -1,0 +1,31 @@
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCE ?= /usr/share/datasets/fashion-mnist
+
+.PHONY: help demo test data clean
+
+help:
+	@echo "make demo   install into .venv and draw a grid of clothes from the bundled model"
+	@echo "make test   install into .venv and run the tests"
+	@echo "make data   turn Debian's dataset-fashion-mnist into data/fashion-mnist"
+	@echo "make clean  remove .venv and what the demo wrote"
+
+.venv/installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/pfgmpp sample model_cards/pfgmpp-fashion-mnist --output outputs/demo.png
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+data: data/fashion-mnist/train.parquet
+
+data/fashion-mnist/train.parquet: | .venv/installed
+	@test -d $(SOURCE) || { echo "$(SOURCE) is missing: run 'sudo apt-get install dataset-fashion-mnist' first."; exit 1; }
+	$(BIN)/python -m pipeline_pfgmpp.training.idx_to_parquet $(SOURCE) data/fashion-mnist
+
+clean:
+	rm -rf .venv outputs/demo.png
