@@ -1,0 +1,50 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches beyond this machine
+
+FIXTURES = Path(__file__).parent / "fixtures"
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Loads a golden file: its tensors by name, and its configuration."""
+
+    def load(name):
+        with safe_open(FIXTURES / f"{name}.safetensors", "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return tensors, json.loads((file.metadata() or {}).get("config", "{}"))
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist():
+    """Folder of a data set with 240 training and 120 test images of Fashion-MNIST."""
+    return FIXTURES / "fashion_mnist"
+
+
+@pytest.fixture(scope="session")
+def ten_images(fashion_mnist):
+    """One real image a class, of shape (10, 1, 28, 28) in [-1, 1]."""
+    from datasets import load_dataset
+
+    from pipeline_pfgmpp.training import load_images
+
+    data = load_images(load_dataset(str(fashion_mnist), split="train"), resolution=28)
+    first = [(data.labels == label).nonzero()[0].item() for label in range(10)]
+    return data.images[first].float() / 127.5 - 1
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
