@@ -1,0 +1,348 @@
+"""The scheduler against EDM's formulas, diffusers' own EDM schedulers, and what diffusers asks of a scheduler."""
+
+import inspect
+import itertools
+
+import pytest
+import torch
+from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+
+from pipeline_pfgmpp import PFGMPPScheduler, sample_noise
+
+
+SOLVERS = ["heun", "euler"]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def toy_network(model_input, c_noise):
+    """Any smooth function of what a network sees."""
+    return torch.tanh(model_input) * (1 + 0.1 * c_noise)
+
+
+def sample_with(scheduler, x, timesteps=None, network=toy_network, **kwargs):
+    for t in scheduler.timesteps if timesteps is None else timesteps:
+        x = scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x, **kwargs).prev_sample
+    return x
+
+
+def start(scheduler, dtype=torch.float32, shape=(4, 3, 8, 8)):
+    return scheduler.sample_noise(shape, generator(), dtype=dtype) * scheduler.init_noise_sigma
+
+
+@pytest.mark.parametrize("rho", [7.0, 3.0])
+@pytest.mark.parametrize("steps", [1, 2, 18])
+def test_noise_levels_are_those_of_edm(steps, rho):
+    scheduler = PFGMPPScheduler(solver_type="euler", rho=rho)
+    scheduler.set_timesteps(steps)
+    high, low = 80 ** (1 / rho), 0.002 ** (1 / rho)
+    expected = [(high + i / max(steps - 1, 1) * (low - high)) ** rho for i in range(steps)] + [0.0]
+    torch.testing.assert_close(scheduler.sigmas, torch.tensor(expected))
+    torch.testing.assert_close(scheduler.timesteps, torch.tensor(expected[:-1]).log() / 4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 18])
+def test_heun_has_a_timestep_for_each_call(steps):
+    euler, heun = PFGMPPScheduler(solver_type="euler"), PFGMPPScheduler()
+    euler.set_timesteps(steps)
+    heun.set_timesteps(steps)
+    assert len(heun.timesteps) == 2 * steps - 1
+    assert len(heun.sigmas) == 2 * steps
+    assert torch.equal(heun.sigmas[1::2], euler.sigmas[1:])
+    assert torch.equal(heun.sigmas[::2], euler.sigmas[:-1])
+    assert (heun.order, euler.order) == (2, 1)
+
+
+def test_euler_agrees_with_diffusers():
+    ours = PFGMPPScheduler(D=None, solver_type="euler", sigma_data=0.7)
+    theirs = EDMEulerScheduler.from_config(ours.config)
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(12)
+    x = start(ours)
+    torch.testing.assert_close(sample_with(ours, x), sample_with(theirs, x))
+
+
+def test_heun_agrees_with_its_definition():
+    scheduler = PFGMPPScheduler(D=128)
+    scheduler.set_timesteps(6)
+    x = expected = start(scheduler, torch.float64)
+    levels = [*scheduler.sigmas[::2].double().tolist(), 0.0]
+
+    def slope(x, sigma):
+        sigma = torch.tensor(sigma, dtype=torch.float64)
+        output = toy_network(scheduler.precondition_inputs(x, sigma), sigma.log() / 4)
+        return (x - scheduler.precondition_outputs(x, output, sigma)) / sigma
+
+    for now, then in itertools.pairwise(levels):
+        first = slope(expected, now)
+        following = expected + (then - now) * first
+        expected = following if then == 0 else expected + (then - now) * (first + slope(following, then)) / 2
+    torch.testing.assert_close(sample_with(scheduler, x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver_type", SOLVERS)
+@pytest.mark.parametrize("D", [1, 2048, 0.5, None])
+def test_save_and_load(D, solver_type, tmp_path):
+    scheduler = PFGMPPScheduler(D=D, solver_type=solver_type, sigma_data=0.7, s_churn=10.0, s_tmax=50.0)
+    scheduler.save_pretrained(tmp_path)
+    loaded = PFGMPPScheduler.from_pretrained(tmp_path)
+    saved = {key: value for key, value in scheduler.config.items() if key != "_use_default_values"}
+    assert {key: loaded.config[key] for key in saved} == saved
+    for each in (scheduler, loaded):
+        each.set_timesteps(5)
+    x = start(scheduler)
+    assert torch.equal(sample_with(scheduler, x, generator=generator()), sample_with(loaded, x, generator=generator()))
+
+
+def test_infinity_is_null_in_json(tmp_path):
+    scheduler = PFGMPPScheduler(D=float("inf"), s_tmax=float("inf"))
+    scheduler.save_pretrained(tmp_path)
+    text = (tmp_path / "scheduler_config.json").read_text()
+    assert '"D": null' in text
+    assert '"s_tmax": null' in text
+    assert "Infinity" not in text
+
+
+@pytest.mark.parametrize("other", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+@pytest.mark.parametrize("D", [128, 2048, None])
+def test_there_and_back_from_diffusers_schedulers_keeps_d(D, other, tmp_path):
+    scheduler = PFGMPPScheduler(D=D, sigma_data=0.7, sigma_max=40.0)
+    swapped = other.from_config(scheduler.config)
+    assert (swapped.config.D, swapped.config.sigma_data, swapped.config.sigma_max) == (D, 0.7, 40.0)
+    back = PFGMPPScheduler.from_config(swapped.config)
+    assert back.config == scheduler.config
+    # and from what was written to disk
+    swapped.save_pretrained(tmp_path)
+    assert PFGMPPScheduler.from_pretrained(tmp_path).config.D == D
+    assert PFGMPPScheduler.from_config(scheduler.config, D=3).config.D == 3
+
+
+@pytest.mark.parametrize("other", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+def test_compatibles(other):
+    assert {other, PFGMPPScheduler} <= set(PFGMPPScheduler().compatibles)
+    scheduler = PFGMPPScheduler.from_config(other(sigma_data=0.3).config)
+    assert scheduler.config.sigma_data == 0.3
+
+
+@pytest.mark.parametrize("solver_type", SOLVERS)
+def test_dict_and_tuple_outputs(solver_type):
+    scheduler = PFGMPPScheduler(solver_type=solver_type)
+    x = torch.rand(4, 3, 8, 8)
+    scheduler.set_timesteps(10)
+    t = scheduler.timesteps[0]
+    output = 0.1 * scheduler.scale_model_input(x, t)
+    as_dict = scheduler.step(output, t, x)
+    scheduler.set_timesteps(10)
+    as_tuple = scheduler.step(output, t, x, return_dict=False)
+    assert torch.equal(as_tuple[0], as_dict.prev_sample)
+    assert torch.equal(as_tuple[1], as_dict.pred_original_sample)
+    assert as_dict.prev_sample.shape == x.shape
+
+
+@pytest.mark.parametrize("timestep", [0, 0.0, torch.tensor(0.25), torch.tensor([1])])
+def test_any_timestep_finds_the_nearest_step(timestep):
+    scheduler = PFGMPPScheduler()
+    scheduler.set_timesteps(10)
+    scheduler.scale_model_input(torch.rand(4, 3, 8, 8), timestep)
+    nearest = (scheduler.timesteps[::2] - timestep).abs().argmin()
+    assert scheduler.step_index == 2 * nearest
+
+
+def test_step_before_set_timesteps_says_so():
+    with pytest.raises(ValueError, match="Call `set_timesteps` before `step`"):
+        PFGMPPScheduler().step(torch.zeros(1, 2), 0.0, torch.zeros(1, 2))
+
+
+def test_steps_used_up_says_so():
+    scheduler = PFGMPPScheduler()
+    scheduler.set_timesteps(2)
+    x = sample_with(scheduler, start(scheduler))
+    with pytest.raises(ValueError, match="used up"):
+        scheduler.step(x, 0.0, x)
+
+
+@pytest.mark.parametrize("solver_type", SOLVERS)
+@pytest.mark.parametrize("how", ["begin index", "timestep"])
+def test_starting_midway_continues_the_same_path(solver_type, how):
+    scheduler = PFGMPPScheduler(solver_type=solver_type)
+    scheduler.set_timesteps(9)
+    path = [start(scheduler)]
+    for t in scheduler.timesteps:
+        path.append(sample_with(scheduler, path[-1], [t]))
+    begin = 4 * scheduler.order
+    scheduler.set_timesteps(9)
+    if how == "begin index":
+        scheduler.set_begin_index(begin)
+    rest = sample_with(scheduler, path[begin], scheduler.timesteps[begin:])
+    torch.testing.assert_close(rest, path[-1])
+
+
+def test_a_begin_index_inside_a_step_of_heun_is_refused():
+    with pytest.raises(ValueError, match="multiple of the solver's order 2"):
+        PFGMPPScheduler().set_begin_index(3)
+
+
+@pytest.mark.parametrize("solver_type", SOLVERS)
+@pytest.mark.parametrize("form", [list, torch.tensor])
+def test_noise_levels_and_timesteps_of_ones_own(solver_type, form):
+    scheduler = PFGMPPScheduler(solver_type=solver_type)
+    levels = [10.0, 3.0, 0.5]
+    scheduler.set_timesteps(sigmas=form(levels))
+    expected = scheduler.sigmas.clone()
+    assert expected[:: scheduler.order].tolist()[:3] == levels
+    assert (scheduler.num_inference_steps, scheduler.init_noise_sigma) == (3, 10.0)
+    scheduler.set_timesteps(timesteps=form((torch.tensor(levels).log() / 4).tolist()))
+    torch.testing.assert_close(scheduler.sigmas, expected)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"num_inference_steps": 0},
+        {"num_inference_steps": 2.5},
+        {"num_inference_steps": 3, "sigmas": [3.0, 1.0]},
+        {"sigmas": []},
+        {"sigmas": [1.0, 3.0]},
+        {"sigmas": [3.0, 0.0]},
+        {"sigmas": [float("nan")]},
+    ],
+)
+def test_bad_timesteps_are_refused(kwargs):
+    with pytest.raises(ValueError, match="`num_inference_steps`|`sigmas`"):
+        PFGMPPScheduler().set_timesteps(**kwargs)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"D": 0},
+        {"D": float("nan")},
+        {"D": torch.ones(2)},
+        {"sigma_min": 0.0},
+        {"sigma_min": 90.0},
+        {"sigma_data": 0.0},
+        {"rho": -1.0},
+        {"num_train_timesteps": 0},
+        {"s_churn": -1.0},
+        {"solver_type": "runge"},
+        {"sigma_schedule": "linear"},
+        {"final_sigmas_type": "one"},
+    ],
+)
+def test_bad_arguments_are_refused_by_name(kwargs):
+    with pytest.raises(ValueError, match=next(iter(kwargs))):
+        PFGMPPScheduler(**kwargs)
+
+
+@pytest.mark.parametrize("solver_type", SOLVERS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_any_dtype(solver_type, dtype):
+    scheduler = PFGMPPScheduler(D=128, solver_type=solver_type)
+    scheduler.set_timesteps(8)
+    reference = sample_with(scheduler, start(scheduler, torch.float64))
+    scheduler.set_timesteps(8)
+    result = sample_with(scheduler, start(scheduler, torch.float64).to(dtype))
+    assert result.dtype == dtype
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 1.0)  # a half-precision state holds 80 to 0.5 at best
+    assert (result.double() - reference).abs().max() <= tolerance
+
+
+def test_add_noise_at_any_noise_level():
+    scheduler = PFGMPPScheduler(D=16)
+    data, eps = torch.randn(3, 1, 4, 4), sample_noise((3, 1, 4, 4), 16, generator())
+    sigma = torch.tensor([0.01, 0.5, 70.0])
+    c_noise = scheduler.precondition_noise(sigma)
+    expected = data + sigma.view(3, 1, 1, 1) * eps
+    for form in (c_noise, c_noise.tolist()):
+        torch.testing.assert_close(scheduler.add_noise(data, eps, form), expected)
+    torch.testing.assert_close(scheduler.add_noise(data, eps, c_noise[1:2])[1], expected[1])
+    torch.testing.assert_close(scheduler.add_noise(data, eps, c_noise[1].item())[1], expected[1])
+    assert scheduler.add_noise(data.half(), eps.half(), c_noise).dtype == torch.float16
+    with pytest.raises(ValueError, match="2 `timesteps` do not fit a batch of 3"):
+        scheduler.add_noise(data, eps, c_noise[:2])
+
+
+def test_add_noise_then_denoise_midway():
+    scheduler = PFGMPPScheduler(D=64)
+    scheduler.set_timesteps(10)
+    begin = 5 * scheduler.order
+    scheduler.set_begin_index(begin)
+    timesteps = scheduler.timesteps[begin:]
+    data = torch.randn(2, 1, 4, 4)
+    x = scheduler.add_noise(data, scheduler.sample_noise(data.shape, generator()), timesteps[:1].repeat(2))
+    assert sample_with(scheduler, x, timesteps).isfinite().all()
+
+
+def test_sample_noise_uses_the_schedulers_d_or_another():
+    scheduler = PFGMPPScheduler(D=3)
+    for D, kwargs in ((3, {}), (128, {"D": 128}), (None, {"D": None})):
+        noise = scheduler.sample_noise((2, 5), generator(), **kwargs)
+        assert torch.equal(noise, sample_noise((2, 5), D, generator()))
+
+
+@pytest.mark.parametrize("solver_type", SOLVERS)
+def test_churn_raises_the_noise_level_as_published(solver_type):
+    scheduler = PFGMPPScheduler(solver_type=solver_type, s_churn=4.0, s_tmin=0.05, s_tmax=50.0)
+    scheduler.set_timesteps(10)
+    plain = PFGMPPScheduler(solver_type="euler")
+    plain.set_timesteps(10)
+    inside = (plain.sigmas[:-1] >= 0.05) & (plain.sigmas[:-1] <= 50)
+    expected = plain.sigmas[:-1] * torch.where(inside, 1 + 4.0 / 10, 1.0)
+    torch.testing.assert_close(scheduler.sigmas[:-1][:: scheduler.order], expected)
+    scheduler = PFGMPPScheduler(s_churn=1e9)
+    scheduler.set_timesteps(10)
+    torch.testing.assert_close(scheduler.sigmas[:-1:2], plain.sigmas[:-1] * 2**0.5)
+    assert scheduler.init_noise_sigma == pytest.approx(80 * 2**0.5)
+
+
+@pytest.mark.parametrize("solver_type", SOLVERS)
+def test_churn_keeps_the_marginal_of_a_gaussian(solver_type):
+    spread = 0.7  # data N(0, spread^2), whose exact denoiser at D = infinity is linear
+    steps = {"heun": 100, "euler": 1000}[solver_type]  # enough for either's own error to be small
+    scheduler = PFGMPPScheduler(D=None, solver_type=solver_type, s_churn=20.0, sigma_data=spread)
+    scheduler.set_timesteps(steps)
+
+    def network(model_input, c_noise):  # with sigma_data = spread, c_skip * x is the exact denoiser
+        return torch.zeros_like(model_input)
+
+    x = start(scheduler, shape=(20_000, 5))
+    samples = sample_with(scheduler, x, network=network, generator=generator(1))
+    assert samples.std() == pytest.approx(spread, rel=0.02)
+    # without the noise that churn puts back, the raised levels alone would shrink the samples
+    shrunk = PFGMPPScheduler(D=None, solver_type=solver_type, s_churn=20.0, s_noise=0.0, sigma_data=spread)
+    shrunk.set_timesteps(steps)
+    assert sample_with(shrunk, x, network=network, generator=generator(1)).std() < 0.5 * spread
+
+
+def test_churn_takes_a_generator_an_image():
+    scheduler = PFGMPPScheduler(s_churn=10.0)
+    x = torch.randn(3, 1, 4, 4)
+    results = []
+    for order in ([0, 1, 2], [2, 0, 1]):
+        scheduler.set_timesteps(4)
+        results.append(sample_with(scheduler, x[order], generator=[generator(seed) for seed in order]))
+    torch.testing.assert_close(results[1], results[0][[2, 0, 1]])
+
+
+def test_the_signature_is_that_of_the_api():
+    parameters = inspect.signature(PFGMPPScheduler.__init__).parameters
+    for name, default in {
+        "D": 2048, "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0, "solver_type": "heun",
+        "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": None, "s_noise": 1.0,
+    }.items():  # fmt: skip
+        assert parameters[name].default == default
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("solver_type", SOLVERS)
+def test_on_the_gpu(solver_type):
+    scheduler = PFGMPPScheduler(solver_type=solver_type, s_churn=5.0)
+    results = []
+    for device in ("cpu", "cuda"):
+        scheduler.set_timesteps(6, device=device)
+        assert scheduler.timesteps.device.type == device
+        results.append(sample_with(scheduler, start(scheduler).to(device), generator=generator()).cpu())
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
