@@ -1,0 +1,63 @@
+# Copyright 2026 The pipeline_pfgmpp authors. Licensed under the Apache License, Version 2.0.
+"""The exact denoiser over a data set: no network, an oracle for tests and for pictures of field lines."""
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.unets.unet_2d import UNet2DOutput
+
+from .noise import field_target
+
+
+class EmpiricalDenoiser(ModelMixin, ConfigMixin):
+    r"""
+    The posterior mean $\mathbb{E}[y \mid x, \sigma]$ over a data set, standing where a network stands in the pipeline.
+
+    It is the field of the data's own charges: following its lines leads back to the data, each point with equal probability.
+    It works at every D; `pipe(D=...)` chooses one.
+
+    Args:
+        data (`torch.Tensor` of shape `(M, C, H, W)`): The data set, in [-1, 1].
+        sigma_data (`float`, defaults to 0.5): The scheduler's `sigma_data`, since the preconditioning must cancel.
+
+    Raises:
+        ValueError: `data` is of another shape.
+    """
+
+    ignore_for_config = ["data"]
+
+    @register_to_config
+    def __init__(self, data: torch.Tensor, sigma_data: float = 0.5):
+        super().__init__()
+        if data.ndim != 4 or not len(data):
+            raise ValueError(f"`data` must be of shape (M, C, H, W) with M > 0, but is of shape {tuple(data.shape)}.")
+        self.register_to_config(
+            sample_size=tuple(data.shape[2:]), in_channels=data.shape[1], sigma_data=sigma_data, d_conditioning=True
+        )
+        self.register_buffer("data", data)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        D: float | torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[torch.Tensor]:
+        r"""
+        Args:
+            sample (`torch.Tensor` of shape `(batch, C, H, W)`): The scaled input c_in * x.
+            timestep (`torch.Tensor` or `float`): c_noise = ln(sigma) / 4, one for all or one an image.
+            D (`float`, `torch.Tensor` or `None`): The augmented dimension; None is infinity.
+            return_dict (`bool`, defaults to `True`): Whether to return a `UNet2DOutput` or a tuple.
+
+        Returns:
+            `UNet2DOutput` or `tuple`: The raw output (E[y | x, sigma] - c_skip * x) / c_out.
+        """
+        timestep = torch.as_tensor(timestep, device=sample.device).float().expand(len(sample))
+        sigma, sigma_data = (4 * timestep).exp().view(-1, 1, 1, 1), self.config.sigma_data
+        norm = (sigma**2 + sigma_data**2).sqrt()
+        x = sample.float() * norm if sample.dtype != torch.float64 else sample * norm
+        mean = field_target(x, self.data, sigma.flatten(), D)
+        output = (mean - sigma_data**2 / norm**2 * x) * norm / (sigma * sigma_data)
+        output = output.to(sample.dtype)
+        return UNet2DOutput(sample=output) if return_dict else (output,)

@@ -1,0 +1,103 @@
+"""The exact denoiser leads home to the data, and shows each solver's order."""
+
+import itertools
+import math
+
+import pytest
+import scipy.stats
+import torch
+
+from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler, field_target
+
+
+EVERY_D = [16, 128, 2048, None]
+
+
+def oracle_pipeline(data, **config):
+    pipe = PFGMPPPipeline(EmpiricalDenoiser(data), PFGMPPScheduler(**config))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("D", EVERY_D)
+def test_sampling_from_ten_real_images_returns_them(ten_images, D):
+    samples = oracle_pipeline(ten_images, D=D)(
+        batch_size=40, output_type="latent", generator=torch.Generator().manual_seed(0)
+    ).images
+    distances = (samples[:, None] - ten_images[None]).abs().amax((2, 3, 4))
+    assert distances.amin(1).max() < 1e-3
+    assert distances.argmin(1).unique().numel() > 5
+
+
+@pytest.mark.parametrize("D", EVERY_D)
+def test_each_image_comes_with_equal_probability(ten_images, D):
+    data = torch.nn.functional.avg_pool2d(ten_images, 4)  # tiny: 7 x 7
+    samples = oracle_pipeline(data, D=D)(
+        batch_size=2000, num_inference_steps=24, output_type="latent", generator=torch.Generator().manual_seed(1)
+    ).images
+    distances = (samples[:, None] - data[None]).abs().amax((2, 3, 4))
+    assert distances.amin(1).max() < 1e-3
+    counts = torch.bincount(distances.argmin(1), minlength=10)
+    assert scipy.stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+def solve(data, D, solver_type, steps, levels):
+    """From noise at the first level to the last, in float64."""
+    scheduler = PFGMPPScheduler(D=D, solver_type=solver_type, final_sigmas_type="sigma_min")
+    # equal steps in the variable of EDM's spacing
+    ramp = torch.linspace(levels[0] ** (1 / 7), levels[1] ** (1 / 7), steps + 1, dtype=torch.float64) ** 7
+    scheduler.set_timesteps(sigmas=ramp)
+    unet = EmpiricalDenoiser(data.double())
+    x = scheduler.sample_noise((8, *data.shape[1:]), torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = x * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        x = scheduler.step(unet(scheduler.scale_model_input(x, t), t, D=D).sample, t, x).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("D", [4, 128, None])
+@pytest.mark.parametrize(("solver_type", "order"), [("euler", 1), ("heun", 2)])
+def test_measured_order_of_convergence(solver_type, order, D):
+    data = torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(2))
+    levels = (5.0, 0.5)
+    exact = solve(data, D, "heun", 2048, levels)
+    errors = [(solve(data, D, solver_type, steps, levels) - exact).norm().item() for steps in (32, 64, 128)]
+    for coarse, fine in itertools.pairwise(errors):
+        assert math.log2(coarse / fine) == pytest.approx(order, abs=0.2)
+
+
+def test_its_denoised_image_is_the_posterior_mean(ten_images):
+    unet, scheduler = EmpiricalDenoiser(ten_images, sigma_data=0.7), PFGMPPScheduler(D=64, sigma_data=0.7)
+    x, sigma = torch.randn(5, 1, 28, 28), torch.tensor([0.01, 0.1, 1.0, 10.0, 80.0])
+    columns = sigma.view(-1, 1, 1, 1)
+    output = unet(scheduler.precondition_inputs(x, columns), scheduler.precondition_noise(sigma), D=64).sample
+    denoised = scheduler.precondition_outputs(x, output, columns)
+    torch.testing.assert_close(denoised, field_target(x, ten_images, sigma, 64), rtol=1e-4, atol=1e-5)
+
+
+def test_the_pipeline_turns_d_like_a_dial(ten_images):
+    pipe = oracle_pipeline(ten_images, D=128)
+    eps = torch.randn(4, 1, 28, 28)
+    # midway, before the path has settled on an image, the field differs with D
+    halves = {}
+    for D in (None, 1, 128, math.inf):
+
+        def keep(pipe, step, timestep, tensors, D=D):
+            if step == 3:
+                halves[D] = tensors["latents"].clone()
+
+        pipe(latents=eps, D=D, num_inference_steps=6, output_type="latent", callback_on_step_end=keep)
+    assert torch.equal(halves[None], halves[128])  # None is the scheduler's own
+    assert not torch.allclose(halves[None], halves[1])
+    assert not torch.allclose(halves[None], halves[math.inf])
+
+
+@pytest.mark.parametrize("data", [torch.zeros(3, 4), torch.zeros(0, 1, 2, 2)])
+def test_data_of_another_shape_is_refused(data):
+    with pytest.raises(ValueError, match="`data` must be of shape"):
+        EmpiricalDenoiser(data)
+
+
+def test_a_sigma_data_unlike_the_schedulers_is_refused(ten_images):
+    with pytest.raises(ValueError, match="`sigma_data`"):
+        PFGMPPPipeline(EmpiricalDenoiser(ten_images, sigma_data=0.7), PFGMPPScheduler())

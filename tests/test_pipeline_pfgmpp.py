@@ -1,0 +1,277 @@
+"""The pipeline as a user of diffusers meets it."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import DiffusionPipeline, EDMDPMSolverMultistepScheduler, EDMEulerScheduler, UNet2DModel
+
+from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, sample_noise
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def our_unet(channels=3, **kwargs):
+    torch.manual_seed(0)
+    unet = PFGMPPUNet2DModel(
+        sample_size=8, in_channels=channels, out_channels=channels, model_channels=16, channel_mult=(1, 2), num_blocks=1,
+        attn_resolutions=(4,), **kwargs,
+    ).eval()  # fmt: skip
+    for parameter in unet.parameters():
+        if parameter.ndim == 4:  # some begin near zero, where no bug could disturb them
+            torch.nn.init.xavier_uniform_(parameter)
+    return unet
+
+
+def diffusers_unet(channels=3, **kwargs):
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        **kwargs,
+    ).eval()
+
+
+def pipeline(unet=None, **config):
+    pipe = PFGMPPPipeline(unet or our_unet(), PFGMPPScheduler(**config))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+UNETS = [our_unet, diffusers_unet]
+
+
+@pytest.mark.parametrize("make_unet", UNETS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_output_types(make_unet, channels):
+    pipe = pipeline(make_unet(channels), D=128)
+    kwargs = {"batch_size": 2, "num_inference_steps": 3}
+    latent = pipe(**kwargs, generator=generator(), output_type="latent").images
+    tensor = pipe(**kwargs, generator=generator(), output_type="pt").images
+    array = pipe(**kwargs, generator=generator(), output_type="np").images
+    pictures = pipe(**kwargs, generator=generator()).images
+    assert latent.shape == (2, channels, 8, 8)
+    assert not latent.requires_grad
+    assert torch.equal(tensor, (latent / 2 + 0.5).clamp(0, 1))
+    np.testing.assert_array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
+    assert [(p.mode, p.size) for p in pictures] == [("L" if channels == 1 else "RGB", (8, 8))] * 2
+    assert isinstance(pictures[0], PIL.Image.Image)
+    np.testing.assert_array_equal(np.asarray(pictures[0]).reshape(8, 8, channels), (array[0] * 255).round().astype("uint8"))
+    as_tuple = pipe(**kwargs, generator=generator(), output_type="latent", return_dict=False)
+    assert torch.equal(as_tuple[0], latent)
+
+
+@pytest.mark.parametrize("D", [1, 64, None])
+def test_latents_are_unit_noise(D):
+    pipe = pipeline(D=D)
+    eps = sample_noise((3, 3, 8, 8), D, generator(1))
+    given = pipe(latents=eps, num_inference_steps=3, output_type="latent").images
+    drawn = pipe(batch_size=3, generator=generator(1), num_inference_steps=3, output_type="latent").images
+    assert torch.equal(given, drawn)
+
+
+@pytest.mark.parametrize("class_labels", [None, 1])
+def test_with_a_list_of_generators_an_image_depends_on_its_own(class_labels):
+    pipe = pipeline(our_unet(label_dim=4), D=16, s_churn=2.0)
+    kwargs = {"num_inference_steps": 3, "output_type": "latent", "class_labels": class_labels}
+    together = pipe(batch_size=4, generator=[generator(seed) for seed in range(4)], **kwargs).images
+    pair = pipe(batch_size=2, generator=[generator(seed) for seed in (3, 1)], **kwargs).images
+    torch.testing.assert_close(pair, together[[3, 1]], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("make_unet", [lambda: our_unet(label_dim=4), lambda: diffusers_unet(num_class_embeds=4)])
+def test_class_labels(make_unet):
+    pipe = pipeline(make_unet())
+    kwargs = {"batch_size": 3, "num_inference_steps": 2, "output_type": "latent"}
+
+    def run(labels, seed=0):
+        return pipe(class_labels=labels, generator=generator(seed), **kwargs).images
+
+    assert torch.equal(run(2), run([2, 2, 2]))
+    assert torch.equal(run(2), run(torch.tensor([2, 2, 2])))
+    assert not torch.allclose(run(2), run([2, 1, 2]))
+    # None draws classes with the generator, after the noise
+    rng = generator(5)
+    sample_noise((3, 3, 8, 8), pipe.scheduler.config.D, rng)
+    drawn = torch.randint(4, (3,), generator=rng)
+    assert torch.equal(run(None, seed=5), run(drawn, seed=5))
+    for labels in (4, -1, [0, 1], [0, 1, 4], 1.5, torch.zeros(3, 4)):
+        with pytest.raises(ValueError, match="`class_labels` must"):
+            run(labels)
+
+
+def test_class_labels_for_an_unconditional_network_are_refused():
+    with pytest.raises(ValueError, match="unconditional"):
+        pipeline()(class_labels=1)
+
+
+def test_guidance_mixes_denoised_images():
+    pipe = pipeline(our_unet(label_dim=4))
+    kwargs = {
+        "latents": torch.randn(2, 3, 8, 8),
+        "num_inference_steps": 1,
+        "output_type": "latent",
+    }  # one step: the denoised image
+    conditional = pipe(class_labels=3, **kwargs).images
+    guided = pipe(class_labels=3, guidance_scale=2.5, **kwargs).images
+    pipe.unet.map_label.weight.data.zero_()  # now every label is as none
+    unconditional = pipe(class_labels=3, **kwargs).images
+    assert not torch.allclose(guided, conditional, rtol=1e-2)
+    torch.testing.assert_close(guided, unconditional + 2.5 * (conditional - unconditional), rtol=1e-4, atol=1e-4)
+    for network in (our_unet(), diffusers_unet(num_class_embeds=4)):
+        with pytest.raises(ValueError, match="`guidance_scale` must be 1"):
+            pipeline(network)(guidance_scale=2.0)
+
+
+def test_another_d_on_a_network_of_one_d_is_refused():
+    pipe = pipeline(D=128)
+    same = pipe(D=128, num_inference_steps=2, generator=generator(), output_type="latent").images
+    assert torch.equal(same, pipe(num_inference_steps=2, generator=generator(), output_type="latent").images)
+    for D in (64, float("inf")):
+        with pytest.raises(ValueError, match="trained at D = 128 alone"):
+            pipe(D=D)
+    with pytest.raises(ValueError, match="trained at D = inf alone"):
+        pipeline(D=None)(D=128)
+    with pytest.raises(ValueError, match="`D` must be a positive number"):
+        pipe(D=-3)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"batch_size": 0}, "`batch_size` must be"),
+        ({"batch_size": 2.0}, "`batch_size` must be"),
+        ({"batch_size": 2, "latents": torch.zeros(3, 3, 8, 8)}, "`batch_size` must be that of `latents`, 3"),
+        ({"latents": torch.zeros(3, 1, 8, 8)}, "`latents` must be of shape"),
+        ({"latents": torch.zeros(3, 8)}, "`latents` must be of shape"),
+        ({"batch_size": 2, "generator": [torch.Generator()]}, "a list of 1 for a batch of 2"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` must be"),
+        ({"output_type": "jpeg"}, "`output_type` must be one of"),
+        ({"callback_on_step_end_tensor_inputs": ["weights"]}, "`callback_on_step_end_tensor_inputs` may hold"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_sentence(kwargs, message):
+    with pytest.raises(ValueError, match=message) as error:
+        pipeline()(**kwargs)
+    assert "\n" not in str(error.value)
+
+
+def test_callbacks_see_and_change_the_path():
+    pipe = pipeline()
+    seen = []
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append((step, timestep.item(), set(tensors)))
+        return {"latents": torch.zeros_like(tensors["latents"])} if step == 4 else {}
+
+    names = ["latents", "pred_original_sample"]
+    images = pipe(
+        num_inference_steps=3, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names, output_type="latent"
+    )
+    assert [step for step, _, _ in seen] == list(range(5))
+    assert [t for _, t, _ in seen] == pipe.scheduler.timesteps.tolist()
+    assert all(tensors == set(names) for _, _, tensors in seen)
+    assert torch.equal(images.images, torch.zeros(1, 3, 8, 8))
+
+
+def test_a_callback_can_stop_sampling():
+    calls = []
+
+    def callback(pipe, step, timestep, tensors):
+        calls.append(step)
+        pipe._interrupt = step == 2
+        return {}
+
+    pipe = pipeline()
+    pipe(num_inference_steps=8, callback_on_step_end=callback)
+    assert calls == [0, 1, 2]
+    assert len(pipe(num_inference_steps=2).images) == 1  # and the next call starts afresh
+
+
+def test_progress_bar(capsys):
+    pipe = pipeline()
+    pipe(num_inference_steps=3)
+    assert capsys.readouterr().err == ""
+    pipe.set_progress_bar_config(disable=False)
+    pipe(num_inference_steps=3)
+    assert "5/5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("make_unet", UNETS)
+@pytest.mark.parametrize("loader", [DiffusionPipeline, PFGMPPPipeline])
+def test_save_and_load(make_unet, loader, tmp_path):
+    pipe = pipeline(make_unet(), D=64, sigma_data=0.7)
+    pipe.save_pretrained(tmp_path)
+    loaded = loader.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert isinstance(loaded, PFGMPPPipeline)
+    assert loaded.scheduler.config.D == 64
+    kwargs = {"num_inference_steps": 2, "output_type": "latent"}
+    expected = pipe(generator=generator(), **kwargs).images
+    torch.testing.assert_close(loaded(generator=generator(), **kwargs).images, expected, rtol=1e-3, atol=1e-2)
+    for name, tensor in pipe.unet.state_dict().items():
+        assert torch.equal(loaded.unet.state_dict()[name], tensor)
+
+
+def test_the_saved_index_names_the_package(tmp_path):
+    pipe = pipeline(our_unet(label_dim=2))
+    named = PFGMPPPipeline(pipe.unet, pipe.scheduler, id2label={0: "cat", 1: "dog"})
+    named.save_pretrained(tmp_path)
+    index = PFGMPPPipeline.load_config(tmp_path)
+    assert index["_class_name"] == "PFGMPPPipeline"
+    assert index["unet"] == ["pipeline_pfgmpp", "PFGMPPUNet2DModel"]
+    assert index["scheduler"] == ["pipeline_pfgmpp", "PFGMPPScheduler"]
+    assert DiffusionPipeline.from_pretrained(tmp_path).config.id2label == {"0": "cat", "1": "dog"}
+
+
+@pytest.mark.parametrize("make_unet", UNETS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights(make_unet, dtype, tmp_path):
+    pipe = pipeline(make_unet(), D=128)
+    kwargs = {"batch_size": 2, "num_inference_steps": 4, "output_type": "latent"}
+    reference = pipe(generator=generator(), **kwargs).images
+    pipe.save_pretrained(tmp_path, variant="half")
+    loaded = PFGMPPPipeline.from_pretrained(tmp_path, variant="half", torch_dtype=dtype)
+    loaded.set_progress_bar_config(disable=True)
+    for half in (loaded, pipe.to(dtype)):
+        images = half(generator=generator(), **kwargs).images
+        assert half.unet.dtype == dtype
+        assert images.dtype == torch.float32  # the state stays exact
+        assert (images - reference).norm() < {torch.float16: 0.01, torch.bfloat16: 0.1}[dtype] * reference.norm()
+    assert pipe(num_inference_steps=2).images[0].mode == "RGB"
+
+
+def test_a_float64_network_is_sampled_in_float64():
+    assert pipeline().to(torch.float64)(num_inference_steps=2, output_type="latent").images.dtype == torch.float64
+
+
+@pytest.mark.parametrize("other", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+def test_diffusers_schedulers_can_be_swapped_in_and_keep_d(other, tmp_path):
+    pipe = pipeline(D=1)
+    fine = pipe(batch_size=2, num_inference_steps=200, generator=generator(), output_type="latent").images
+    pipe.scheduler = other.from_config(pipe.scheduler.config)
+    swapped = pipe(batch_size=2, num_inference_steps=200, generator=generator(), output_type="latent").images
+    # the same Student-t noise leads along the same lines
+    assert (swapped - fine).abs().mean() < 0.05
+    pipe.save_pretrained(tmp_path)
+    assert PFGMPPPipeline.from_pretrained(tmp_path).scheduler.config.D == 1
+
+
+@pytest.mark.gpu
+def test_model_cpu_offload_on_the_gpu():
+    pipe = pipeline()
+    kwargs = {"num_inference_steps": 2, "output_type": "latent"}
+    expected = pipe(generator=generator(), **kwargs).images
+    pipe.enable_model_cpu_offload()
+    images = pipe(generator=generator(), **kwargs).images
+    assert images.device.type == "cuda"
+    assert pipe.unet.device.type == "cpu"
+    torch.testing.assert_close(images.cpu(), expected, rtol=1e-3, atol=1e-3)
