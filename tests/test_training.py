@@ -1,0 +1,273 @@
+"""What the trainer is made of, and the trainer itself from the command line."""
+
+import gzip
+import json
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from conftest import ROOT
+from datasets import Dataset, Features, Image, load_dataset
+from diffusers import DiffusionPipeline
+
+from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPScheduler, PFGMPPUNet2DModel
+from pipeline_pfgmpp.training import PRESETS, HalfLifeEMA, ImageDataset, PFGMPPLoss, load_images
+from pipeline_pfgmpp.training.idx_to_parquet import convert, read_idx
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# The loss
+
+
+class Recorder(torch.nn.Module):
+    """Returns zeros and keeps what it was called with."""
+
+    def forward(self, sample, timestep, return_dict=True, **conditioning):
+        self.sample, self.timestep, self.conditioning = sample, timestep, conditioning
+        return (torch.zeros_like(sample),)
+
+
+@pytest.mark.parametrize("D", [1, 128, None])
+def test_loss_is_its_formula(D):
+    scheduler, unet = PFGMPPScheduler(D=D, sigma_data=0.7), Recorder()
+    images, labels = torch.rand(6, 1, 4, 4) * 2 - 1, torch.arange(6)
+    loss = PFGMPPLoss(scheduler, P_mean=-0.5, P_std=0.9)(unet, images, generator(3), class_labels=labels)
+
+    rng = generator(3)
+    sigma = (-0.5 + 0.9 * torch.randn(6, 1, 1, 1, generator=rng)).exp()
+    x = images + sigma * scheduler.sample_noise(images.shape, rng)
+    torch.testing.assert_close(unet.sample, x / (sigma**2 + 0.49).sqrt())
+    torch.testing.assert_close(unet.timestep, sigma.log().flatten() / 4)
+    assert torch.equal(unet.conditioning["class_labels"], labels)
+    denoised = 0.49 / (sigma**2 + 0.49) * x  # the network says zero
+    expected = ((sigma**2 + 0.49) / (0.7 * sigma) ** 2 * (denoised - images) ** 2).mean((1, 2, 3))
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("D", [16, None])
+def test_the_exact_denoiser_has_the_least_loss(D, ten_images):
+    """The posterior mean minimises the expected loss; at another D it is another function and does worse."""
+    tiny_images = torch.nn.functional.avg_pool2d(ten_images, 4)  # so near that noise leaves their choice open
+    batch = tiny_images.repeat(100, 1, 1, 1)
+
+    def expected_loss(oracle_D, shift=0.0):
+        oracle = EmpiricalDenoiser(tiny_images)
+        loss = PFGMPPLoss(PFGMPPScheduler(D=D), P_mean=0.5, P_std=0.5)
+        batches = [
+            loss(lambda x, t, return_dict: (oracle(x, t, D=oracle_D).sample + shift,), batch, generator(seed)).mean()
+            for seed in range(40)
+        ]
+        return torch.stack(batches).mean()
+
+    least = expected_loss(D)
+    assert least < expected_loss(D, shift=0.2)
+    assert least < expected_loss(1)
+
+
+# The moving average
+
+
+def test_ema_half_life_in_images():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    ema = HalfLifeEMA([weight], batch_size=100, halflife=1000, rampup=0.05)
+    assert ema.get_decay(10**6) == pytest.approx(0.5 ** (100 / 1000))  # 1000 images halve what was
+    assert ema.get_decay(10) == pytest.approx(0.5 ** (100 / (0.05 * 1000)))  # early: 5 % of the images seen
+    expected = 0.0
+    for step in range(1, 8):
+        weight.data.fill_(float(step))
+        ema.step([weight])
+        decay = ema.get_decay(step)
+        expected = decay * expected + (1 - decay) * step
+    assert ema.shadow_params[0].item() == pytest.approx(expected)
+
+
+# Data
+
+
+def test_images_are_decoded_resized_and_cropped(tmp_path):
+    wide = np.zeros((40, 80, 3), np.uint8)
+    wide[:, 20:60] = (255, 0, 0)  # the centre square is red
+    dataset = Dataset.from_dict({"image": [PIL.Image.fromarray(wide)]}, features=Features({"image": Image()}))
+    data = load_images(dataset, resolution=16)
+    assert data.images.shape == (1, 3, 16, 16)
+    assert data.images[0, 0].float().mean() > 240
+    assert data.images[0, 1].float().mean() < 10
+    assert data.labels is None
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("1", 1), ("RGB", 3), ("RGBA", 3), ("P", 3)])
+def test_every_mode_of_picture(mode, channels):
+    picture = PIL.Image.new("RGB", (8, 8), (200, 200, 200)).convert(mode)
+    dataset = Dataset.from_dict({"image": [picture]}, features=Features({"image": Image()}))
+    assert load_images(dataset, resolution=8).images.shape == (1, channels, 8, 8)
+    assert load_images(dataset, resolution=8, channels=1).images.shape == (1, 1, 8, 8)
+
+
+def test_columns_are_found_or_named(fashion_mnist):
+    dataset = load_dataset(str(fashion_mnist), split="test")
+    data = load_images(dataset, resolution=28)
+    assert len(data) == 120
+    assert data.class_names[9] == "Ankle boot"
+    item = data[3]
+    assert (item["images"].min(), item["images"].dtype, item["class_labels"].item()) == (-1, torch.float32, dataset[3]["label"])
+    assert torch.equal(item["images"], torch.from_numpy(np.array(dataset[3]["image"])).float()[None] / 127.5 - 1)
+    with pytest.raises(ValueError, match="`image_column` is 'picture'"):
+        load_images(dataset, resolution=28, image_column="picture")
+    with pytest.raises(ValueError, match="several image columns"):
+        load_images(Dataset.from_dict({"a": [], "b": []}, features=Features({"a": Image(), "b": Image()})), resolution=28)
+    with pytest.raises(ValueError, match="no image column"):
+        load_images(dataset.remove_columns("image"), resolution=28)
+
+
+def test_sigma_data_is_measured():
+    images = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8, generator=generator())
+    expected = (images.double() / 127.5 - 1).std(correction=0).item()
+    assert ImageDataset(images).sigma_data() == pytest.approx(expected, rel=1e-9)
+
+
+def test_random_flip():
+    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
+    torch.manual_seed(0)
+    flipped = [bool(ImageDataset(images, random_flip=True)[0]["images"][0, 0, 0] > -0.97) for _ in range(200)]
+    assert 60 < sum(flipped) < 140
+
+
+def write_idx(folder, images, labels, prefix):
+    folder.mkdir(exist_ok=True)
+    header = struct.pack(">4B3I", 0, 0, 8, 3, *images.shape)
+    (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes()))
+    (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">4BI", 0, 0, 8, 1, len(labels)) + labels.tobytes())
+
+
+def test_idx_files_become_a_data_set(tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (7, 5, 6), np.uint8), rng.integers(0, 3, 7).astype(np.uint8)
+    for prefix in ("train", "t10k"):
+        write_idx(tmp_path / "idx", images, labels, prefix)
+    assert convert(tmp_path / "idx", tmp_path / "out", ["a", "b", "c"]) == {"train": 7, "test": 7}
+    dataset = load_dataset(str(tmp_path / "out"), split="test")
+    np.testing.assert_array_equal(np.stack([np.array(image) for image in dataset["image"]]), images)
+    assert dataset["label"][:] == labels.tolist()
+    assert dataset.features["label"].names == ["a", "b", "c"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["test.parquet", "train.parquet"]
+
+
+def test_damaged_idx_files_are_refused(tmp_path):
+    images, labels = np.zeros((4, 2, 2), np.uint8), np.zeros(4, np.uint8)
+    write_idx(tmp_path, images, labels, "train")
+    with pytest.raises(ValueError, match="holds no t10k-images"):
+        convert(tmp_path, tmp_path / "out", ["a"])
+    labels_file = tmp_path / "train-labels-idx1-ubyte"
+    labels_file.write_bytes(labels_file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="cut off"):
+        read_idx(labels_file)
+    labels_file.write_bytes(b"P5 2 2")
+    with pytest.raises(ValueError, match="not an IDX file"):
+        read_idx(labels_file)
+
+
+# Presets
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions"), [("cifar10-ncsnpp", 56), ("cifar10-ddpmpp", 56), ("ffhq64-ddpmpp", 62), ("imagenet64-adm", 296)]
+)
+def test_published_presets_have_the_published_sizes(preset, millions):
+    recipe = PRESETS[preset]
+    with torch.device("meta"):
+        unet = PFGMPPUNet2DModel(sample_size=recipe["training"]["resolution"], **recipe["network"])
+    assert unet.num_parameters() / 1e6 == pytest.approx(millions, abs=1)
+
+
+def test_the_bundled_preset_is_small():
+    with torch.device("meta"):
+        unet = PFGMPPUNet2DModel(sample_size=28, in_channels=1, out_channels=1, **PRESETS["fashion-mnist-small"]["network"])
+    assert unet.num_parameters() <= 7_000_000
+
+
+# The script
+
+
+def train(*args, check=True):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "train_accelerate.py"]
+    common = ["--preset", "fashion-mnist-small", "--train_batch_size", "8", "--resolution", "8", "--lr_warmup_steps", "0"]
+    result = subprocess.run([*command, *common, *map(str, args)], cwd=ROOT, capture_output=True, text=True)
+    if check:
+        assert result.returncode == 0, result.stderr[-3000:]
+    return result
+
+
+def weights(folder):
+    return DiffusionPipeline.from_pretrained(folder).unet.state_dict()
+
+
+def test_training_from_parquet_checkpoints_and_resumes(fashion_mnist, tmp_path):
+    common = [
+        "--train_data_dir", fashion_mnist, "--D", "128", "--class_conditional", "--label_dropout", "0.1",
+        "--max_train_steps", "4", "--sample_steps", "2", "--checkpointing_steps", "2", "--gradient_accumulation_steps", "2",
+    ]  # fmt: skip
+    result = train(*common, "--output_dir", tmp_path / "through", "--resume_from_checkpoint", "latest")
+    summary = json.loads(result.stdout.strip().splitlines()[-1])
+    assert (summary["steps"], summary["images"]) == (4, 64)
+    folder = tmp_path / "through"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"unet", "scheduler", "model_index.json", "README.md", "samples", "checkpoint-2", "checkpoint-4"}
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step-0000002.png", "step-0000004.png"]
+    assert PIL.Image.open(folder / "samples" / "step-0000004.png").size == (80, 32)
+
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    assert (pipe.scheduler.config.D, pipe.unet.config.label_dim, pipe.config.id2label["8"]) == (128, 10, "Bag")
+    measured = load_images(load_dataset(str(fashion_mnist), split="train"), resolution=8).sigma_data()
+    assert pipe.scheduler.config.sigma_data == pytest.approx(measured, abs=1e-4)
+    assert pipe(batch_size=2, num_inference_steps=2, output_type="pt").images.isfinite().all()
+    card = (folder / "README.md").read_text()
+    assert "D = 128" in card
+    assert "64 images of" in card
+
+    # from the middle to the end is the same as straight through
+    (tmp_path / "resumed").mkdir()
+    (folder / "checkpoint-2").rename(tmp_path / "resumed" / "checkpoint-2")
+    train(*common, "--output_dir", tmp_path / "resumed", "--resume_from_checkpoint", "latest")
+    resumed = weights(tmp_path / "resumed")
+    for name, tensor in weights(folder).items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_training_from_a_folder_of_images_in_bfloat16(tmp_path):
+    for index in range(20):
+        color = (12 * index, 255 - 12 * index, 100)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        PIL.Image.new("RGB", (12, 10), color).save(tmp_path / "images" / f"{index}.png")
+    train(
+        "--dataset_name", tmp_path / "images", "--D", "inf", "--mixed_precision", "bf16", "--max_train_steps", "3",
+        "--sample_steps", "0", "--checkpointing_steps", "0", "--save_dtype", "float16", "--output_dir", tmp_path / "out",
+    )  # fmt: skip
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert pipe.scheduler.config.D is None
+    assert pipe.unet.config.in_channels == 3
+    assert pipe(num_inference_steps=2).images[0].mode == "RGB"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"unet", "scheduler", "model_index.json", "README.md"}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--D", "0"], "--D must be positive"),
+        (["--dataset_name", "also"], "give one of --dataset_name and --train_data_dir"),
+        (["--train_batch_size", "10000"], "--train_batch_size 10000 is larger"),
+    ],
+)
+def test_bad_arguments_end_in_one_sentence(args, message, fashion_mnist, tmp_path):
+    result = train(
+        "--train_data_dir", fashion_mnist, "--max_train_steps", 1, "--output_dir", tmp_path / "out", *args, check=False
+    )
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()

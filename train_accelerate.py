@@ -1,0 +1,259 @@
+#!/usr/bin/env python
+# Copyright 2026 The pipeline_pfgmpp authors. Licensed under the Apache License, Version 2.0.
+"""
+Trains PFGM++ for any augmented dimension D on a Hugging Face data set, on whatever `accelerate` runs on:
+
+    accelerate launch train_accelerate.py --dataset_name cifar10 --preset cifar10-ncsnpp --D 2048 --output_dir outputs/cifar10
+
+The result is a pipeline folder: `DiffusionPipeline.from_pretrained("outputs/cifar10")`.
+"""
+
+import argparse
+import json
+import math
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.logging import get_logger
+from accelerate.utils import ProjectConfiguration, set_seed
+from datasets import load_dataset
+from diffusers.optimization import get_scheduler
+from diffusers.utils import make_image_grid
+from tqdm.auto import tqdm
+
+from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
+from pipeline_pfgmpp.model_card import write_model_card
+from pipeline_pfgmpp.training import PRESETS, HalfLifeEMA, PFGMPPLoss, load_images
+
+
+logger = get_logger(__name__)
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+
+    add("--preset", choices=sorted(PRESETS), default="cifar10-ncsnpp", help="network and recipe; other arguments override it")
+    add("--D", type=float, default=2048, help="augmented dimension, any number above 0; inf is diffusion (EDM)")
+    add("--class_conditional", action="store_true", help="condition the network on the data set's classes")
+    add("--label_dropout", type=float, default=0.0, help="probability of training without the class, for guidance")
+
+    add("--dataset_name", help="data set of the Hub, or a local folder of images or parquet files")
+    add("--dataset_config_name", help="configuration of the data set")
+    add("--train_data_dir", help="local folder of images or parquet files")
+    add("--split", default="train", help="split to train on (default: %(default)s)")
+    add("--image_column", help="column of the images (default: found)")
+    add("--label_column", help="column of the classes (default: found)")
+    add("--resolution", type=int, help="height and width in pixels")
+    add("--random_flip", action="store_true", help="mirror images at random")
+
+    add("--output_dir", required=True, help="folder for the pipeline, its checkpoints and sample grids")
+    add("--train_batch_size", type=int, help="images a process and forward pass")
+    add("--gradient_accumulation_steps", type=int, default=1, help="forward passes an optimisation step")
+    add("--max_train_steps", type=int, required=True, help="optimisation steps")
+    add("--learning_rate", type=float, help="Adam's step size")
+    add("--lr_scheduler", default="constant_with_warmup", help="schedule of diffusers.optimization (default: %(default)s)")
+    add("--lr_warmup_steps", type=int, default=200, help="optimisation steps of linear warm-up (default: %(default)s)")
+    add("--adam_beta1", type=float, default=0.9)
+    add("--adam_beta2", type=float, default=0.999)
+    add("--adam_epsilon", type=float, default=1e-8)
+    add("--max_grad_norm", type=float, default=1.0, help="norm to which gradients are clipped (default: %(default)s)")
+    add("--ema_halflife", type=float, default=500_000, help="longest half-life of the weights' average, in images")
+    add("--P_mean", type=float, default=-1.2, help="mean of ln(sigma) (default: %(default)s)")
+    add("--P_std", type=float, default=1.2, help="standard deviation of ln(sigma) (default: %(default)s)")
+    add("--sigma_data", type=float, help="standard deviation of the data in [-1, 1] (default: measured)")
+    add("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: accelerate's configuration")
+    add("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
+
+    add("--sample_steps", type=int, default=1000, help="optimisation steps between sample grids; 0 for none")
+    add("--checkpointing_steps", type=int, default=1000, help="optimisation steps between checkpoints; 0 for none")
+    add("--checkpoints_total_limit", type=int, default=2, help="checkpoints to keep (default: %(default)s)")
+    add("--resume_from_checkpoint", help="`latest`, or the path of a checkpoint")
+    add("--save_dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="type of the saved weights")
+    add("--report_to", help="tracker of accelerate, such as tensorboard or wandb")
+
+    preset = parser.parse_known_args(argv)[0].preset
+    parser.set_defaults(**PRESETS[preset]["training"])
+    args = parser.parse_args(argv)
+    if (args.dataset_name is None) == (args.train_data_dir is None):
+        parser.error("give one of --dataset_name and --train_data_dir")
+    if not args.D > 0:
+        parser.error(f"--D must be positive, but is {args.D}")
+    return args
+
+
+def latest_checkpoint(output_dir):
+    """The newest `checkpoint-N` of a folder, or None."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+
+
+def save_checkpoint(accelerator, args, step):
+    """Writes `checkpoint-N` beside its place, moves it there, then removes what is over the limit."""
+    final = Path(args.output_dir) / f"checkpoint-{step}"
+    partial = final.with_name(f".{final.name}.partial")
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        checkpoints = sorted(Path(args.output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        for old in checkpoints[: -args.checkpoints_total_limit]:
+            shutil.rmtree(old)
+
+
+def save_samples(pipeline, args, step):
+    """Draws a grid with the weights as they are, from the same noise each time: one column a class where there are classes."""
+    columns = pipeline.unet.config.label_dim or 8
+    labels = [i % columns for i in range(4 * columns)] if pipeline.unet.config.label_dim else None
+    generators = [torch.Generator().manual_seed(seed) for seed in range(4 * columns)]
+    images = pipeline(batch_size=len(generators), class_labels=labels, generator=generators).images
+    folder = Path(args.output_dir) / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    make_image_grid(images, rows=4, cols=columns).save(folder / f"step-{step:07d}.png")
+
+
+def main():
+    args = parse_args()
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        mixed_precision=args.mixed_precision,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+        log_with=args.report_to,
+        project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=os.path.join(args.output_dir, "logs")),
+    )
+    set_seed(args.seed)  # the same weights everywhere
+
+    # Data
+    with accelerator.main_process_first():
+        source = args.dataset_name or args.train_data_dir
+        dataset = load_dataset(source, args.dataset_config_name, split=args.split)
+        data = load_images(dataset, args.resolution, args.image_column, args.label_column)
+    data.random_flip = args.random_flip
+    if args.class_conditional and data.labels is None:
+        raise SystemExit(f"--class_conditional needs a class column, but {source} has only {dataset.column_names}.")
+    dataloader = torch.utils.data.DataLoader(
+        data,
+        batch_size=args.train_batch_size,
+        shuffle=True,
+        drop_last=True,
+        generator=torch.Generator().manual_seed(args.seed),  # so that starting an epoch takes nothing from the other draws
+    )
+
+    # Network, scheduler, loss
+    unet = PFGMPPUNet2DModel(
+        sample_size=args.resolution,
+        in_channels=data.images.shape[1],
+        out_channels=data.images.shape[1],
+        label_dim=len(data.class_names) if args.class_conditional else 0,
+        label_dropout=args.label_dropout,
+        **PRESETS[args.preset]["network"],
+    )
+    scheduler = PFGMPPScheduler(D=args.D, sigma_data=args.sigma_data or round(data.sigma_data(), 4))
+    loss_function = PFGMPPLoss(scheduler, P_mean=args.P_mean, P_std=args.P_std)
+
+    # Optimisation
+    optimizer = torch.optim.Adam(
+        unet.parameters(), lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon
+    )
+    lr_scheduler = get_scheduler(
+        args.lr_scheduler,
+        optimizer,
+        num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
+        num_training_steps=args.max_train_steps * accelerator.num_processes,
+    )
+    images_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    ema = HalfLifeEMA(unet.parameters(), batch_size=images_per_step, halflife=args.ema_halflife)
+    ema.to(accelerator.device)
+    unet, optimizer, dataloader, lr_scheduler = accelerator.prepare(unet, optimizer, dataloader, lr_scheduler)
+    accelerator.register_for_checkpointing(ema)
+    set_seed(args.seed, device_specific=True)  # other noise on each process
+
+    pipeline = PFGMPPPipeline(
+        accelerator.unwrap_model(unet),
+        scheduler,
+        id2label=dict(enumerate(data.class_names)) if args.class_conditional else None,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    if args.report_to:
+        accelerator.init_trackers("pfgmpp", config={k: v for k, v in vars(args).items() if v is not None})
+
+    # Resume
+    step = 0
+    if args.resume_from_checkpoint:
+        latest = args.resume_from_checkpoint == "latest"
+        checkpoint = latest_checkpoint(args.output_dir) if latest else Path(args.resume_from_checkpoint)
+        if checkpoint is not None:
+            accelerator.load_state(str(checkpoint))
+            step = int(checkpoint.name.removeprefix("checkpoint-"))
+            logger.info(f"Resuming from {checkpoint}")
+    passes_per_epoch = len(dataloader)
+    if passes_per_epoch == 0:
+        raise SystemExit(
+            f"--train_batch_size {args.train_batch_size} is larger than the share of a process in {len(data)} images."
+        )
+    first_epoch, skipped = divmod(step * args.gradient_accumulation_steps, passes_per_epoch)
+
+    # The loop
+    progress = tqdm(total=args.max_train_steps, initial=step, desc="Training", disable=not accelerator.is_local_main_process)
+    unet.train()
+    for epoch in range(first_epoch, math.ceil(args.max_train_steps * args.gradient_accumulation_steps / passes_per_epoch)):
+        dataloader.set_epoch(epoch)
+        batches = accelerator.skip_first_batches(dataloader, skipped) if epoch == first_epoch and skipped else dataloader
+        for batch in batches:
+            with accelerator.accumulate(unet):
+                conditioning = {"class_labels": batch["class_labels"]} if args.class_conditional else {}
+                loss = loss_function(unet, batch["images"], **conditioning).mean()
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+                optimizer.step()
+                lr_scheduler.step()
+                optimizer.zero_grad()
+            if not accelerator.sync_gradients:
+                continue
+
+            step += 1
+            ema.step(unet.parameters())
+            progress.update()
+            logs = {"loss": loss.item(), "lr": lr_scheduler.get_last_lr()[0]}
+            progress.set_postfix(**{name: f"{value:.3g}" for name, value in logs.items()})
+            accelerator.log(logs, step=step)
+
+            last = step == args.max_train_steps
+            if accelerator.is_main_process and args.sample_steps and (step % args.sample_steps == 0 or last):
+                ema.store(unet.parameters())
+                ema.copy_to(unet.parameters())
+                unet.eval()
+                save_samples(pipeline, args, step)
+                unet.train()
+                ema.restore(unet.parameters())
+            if args.checkpointing_steps and (step % args.checkpointing_steps == 0 or last):
+                save_checkpoint(accelerator, args, step)
+            if last:
+                break
+    progress.close()
+
+    # The result: a pipeline folder with the averaged weights
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        ema.copy_to(unet.parameters())
+        pipeline.unet.eval()
+        pipeline.to(getattr(torch, args.save_dtype)).save_pretrained(args.output_dir)
+        write_model_card(
+            args.output_dir,
+            dataset=source,
+            command=f"accelerate launch {shlex.join(sys.argv)}",
+            images_seen=step * images_per_step,
+        )
+        print(json.dumps({"output_dir": args.output_dir, "steps": step, "images": step * images_per_step}))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
