@@ -1,0 +1,6 @@
+"""`python -m pipeline_pfgmpp` is `pfgmpp`."""
+
+from .cli import main
+
+
+main()

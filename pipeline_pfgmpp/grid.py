@@ -1,0 +1,36 @@
+"""Pictures of many images."""
+
+from PIL import Image, ImageDraw, ImageFont
+
+
+def labelled_grid(
+    images: list[Image.Image], columns: int, row_labels: list[str] | None = None, cell: int = 64, gap: int = 4
+) -> Image.Image:
+    """
+    Lays images out in rows, with a name before each row.
+
+    Args:
+        images (`list[PIL.Image.Image]`): The images, row after row.
+        columns (`int`): Images in a row.
+        row_labels (`list[str]`, *optional*): Names of the rows.
+        cell (`int`, defaults to 64): Least height of an image in the grid, in pixels; smaller ones are enlarged in whole steps.
+        gap (`int`, defaults to 4): Space between images, in pixels.
+
+    Returns:
+        `PIL.Image.Image`: The grid.
+    """
+    factor = max(1, -(-cell // images[0].height))
+    width, height = images[0].width * factor, images[0].height * factor
+    font = ImageFont.load_default(size=15)
+    margin = max((int(font.getlength(label)) for label in row_labels), default=0) + 3 * gap if row_labels else gap
+    rows = -(-len(images) // columns)
+    grid = Image.new(images[0].mode, (margin + columns * (width + gap), gap + rows * (height + gap)), "white")
+    draw = ImageDraw.Draw(grid)
+    for row, label in enumerate(row_labels or []):
+        middle = gap + row * (height + gap) + height // 2
+        draw.text((margin - 2 * gap, middle), label, fill="black", font=font, anchor="rm")
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        enlarged = image.resize((width, height), Image.Resampling.NEAREST)
+        grid.paste(enlarged, (margin + column * (width + gap), gap + row * (height + gap)))
+    return grid

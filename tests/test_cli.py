@@ -1,0 +1,87 @@
+"""The command line, run as a user runs it."""
+
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from conftest import ROOT
+
+from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, cli
+from pipeline_pfgmpp.grid import labelled_grid
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A tiny untrained class-conditional model on disk."""
+    unet = PFGMPPUNet2DModel(
+        sample_size=28, in_channels=1, out_channels=1, model_channels=16, channel_mult=(1,), num_blocks=1, label_dim=3
+    )
+    pipe = PFGMPPPipeline(unet, PFGMPPScheduler(D=16), id2label={0: "shoe", 1: "bag", 2: "shirt"})
+    pipe.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_sample_draws_a_labelled_grid(model, tmp_path, capsys):
+    output = tmp_path / "new" / "grid.png"
+    cli.main(["sample", str(model), "--output", str(output), "--columns", "4", "--num-inference-steps", "2"])
+    assert str(output) in capsys.readouterr().out
+    picture = PIL.Image.open(output)
+    assert picture.width > 4 * 84
+    assert picture.height > 3 * 84
+    assert [path.name for path in output.parent.iterdir()] == ["grid.png"]
+    first = np.asarray(picture)
+    cli.main(["sample", str(model), "--output", str(output), "--columns", "4", "--num-inference-steps", "2"])
+    np.testing.assert_array_equal(np.asarray(PIL.Image.open(output)), first)
+    cli.main(["sample", str(model), "--output", str(output), "--columns", "4", "--num-inference-steps", "2", "--seed", "9"])
+    assert not np.array_equal(np.asarray(PIL.Image.open(output)), first)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nowhere/at-all", "--output", "x.png"], "nowhere/at-all"),
+        (["MODEL", "--output", "x.jpg"], "--output must end in .png"),
+        (["MODEL", "--columns", "0"], "--columns and --rows must be positive"),
+        (["MODEL", "--num-inference-steps", "0"], "`num_inference_steps` must be"),
+    ],
+)
+def test_bad_input_ends_in_a_message_and_leaves_nothing(args, message, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["sample", *(str(model) if arg == "MODEL" else arg for arg in args)])
+    assert stop.value.code == 1
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_evaluate_writes_into_the_card(model, fashion_mnist, capsys):
+    (model / "README.md").write_text("# A model\n")
+    cli.main(
+        ["evaluate", str(model), "--data", str(fashion_mnist), "--num-images", "50", "--num-inference-steps", "2", "--write"]
+    )
+    assert '"num_images": 50' in capsys.readouterr().out
+    assert "Fréchet distance" in (model / "README.md").read_text()
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "org/somewhere", "--data", str(fashion_mnist), "--write"])
+    assert "--write needs a local model folder" in capsys.readouterr().err
+
+
+def test_the_package_runs_as_a_module():
+    result = subprocess.run([sys.executable, "-m", "pipeline_pfgmpp", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0
+    assert "sample" in result.stdout
+
+
+def test_grid_places_images_in_rows():
+    images = [PIL.Image.new("RGB", (10, 10), (20 * index, 0, 0)) for index in range(6)]
+    grid = labelled_grid(images, columns=3, cell=20, gap=2)
+    assert grid.size == (2 + 3 * 22, 2 + 2 * 22)
+    for index in range(6):
+        row, column = divmod(index, 3)
+        assert grid.getpixel((2 + column * 22 + 10, 2 + row * 22 + 10)) == (20 * index, 0, 0)
+    labelled = labelled_grid(images, columns=3, row_labels=["one", "a longer name"], cell=20, gap=2)
+    assert labelled.width > grid.width
+    assert torch.from_numpy(np.array(labelled))[:, : labelled.width - grid.width].min() < 100  # something is written there

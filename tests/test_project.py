@@ -1,0 +1,68 @@
+"""The rules of the house."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from diffusers import DiffusionPipeline
+
+
+TRAVELLING = ["noise", "scheduling_pfgmpp", "unet_pfgmpp", "pipeline_pfgmpp"]
+
+
+@pytest.mark.parametrize("name", TRAVELLING)
+def test_files_that_travel_import_only_each_other(name):
+    tree = ast.parse((ROOT / "pipeline_pfgmpp" / f"{name}.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert node.module in TRAVELLING
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module.split(".")[0] in {"torch", "diffusers", "dataclasses", "collections"}
+        elif isinstance(node, ast.Import):
+            assert {alias.name.split(".")[0] for alias in node.names} <= {"math", "torch"}
+
+
+def test_importing_the_package_loads_nothing_heavy_beyond_diffusers():
+    program = """
+import sys, diffusers, torch
+from diffusers import DiffusionPipeline, EDMEulerScheduler, ModelMixin, UNet2DModel
+before = set(sys.modules)
+import pipeline_pfgmpp
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+assert not new & {"accelerate", "datasets", "gradio", "matplotlib", "scipy", "torchmetrics", "transformers"}, new
+assert not any("training" in name or "evaluation" in name for name in sys.modules if name.startswith("pipeline_pfgmpp"))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "model_cards").glob("*/")), ids=lambda path: path.name)
+def test_every_bundled_model_loads_and_samples(folder):
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    images = pipe(batch_size=2, num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0)).images
+    assert images.isfinite().all()
+    assert pipe.unet.num_parameters() <= 7_000_000
+    assert {path.name for path in folder.iterdir()} >= {"README.md", "model_index.json", "scheduler", "unet"}
+    assert not [path for path in folder.rglob("*") if path.suffix in {".bin", ".pkl", ".pt", ".pth"}]
+
+
+def test_the_bundled_model_draws_clothes():
+    """The committed classifier recognises the class that was asked for in most samples."""
+    from pipeline_pfgmpp.evaluation import FashionMNISTClassifier
+    from pipeline_pfgmpp.evaluation.fashion_mnist_classifier import WEIGHTS
+
+    pipe = DiffusionPipeline.from_pretrained(ROOT / "model_cards" / "pfgmpp-fashion-mnist")
+    labels = torch.arange(10).repeat_interleave(6)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(60)]
+    images = pipe(60, num_inference_steps=10, class_labels=labels, generator=generators, output_type="pt").images
+    with torch.no_grad():
+        predicted = FashionMNISTClassifier.from_pretrained(WEIGHTS).eval()(images * 2 - 1).argmax(1)
+    assert (predicted == labels).float().mean() > 0.7
+
+
+def test_ruff():
+    for command in (["check"], ["format", "--check"]):
+        result = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
