@@ -56,7 +56,7 @@ class EmpiricalDenoiser(ModelMixin, ConfigMixin):
         timestep = torch.as_tensor(timestep, device=sample.device).float().expand(len(sample))
         sigma, sigma_data = (4 * timestep).exp().view(-1, 1, 1, 1), self.config.sigma_data
         norm = (sigma**2 + sigma_data**2).sqrt()
-        x = sample.float() * norm if sample.dtype != torch.float64 else sample * norm
+        x = sample.to(torch.promote_types(sample.dtype, torch.float32)) * norm
         mean = field_target(x, self.data, sigma.flatten(), D)
         output = (mean - sigma_data**2 / norm**2 * x) * norm / (sigma * sigma_data)
         output = output.to(sample.dtype)

@@ -29,6 +29,10 @@ class PFGMPPPipeline(DiffusionPipeline):
 
     def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin, id2label: dict | None = None):
         super().__init__()
+        if "sigma_data" not in scheduler.config:
+            raise ValueError(
+                f"`scheduler` must be a PFGMPPScheduler or one of diffusers' EDM schedulers, but is {type(scheduler).__name__}."
+            )
         sigma_data = scheduler.config.sigma_data
         if unet.config.get("sigma_data", sigma_data) != sigma_data:
             raise ValueError(f"`sigma_data` is {unet.config.sigma_data} in the network but {sigma_data} in the scheduler.")
@@ -120,7 +124,7 @@ class PFGMPPPipeline(DiffusionPipeline):
         shape = (batch_size, config.in_channels, height, width)
         if latents is None:
             latents = sample_noise(shape, D, generator=generator, device=device, dtype=dtype)
-        elif latents.shape[1] != config.in_channels or latents.ndim != 4:
+        elif latents.ndim != 4 or latents.shape[1] != config.in_channels:
             raise ValueError(f"`latents` must be of shape {shape}, but are {tuple(latents.shape)}.")
         class_labels = self._prepare_class_labels(class_labels, batch_size, num_classes, generator, device)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
@@ -179,7 +183,8 @@ class PFGMPPPipeline(DiffusionPipeline):
         own = self.scheduler.config.get("D")
         if D is None:
             return own
-        if not self.unet.config.get("d_conditioning") and degrees_of_freedom(D) != degrees_of_freedom(own):
+        differs = bool((degrees_of_freedom(D) != degrees_of_freedom(own)).any())
+        if differs and not self.unet.config.get("d_conditioning"):
             raise ValueError(
                 f"`D` is {D}, but this network was trained at D = {'inf' if own is None else own} alone; leave `D` out, or load"
                 " a network that is conditioned on D."
@@ -192,7 +197,7 @@ class PFGMPPPipeline(DiffusionPipeline):
                 raise ValueError(f"`class_labels` are {class_labels}, but this network is unconditional; leave them out.")
             return None
         if class_labels is None:
-            generators = generator if isinstance(generator, list) else [generator]
+            generators = generator if isinstance(generator, (list, tuple)) else [generator]
             rows = batch_size // len(generators)
             labels = [
                 torch.randint(num_classes, (rows,), generator=g, device=device if g is None else g.device) for g in generators

@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DiffusionPipeline, EDMDPMSolverMultistepScheduler, EDMEulerScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DiffusionPipeline, EDMDPMSolverMultistepScheduler, EDMEulerScheduler, UNet2DModel
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, sample_noise
 
@@ -151,7 +151,7 @@ def test_another_d_on_a_network_of_one_d_is_refused():
         ({"batch_size": 2.0}, "`batch_size` must be"),
         ({"batch_size": 2, "latents": torch.zeros(3, 3, 8, 8)}, "`batch_size` must be that of `latents`, 3"),
         ({"latents": torch.zeros(3, 1, 8, 8)}, "`latents` must be of shape"),
-        ({"latents": torch.zeros(3, 8)}, "`latents` must be of shape"),
+        ({"latents": torch.zeros(3)}, "`latents` must be of shape"),
         ({"batch_size": 2, "generator": [torch.Generator()]}, "a list of 1 for a batch of 2"),
         ({"num_inference_steps": 0}, "`num_inference_steps` must be"),
         ({"output_type": "jpeg"}, "`output_type` must be one of"),
@@ -263,6 +263,11 @@ def test_diffusers_schedulers_can_be_swapped_in_and_keep_d(other, tmp_path):
     assert (swapped - fine).abs().mean() < 0.05
     pipe.save_pretrained(tmp_path)
     assert PFGMPPPipeline.from_pretrained(tmp_path).scheduler.config.D == 1
+
+
+def test_a_scheduler_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="`scheduler` must be a PFGMPPScheduler .* but is DDIMScheduler"):
+        PFGMPPPipeline(our_unet(), DDIMScheduler())
 
 
 @pytest.mark.gpu
