@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.logging import get_logger
 from accelerate.utils import ProjectConfiguration, set_seed
 from datasets import load_dataset
 from diffusers.optimization import get_scheduler
@@ -27,11 +26,8 @@ from diffusers.utils import make_image_grid
 from tqdm.auto import tqdm
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
-from pipeline_pfgmpp.model_card import write_model_card
+from pipeline_pfgmpp.hub import write_model_card
 from pipeline_pfgmpp.training import PRESETS, HalfLifeEMA, PFGMPPLoss, load_images
-
-
-logger = get_logger(__name__)
 
 
 def parse_args(argv=None):
@@ -72,8 +68,8 @@ def parse_args(argv=None):
 
     add("--sample_steps", type=int, default=1000, help="optimisation steps between sample grids; 0 for none")
     add("--checkpointing_steps", type=int, default=1000, help="optimisation steps between checkpoints; 0 for none")
-    add("--checkpoints_total_limit", type=int, default=2, help="checkpoints to keep (default: %(default)s)")
-    add("--resume_from_checkpoint", help="`latest`, or the path of a checkpoint")
+    add("--checkpoints_total_limit", type=int, default=2, help="checkpoints to keep; 0 for all (default: %(default)s)")
+    add("--resume_from_checkpoint", help="`latest` (with none there it starts afresh), or the path of a checkpoint-N")
     add("--save_dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="type of the saved weights")
     add("--report_to", help="tracker of accelerate, such as tensorboard or wandb")
 
@@ -87,23 +83,29 @@ def parse_args(argv=None):
     return args
 
 
-def latest_checkpoint(output_dir):
-    """The newest `checkpoint-N` of a folder, or None."""
-    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+def step_of(checkpoint):
+    """N of a folder `checkpoint-N`."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def list_checkpoints(output_dir):
+    """The folders `checkpoint-N` of a run, oldest first."""
+    return sorted(Path(output_dir).glob("checkpoint-*"), key=step_of)
 
 
 def save_checkpoint(accelerator, args, step):
     """Writes `checkpoint-N` beside its place, moves it there, then removes what is over the limit."""
     final = Path(args.output_dir) / f"checkpoint-{step}"
     partial = final.with_name(f".{final.name}.partial")
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left
+    accelerator.wait_for_everyone()
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
-        checkpoints = sorted(Path(args.output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-        for old in checkpoints[: -args.checkpoints_total_limit]:
+        for old in list_checkpoints(args.output_dir)[: -args.checkpoints_total_limit]:
             shutil.rmtree(old)
 
 
@@ -130,10 +132,13 @@ def main():
     set_seed(args.seed)  # the same weights everywhere
 
     # Data
-    with accelerator.main_process_first():
-        source = args.dataset_name or args.train_data_dir
-        dataset = load_dataset(source, args.dataset_config_name, split=args.split)
-        data = load_images(dataset, args.resolution, args.image_column, args.label_column)
+    source = args.dataset_name or args.train_data_dir
+    try:
+        with accelerator.main_process_first():
+            dataset = load_dataset(source, args.dataset_config_name, split=args.split)
+            data = load_images(dataset, args.resolution, args.image_column, args.label_column)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"The data set {source} cannot be used: {error}") from None
     data.random_flip = args.random_flip
     if args.class_conditional and data.labels is None:
         raise SystemExit(f"--class_conditional needs a class column, but {source} has only {dataset.column_names}.")
@@ -187,11 +192,11 @@ def main():
     step = 0
     if args.resume_from_checkpoint:
         latest = args.resume_from_checkpoint == "latest"
-        checkpoint = latest_checkpoint(args.output_dir) if latest else Path(args.resume_from_checkpoint)
-        if checkpoint is not None:
-            accelerator.load_state(str(checkpoint))
-            step = int(checkpoint.name.removeprefix("checkpoint-"))
-            logger.info(f"Resuming from {checkpoint}")
+        checkpoints = list_checkpoints(args.output_dir) if latest else [Path(args.resume_from_checkpoint)]
+        if checkpoints:
+            accelerator.load_state(str(checkpoints[-1]))
+            step = step_of(checkpoints[-1])
+            accelerator.print(f"Resuming from {checkpoints[-1]}")
     passes_per_epoch = len(dataloader)
     if passes_per_epoch == 0:
         raise SystemExit(

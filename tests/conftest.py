@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import serve_hub
 from safetensors import safe_open
 
 
@@ -41,6 +42,16 @@ def ten_images(fashion_mnist):
     data = load_images(load_dataset(str(fashion_mnist), split="train"), resolution=28)
     first = [(data.labels == label).nonzero()[0].item() for label in range(10)]
     return data.images[first].float() / 127.5 - 1
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """Folder of an empty Hub on 127.0.0.1, and the environment in which the real client asks it with an empty cache."""
+    root = tmp_path / "hub"
+    root.mkdir()
+    with serve_hub(root) as endpoint:
+        env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+        yield root, {**env, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache")}
 
 
 def pytest_collection_modifyitems(items):

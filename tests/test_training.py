@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -195,10 +196,10 @@ def test_the_bundled_preset_is_small():
 # The script
 
 
-def train(*args, check=True):
+def train(*args, check=True, env=None):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "train_accelerate.py"]
     common = ["--preset", "fashion-mnist-small", "--train_batch_size", "8", "--resolution", "8", "--lr_warmup_steps", "0"]
-    result = subprocess.run([*command, *common, *map(str, args)], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run([*command, *common, *map(str, args)], cwd=ROOT, env=env, capture_output=True, text=True)
     if check:
         assert result.returncode == 0, result.stderr[-3000:]
     return result
@@ -256,12 +257,25 @@ def test_training_from_a_folder_of_images_in_bfloat16(tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"unet", "scheduler", "model_index.json", "README.md"}
 
 
+def test_training_from_a_data_set_of_the_hub(hub, fashion_mnist, tmp_path):
+    root, env = hub
+    shutil.copytree(fashion_mnist, root / "datasets" / "org" / "clothes")
+    common = ["--max_train_steps", "1", "--sample_steps", "0", "--checkpointing_steps", "0", "--output_dir", tmp_path / "out"]
+    train("--dataset_name", "org/clothes", *common, env=env)
+    assert "`org/clothes`" in (tmp_path / "out" / "README.md").read_text()
+    missing = train("--dataset_name", "org/none", *common, env=env, check=False)
+    assert missing.returncode != 0
+    assert "The data set org/none cannot be used" in missing.stderr
+    assert missing.stderr.count("Traceback") <= 1  # accelerate's own, of the process that ended
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--D", "0"], "--D must be positive"),
         (["--dataset_name", "also"], "give one of --dataset_name and --train_data_dir"),
         (["--train_batch_size", "10000"], "--train_batch_size 10000 is larger"),
+        (["--image_column", "picture"], "cannot be used: `image_column` is 'picture'"),
     ],
 )
 def test_bad_arguments_end_in_one_sentence(args, message, fashion_mnist, tmp_path):

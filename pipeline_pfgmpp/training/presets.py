@@ -2,6 +2,7 @@
 Published recipes (https://huggingface.co/papers/2206.00364, tab. 7, https://huggingface.co/papers/2302.04265, app. C) and ours.
 
 `network` are options of [`PFGMPPUNet2DModel`]; `training` are arguments of train_accelerate.py, which a command line overrides.
+The published augmentation is not among them.
 """
 
 _CIFAR10 = {"train_batch_size": 512, "learning_rate": 1e-3, "resolution": 32}

@@ -1,10 +1,12 @@
-"""Model cards: what a person should know before trusting a pipeline folder."""
+"""What goes to the Hub beside the weights: the model card."""
 
 import json
 import os
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
+
+from .pipeline_pfgmpp import PFGMPPPipeline
 
 
 TEMPLATE = """---
@@ -54,8 +56,6 @@ def write_model_card(folder: str | os.PathLike, dataset: str, command: str, imag
     unet = json.loads((folder / "unet" / "config.json").read_text())
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     id2label = json.loads((folder / "model_index.json").read_text()).get("id2label") or {}
-
-    from .pipeline_pfgmpp import PFGMPPPipeline
 
     parameters = PFGMPPPipeline.from_pretrained(folder).unet.num_parameters()
     card = ModelCard.from_template(
