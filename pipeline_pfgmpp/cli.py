@@ -49,7 +49,7 @@ def sample(args):
     partial = output.with_name(f".{output.name}.partial")
     labelled_grid(images, args.columns, labels).save(partial, format="PNG")
     os.replace(partial, output)
-    print(f"{count} images: {output}")
+    print(f"Drew {count} images: {output}")
 
 
 def add_evaluate_parser(commands):
