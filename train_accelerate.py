@@ -27,14 +27,14 @@ from tqdm.auto import tqdm
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 from pipeline_pfgmpp.hub import write_model_card
-from pipeline_pfgmpp.training import PRESETS, HalfLifeEMA, PFGMPPLoss, load_images
+from pipeline_pfgmpp.training import RECIPES, HalfLifeEMA, PFGMPPLoss, load_images
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
 
-    add("--preset", choices=sorted(PRESETS), default="cifar10-ncsnpp", help="network and recipe; other arguments override it")
+    add("--preset", choices=sorted(RECIPES), default="cifar10-ncsnpp", help="network and recipe; other arguments override it")
     add("--D", type=float, default=2048, help="augmented dimension, any number above 0; inf is diffusion (EDM)")
     add("--class_conditional", action="store_true", help="condition the network on the data set's classes")
     add("--label_dropout", type=float, default=0.0, help="probability of training without the class, for guidance")
@@ -74,7 +74,7 @@ def parse_args(argv=None):
     add("--report_to", help="tracker of accelerate, such as tensorboard or wandb")
 
     preset = parser.parse_known_args(argv)[0].preset
-    parser.set_defaults(**PRESETS[preset]["training"])
+    parser.set_defaults(**RECIPES[preset])
     args = parser.parse_args(argv)
     if (args.dataset_name is None) == (args.train_data_dir is None):
         parser.error("give one of --dataset_name and --train_data_dir")
@@ -151,13 +151,13 @@ def main():
     )
 
     # Network, scheduler, loss
-    unet = PFGMPPUNet2DModel(
+    unet = PFGMPPUNet2DModel.from_preset(
+        args.preset,
         sample_size=args.resolution,
         in_channels=data.images.shape[1],
         out_channels=data.images.shape[1],
         label_dim=len(data.class_names) if args.class_conditional else 0,
         label_dropout=args.label_dropout,
-        **PRESETS[args.preset]["network"],
     )
     scheduler = PFGMPPScheduler(D=args.D, sigma_data=args.sigma_data or round(data.sigma_data(), 4))
     loss_function = PFGMPPLoss(scheduler, P_mean=args.P_mean, P_std=args.P_std)

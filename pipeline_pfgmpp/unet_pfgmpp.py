@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
+from diffusers.utils import is_accelerate_available
 from torch import nn
 
 
@@ -119,31 +120,86 @@ class UNetBlock(nn.Module):
         return F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(x.shape)
 
 
-class PositionalEmbedding(nn.Module):
-    """Sines and cosines of a scalar at frequencies from 1 down to about 1/10000."""
+class SinusoidalEmbedding(nn.Module):
+    """Sines and cosines of a scalar at fixed frequencies, whatever the type of the weights."""
 
-    def __init__(self, num_channels, endpoint, sin_first):
+    def __init__(self, freqs, scale=1.0, sin_first=True, persistent=True):
         super().__init__()
+        self.register_buffer("freqs", freqs, persistent=persistent)
+        self.scale, self.sin_first = scale, sin_first
+
+    @classmethod
+    def positional(cls, num_channels, endpoint=True, sin_first=True):
+        """Frequencies from 1 down to 1/10000, or to one short of it without `endpoint`."""
         half = num_channels // 2
         exponents = torch.arange(half, dtype=torch.float32) / (half - (1 if endpoint else 0))
-        self.register_buffer("freqs", 10000.0**-exponents, persistent=False)
-        self.sin_first = sin_first
+        return cls(10000.0**-exponents, sin_first=sin_first, persistent=False)
+
+    @classmethod
+    def fourier(cls, num_channels):
+        """Random frequencies, which belong to the weights."""
+        return cls(16 * torch.randn(num_channels // 2, dtype=torch.float32), scale=2 * math.pi)
+
+    def _apply(self, fn, recurse=True):
+        freqs = self.freqs
+        super()._apply(fn, recurse)
+        self.freqs = freqs.to(self.freqs.device)  # moved, never cast: a rounded frequency is another frequency
+        return self
 
     def forward(self, x):
-        angles = x.float().outer(self.freqs.float())
+        angles = x.float().outer(self.scale * self.freqs)
         return torch.cat([angles.sin(), angles.cos()] if self.sin_first else [angles.cos(), angles.sin()], dim=1)
 
 
-class FourierEmbedding(nn.Module):
-    """Sines and cosines of a scalar at fixed random frequencies."""
+class DimensionEmbedding(nn.Module):
+    r"""
+    Embedding of D by $\log(1 + N/D)$, which is 0 at infinity and smooth in 1/D.
 
-    def __init__(self, num_channels, scale=16):
+    It begins at zero: a network trained without it goes on as what it was.
+    """
+
+    def __init__(self, num_channels):
         super().__init__()
-        self.register_buffer("freqs", torch.randn(num_channels // 2) * scale)
+        self.features = SinusoidalEmbedding.positional(num_channels)
+        self.linear = nn.Linear(num_channels, num_channels, bias=False)
+        nn.init.zeros_(self.linear.weight)
 
-    def forward(self, x):
-        angles = x.float().outer(2 * math.pi * self.freqs.float())
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
+    def forward(self, D, num_dims):
+        return self.linear(self.features(torch.log1p(num_dims / D)).to(self.linear.weight.dtype))
+
+
+# Network options of the published models (https://huggingface.co/papers/2206.00364, table 7) and of ours.
+PRESETS = {
+    "cifar10-ncsnpp": {
+        "sample_size": 32,
+        "embedding_type": "fourier",
+        "channel_mult_noise": 2,
+        "encoder_type": "residual",
+        "resample_filter": (1, 3, 3, 1),
+    },
+    "cifar10-ddpmpp": {"sample_size": 32},
+    "ffhq64-ddpmpp": {"sample_size": 64, "channel_mult": (1, 2, 2, 2), "dropout": 0.05},
+    "imagenet64-adm": {
+        "sample_size": 64,
+        "model_type": "DhariwalUNet",
+        "model_channels": 192,
+        "channel_mult": (1, 2, 3, 4),
+        "num_blocks": 3,
+        "attn_resolutions": (32, 16, 8),
+        "dropout": 0.1,
+        "label_dim": 1000,
+    },
+    "fashion-mnist-small": {
+        "sample_size": 28,
+        "in_channels": 1,
+        "out_channels": 1,
+        "model_channels": 32,
+        "channel_mult": (1, 2, 4),
+        "num_blocks": 2,
+        "attn_resolutions": (7,),
+        "dropout": 0.0,
+    },
+}
 
 
 class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
@@ -167,6 +223,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         channel_mult_noise (`int`, defaults to 1): Width of the noise embedding, in `model_channels`; 2 for NCSN++.
         encoder_type (`str`, defaults to `"standard"`): `"standard"`, or `"residual"` (NCSN++).
         resample_filter (`tuple[int]`, defaults to `(1, 1)`): Resampling filter; `(1, 3, 3, 1)` for NCSN++.
+        d_conditioning (`bool`, defaults to `False`): Whether one network serves every D from 1 to infinity, told by `D`.
 
     Raises:
         ValueError: An option is unknown, or `sample_size` cannot be halved once for each further resolution.
@@ -174,6 +231,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["UNetBlock"]
+    _keep_in_fp32_modules = ["map_noise"] if is_accelerate_available() else None  # diffusers cannot honour it without
 
     @register_to_config
     def __init__(
@@ -194,6 +252,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         channel_mult_noise: int = 1,
         encoder_type: str = "standard",
         resample_filter: tuple[int, ...] = (1, 1),
+        d_conditioning: bool = False,
     ):
         super().__init__()
         for name, value, allowed in (
@@ -211,11 +270,12 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         emb_channels = 4 * model_channels
         noise_channels = model_channels * channel_mult_noise
 
-        # Mapping from noise level, class and augmentation to one embedding.
+        # Mapping from noise level, D, class and augmentation to one embedding.
         if embedding_type == "fourier":
-            self.map_noise = FourierEmbedding(noise_channels)
+            self.map_noise = SinusoidalEmbedding.fourier(noise_channels)
         else:
-            self.map_noise = PositionalEmbedding(noise_channels, endpoint=not adm, sin_first=not adm)
+            self.map_noise = SinusoidalEmbedding.positional(noise_channels, endpoint=not adm, sin_first=not adm)
+        self.map_dimension = DimensionEmbedding(noise_channels) if d_conditioning else None
         self.map_augment = nn.Linear(augment_dim, noise_channels, bias=False) if augment_dim else None
         self.map_layer0 = nn.Linear(noise_channels, emb_channels)
         self.map_layer1 = nn.Linear(emb_channels, emb_channels)
@@ -276,9 +336,32 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
             self.dec[f"{prefix}_aux_norm"], self.dec[f"{prefix}_aux_conv"] = out_norm, out_conv
         self.gradient_checkpointing = False
 
-    def _embed(self, timestep, class_labels, augment_labels, dtype):
+    @classmethod
+    def from_preset(cls, name: str, **options) -> "PFGMPPUNet2DModel":
+        """
+        Builds a published network, or ours, with new weights.
+
+        Args:
+            name (`str`): One of `PRESETS`: `"cifar10-ncsnpp"`, `"cifar10-ddpmpp"`, `"ffhq64-ddpmpp"`, `"imagenet64-adm"`,
+                `"fashion-mnist-small"`.
+            options: Constructor arguments that override the preset's.
+
+        Returns:
+            [`PFGMPPUNet2DModel`]: The network.
+
+        Raises:
+            ValueError: There is no such preset.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"`name` must be one of {list(PRESETS)}, but is {name!r}.")
+        return cls(**{**PRESETS[name], **options})
+
+    def _embed(self, timestep, class_labels, augment_labels, D, num_dims, dtype):
         config = self.config
         emb = self.map_noise(timestep).to(dtype)
+        if self.map_dimension is not None:
+            D = torch.as_tensor(math.inf if D is None else D, dtype=torch.float32, device=timestep.device)
+            emb = emb + self.map_dimension(D.expand(len(emb)), num_dims)
         if self.map_augment is not None and augment_labels is not None:
             emb = emb + self.map_augment(augment_labels.to(dtype))
         labels = None
@@ -316,25 +399,35 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         timestep: torch.Tensor | float,
         class_labels: torch.Tensor | None = None,
         augment_labels: torch.Tensor | None = None,
+        D: float | torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         r"""
         Args:
             sample (`torch.Tensor` of shape `(batch, in_channels, height, width)`): The scaled input c_in * x.
             timestep (`torch.Tensor` or `float`): c_noise = ln(sigma) / 4, one for all or one an image.
-            class_labels (`torch.Tensor`, *optional*):
-                Classes of shape `(batch,)`, or weights of shape `(batch, label_dim)`; None is no class (all zeros).
+            class_labels (`torch.Tensor`, *optional*): Classes of shape `(batch,)`, or weights of shape `(batch, label_dim)`;
+                None is no class (all zeros).
             augment_labels (`torch.Tensor` of shape `(batch, augment_dim)`, *optional*): None is no augmentation (all zeros).
+            D (`float` or `torch.Tensor` of shape `(batch,)`, *optional*): The augmented dimension, with `d_conditioning`; None
+                is infinity.
             return_dict (`bool`, defaults to `True`): Whether to return a `UNet2DOutput` or a tuple.
 
         Returns:
             `UNet2DOutput` or `tuple`: The raw output F of shape `(batch, out_channels, height, width)`.
 
         Raises:
-            ValueError: The labels are of another shape.
+            ValueError: The labels are of another shape, or the network was not built for what it is given.
         """
+        for name, given, layer, option in (
+            ("class_labels", class_labels, self.map_label, "label_dim"),
+            ("augment_labels", augment_labels, self.map_augment, "augment_dim"),
+            ("D", D, self.map_dimension, "d_conditioning"),
+        ):
+            if given is not None and layer is None:
+                raise ValueError(f"`{name}` is given, but this network is not conditioned on it: its `{option}` is not set.")
         timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
-        emb = self._embed(timestep, class_labels, augment_labels, sample.dtype)
+        emb = self._embed(timestep, class_labels, augment_labels, D, sample[0].numel(), sample.dtype)
 
         x, aux, skips = sample, sample, []
         for name, module in self.enc.items():

@@ -53,12 +53,202 @@ def test_sampling_in_float32_matches_float64(published):
     assert (samples - tensors["out.heun18"]).abs().max() < 1e-4
 
 
-def test_parameters_of_the_full_size_network():
+@pytest.mark.parametrize("published", GOLDEN, indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_half_precision_is_close(published, dtype):
+    unet, _, tensors = published
+    scheduler = PFGMPPScheduler()
+    x, sigma = tensors["in.x"].float(), tensors["in.sigma"].float().view(-1, 1, 1, 1)
+
+    def denoised():
+        model_input = scheduler.precondition_inputs(x, sigma).to(unet.dtype)
+        c_noise, labels = scheduler.precondition_noise(sigma.flatten()), tensors.get("in.class_labels")
+        output = unet(model_input, c_noise, class_labels=labels).sample.float()
+        return scheduler.precondition_outputs(x, output, sigma)
+
+    exact = denoised()
+    unet.to(dtype)
+    assert (denoised() - exact).abs().max() < 2e-2
+
+
+@pytest.mark.parametrize("published", ["ncsnpp_cond", "adm_cond"], indirect=True)
+@torch.no_grad()
+def test_compiles_into_one_graph(published):
+    unet, _, tensors = published
+    torch.compiler.reset()
+    compiled = torch.compile(unet, fullgraph=True, backend="aot_eager")
+    args = (tensors["in.x"].float(), tensors["in.sigma"].float().log() / 4, tensors["in.class_labels"])
+    torch.testing.assert_close(compiled(*args).sample, unet(*args).sample)
+
+
+# What diffusers asks of a model
+
+
+def network(seed=0, **options):
+    """A small network whose every part matters: published ones begin at zero in places."""
+    torch.manual_seed(seed)
+    common = {"sample_size": 8, "model_channels": 16, "channel_mult": (1, 2), "num_blocks": 1, "attn_resolutions": (4,)}
+    unet = PFGMPPUNet2DModel(**{**common, "dropout": 0.0, **options})
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return unet.eval()
+
+
+@torch.no_grad()
+def outputs(unet, dtype=torch.float32, **kwargs):
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
+    return unet(x, torch.tensor([-0.5, 0.5]), **kwargs).sample.float()
+
+
+@pytest.mark.parametrize("options", [{}, {"variant": "fp16"}, {"max_shard_size": "20KB"}, {"safe_serialization": True}])
+def test_saving_and_loading(options, tmp_path):
+    unet = network(embedding_type="fourier")
+    unet.save_pretrained(tmp_path, **options)
+    weights = [path for path in tmp_path.iterdir() if path.suffix == ".safetensors"]
+    assert len(weights) > 1 if "max_shard_size" in options else len(weights) == 1
+    loaded = PFGMPPUNet2DModel.from_pretrained(tmp_path, variant=options.get("variant"))
+    assert not loaded.training
+    assert torch.equal(outputs(loaded), outputs(unet))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("embedding_type", ["fourier", "positional"])
+def test_frequencies_stay_exact_in_half_precision(embedding_type, dtype, tmp_path):
+    unet = network(embedding_type=embedding_type)
+    freqs = unet.map_noise.freqs.clone()
+    unet.save_pretrained(tmp_path / "single")
+    unet.to(dtype).save_pretrained(tmp_path / "half")
+    loaded = [PFGMPPUNet2DModel.from_pretrained(tmp_path / name, torch_dtype=dtype) for name in ("single", "half")]
+    for half in (unet, *loaded):
+        assert half.dtype == dtype
+        assert torch.equal(half.map_noise.freqs, freqs)
+        assert torch.equal(outputs(half, dtype), outputs(unet, dtype))
+
+
+@pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}, "half on disk"])
+def test_device_maps(device_map, tmp_path):
+    unet = network()
+    unet.save_pretrained(tmp_path / "model")
+    if device_map == "half on disk":
+        device_map = {name: "disk" if name == "dec" else "cpu" for name, _ in unet.named_children()}
+    loaded = PFGMPPUNet2DModel.from_pretrained(tmp_path / "model", device_map=device_map, offload_folder=str(tmp_path / "disk"))
+    torch.testing.assert_close(outputs(loaded), outputs(unet))
+
+
+def test_from_config_and_outputs():
+    unet = network()
+    again = PFGMPPUNet2DModel.from_config(unet.config)
+    again.load_state_dict(unet.state_dict())
+    expected = outputs(unet)
+    assert torch.equal(outputs(again.eval()), expected)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(unet(x, torch.tensor([-0.5, 0.5]), return_dict=False)[0], expected)
+
+
+def test_channels_last_and_other_sizes():
+    unet = network()
+    x, c_noise = torch.randn(1, 3, 16, 12), torch.tensor([0.1])
+    plain = unet(x, c_noise).sample
+    fast = unet.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), c_noise).sample
+    assert plain.shape == x.shape
+    assert fast.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_a_step_of_training_reaches_every_parameter():
+    unet = network(label_dim=3, augment_dim=9, d_conditioning=True).train()
+    labels, augment = torch.tensor([0, 1]), torch.randn(2, 9)
+    output = unet(torch.randn(2, 3, 8, 8), torch.zeros(2), labels, augment, D=torch.tensor([16.0, 128.0])).sample
+    output.square().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in unet.parameters())
+
+
+def test_label_dropout_trains_without_the_class():
+    unet = network(label_dim=3, label_dropout=0.5).train()
+    x, c_noise, labels = torch.randn(1, 3, 8, 8).expand(64, -1, -1, -1), torch.zeros(64), torch.full((64,), 2)
+    trained = unet(x, c_noise, labels).sample
+    unet.eval()
+    with_class, without = unet(x[:1], c_noise[:1], labels[:1]).sample, unet(x[:1], c_noise[:1]).sample
+    kept = torch.tensor([torch.allclose(row, with_class[0], atol=1e-5) for row in trained])
+    dropped = torch.tensor([torch.allclose(row, without[0], atol=1e-5) for row in trained])
+    assert (kept ^ dropped).all()
+    assert 16 < kept.sum() < 48
+
+
+# Conditioning on D
+
+
+def test_a_network_begins_indifferent_to_d():
+    torch.manual_seed(0)
+    unet = PFGMPPUNet2DModel(sample_size=8, model_channels=16, channel_mult=(1,), num_blocks=1, d_conditioning=True).eval()
+    torch.nn.init.normal_(unet.dec["8x8_aux_conv"].weight)
+    plain = PFGMPPUNet2DModel.from_config({**unet.config, "d_conditioning": False}).eval()
+    plain.load_state_dict({name: value for name, value in unet.state_dict().items() if "map_dimension" not in name})
+    assert torch.equal(outputs(unet, D=1), outputs(plain))
+
+
+def test_the_output_is_smooth_in_d_and_reaches_infinity():
+    unet = network(d_conditioning=True)
+    at_infinity = outputs(unet)
+    assert torch.equal(outputs(unet, D=float("inf")), at_infinity)
+    # Near infinity the output is linear in 1/D: ten times the D, a tenth of the way left to go.
+    gaps = [(outputs(unet, D=D) - at_infinity).norm().item() for D in (1e4, 1e5)]
+    assert gaps[0] / gaps[1] == pytest.approx(10, rel=0.05)
+    # In between, halving the stride along log D halves the largest step.
+    strides = []
+    for count in (33, 65):
+        along = torch.stack([outputs(unet, D=D) for D in torch.logspace(0, 6, count).tolist()])
+        strides.append(along.diff(dim=0).flatten(1).norm(dim=1).max().item())
+    assert strides[0] / strides[1] == pytest.approx(2, rel=0.1)
+
+
+def test_each_image_may_have_its_own_d():
+    unet = network(d_conditioning=True)
+    mixed = outputs(unet, D=torch.tensor([16.0, float("inf")]))
+    torch.testing.assert_close(mixed[0], outputs(unet, D=16)[0])
+    torch.testing.assert_close(mixed[1], outputs(unet, D=None)[1])
+
+
+def test_the_pipeline_turns_d_like_a_dial(tmp_path):
+    pipe = PFGMPPPipeline(network(d_conditioning=True), PFGMPPScheduler(D=128))
+    pipe.save_pretrained(tmp_path)
+    pipe = PFGMPPPipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    latents = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    own, same, other = (pipe(latents=latents, D=D, num_inference_steps=2, output_type="pt").images for D in (None, 128, 16))
+    assert torch.equal(own, same)
+    assert not torch.equal(own, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("class_labels", torch.tensor([0, 1])), ("augment_labels", torch.zeros(2, 9)), ("D", 16)]
+)
+def test_conditioning_that_the_network_lacks_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` is given, but this network is not conditioned on it"):
+        outputs(network(), **{name: value})
+
+
+# Presets
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions"), [("cifar10-ncsnpp", 56), ("cifar10-ddpmpp", 56), ("ffhq64-ddpmpp", 62), ("imagenet64-adm", 296)]
+)
+def test_presets_have_the_published_sizes(preset, millions):
     with torch.device("meta"):
-        unet = PFGMPPUNet2DModel(
-            embedding_type="fourier", channel_mult_noise=2, encoder_type="residual", resample_filter=(1, 3, 3, 1), augment_dim=9
-        )
-    assert unet.num_parameters() == 56_397_827
+        assert round(PFGMPPUNet2DModel.from_preset(preset).num_parameters() / 1e6) == millions
+
+
+def test_parameters_of_ncsnpp_and_of_ours():
+    with torch.device("meta"):
+        assert PFGMPPUNet2DModel.from_preset("cifar10-ncsnpp", augment_dim=9).num_parameters() == 56_397_827
+        assert PFGMPPUNet2DModel.from_preset("fashion-mnist-small", label_dim=10).num_parameters() <= 7_000_000
+
+
+def test_unknown_presets_are_refused():
+    with pytest.raises(ValueError, match="`name` must be one of"):
+        PFGMPPUNet2DModel.from_preset("vgg")
 
 
 @pytest.mark.parametrize(
@@ -82,15 +272,12 @@ def test_label_forms_agree_and_bad_ones_are_refused():
 
 
 def test_gradient_checkpointing_gives_equal_gradients():
-    torch.manual_seed(0)
-    unet = PFGMPPUNet2DModel(
-        sample_size=8, model_channels=16, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), dropout=0.0
-    )
-    torch.nn.init.normal_(unet.dec["8x8_aux_conv"].weight)
+    unet = network(dropout=0.3).train()
     x, gradients = torch.randn(2, 3, 8, 8), []
     for enable in (unet.disable_gradient_checkpointing, unet.enable_gradient_checkpointing):
         enable()
         unet.zero_grad()
+        torch.manual_seed(0)  # the same dropout
         unet(x, torch.zeros(2)).sample.square().mean().backward()
         gradients.append([p.grad.clone() for p in unet.parameters()])
     for plain, checkpointed in zip(*gradients):

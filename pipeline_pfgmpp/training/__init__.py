@@ -3,7 +3,7 @@
 from .data import ImageDataset, load_images
 from .ema import HalfLifeEMA
 from .loss import PFGMPPLoss
-from .presets import PRESETS
+from .recipes import RECIPES
 
 
-__all__ = ["PRESETS", "HalfLifeEMA", "ImageDataset", "PFGMPPLoss", "load_images"]
+__all__ = ["RECIPES", "HalfLifeEMA", "ImageDataset", "PFGMPPLoss", "load_images"]
