@@ -30,6 +30,16 @@ from pipeline_pfgmpp.hub import write_model_card
 from pipeline_pfgmpp.training import RECIPES, HalfLifeEMA, PFGMPPLoss, load_images
 
 
+ORIGIN = """## Training
+
+{:,} images of `{}`; the saved weights are the exponential moving average.
+
+```bash
+accelerate launch {}
+```
+"""
+
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -109,15 +119,20 @@ def save_checkpoint(accelerator, args, step):
             shutil.rmtree(old)
 
 
+def sample_grid(args, step):
+    """Where the picture of a step is kept."""
+    return Path(args.output_dir) / "samples" / f"step-{step:07d}.png"
+
+
 def save_samples(pipeline, args, step):
     """Draws a grid with the weights as they are, from the same noise each time: one column a class where there are classes."""
     columns = pipeline.unet.config.label_dim or 8
     labels = [i % columns for i in range(4 * columns)] if pipeline.unet.config.label_dim else None
     generators = [torch.Generator().manual_seed(seed) for seed in range(4 * columns)]
     images = pipeline(batch_size=len(generators), class_labels=labels, generator=generators).images
-    folder = Path(args.output_dir) / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
-    make_image_grid(images, rows=4, cols=columns).save(folder / f"step-{step:07d}.png")
+    path = sample_grid(args, step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make_image_grid(images, rows=4, cols=columns).save(path)
 
 
 def main():
@@ -250,13 +265,12 @@ def main():
         ema.copy_to(unet.parameters())
         pipeline.unet.eval()
         pipeline.to(getattr(torch, args.save_dtype)).save_pretrained(args.output_dir)
-        write_model_card(
-            args.output_dir,
-            dataset=source,
-            command=f"accelerate launch {shlex.join(sys.argv)}",
-            images_seen=step * images_per_step,
-        )
-        print(json.dumps({"output_dir": args.output_dir, "steps": step, "images": step * images_per_step}))
+        grid = sample_grid(args, step)
+        if grid.is_file():
+            shutil.copyfile(grid, Path(args.output_dir) / "samples.png")
+        images_seen = step * images_per_step
+        write_model_card(args.output_dir, pipeline, ORIGIN.format(images_seen, source, shlex.join(sys.argv)))
+        print(json.dumps({"output_dir": args.output_dir, "steps": step, "images": images_seen}))
     accelerator.end_training()
 
 

@@ -9,11 +9,13 @@ from .empirical_denoiser import EmpiricalDenoiser
 from .noise import field_target, log_density, posterior_weights, sample_noise
 from .pipeline_pfgmpp import PFGMPPPipeline
 from .scheduling_pfgmpp import PFGMPPScheduler
+from .unet_ddpm import DDPMUNet2DModel
 from .unet_pfgmpp import PFGMPPUNet2DModel
 
 
 __version__ = "0.1.0"
 __all__ = [
+    "DDPMUNet2DModel",
     "EmpiricalDenoiser",
     "PFGMPPPipeline",
     "PFGMPPScheduler",
@@ -26,7 +28,7 @@ __all__ = [
 
 # `DiffusionPipeline.from_pretrained` looks a pipeline's class up in `diffusers`, its components' in a module of
 # `diffusers.pipelines`; LOADABLE_CLASSES makes `save_pretrained` write that module's name into model_index.json.
-for _class in (PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, EmpiricalDenoiser):
+for _class in (PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, DDPMUNet2DModel, EmpiricalDenoiser):
     setattr(diffusers, _class.__name__, _class)
 diffusers.pipelines.pipeline_pfgmpp = sys.modules[__name__]
 LOADABLE_CLASSES["pipeline_pfgmpp"] = {}

@@ -1,4 +1,4 @@
-"""The command line: `pfgmpp sample MODEL` and `pfgmpp evaluate MODEL --data DATA`."""
+"""The command line: `pfgmpp sample MODEL`, `pfgmpp convert CHECKPOINT OUTPUT_DIR`, `pfgmpp evaluate MODEL --data DATA`."""
 
 import argparse
 import os
@@ -52,6 +52,36 @@ def sample(args):
     print(f"Drew {count} images: {output}")
 
 
+def add_convert_parser(commands):
+    parser = commands.add_parser(
+        "convert",
+        help="turn a published checkpoint into a pipeline folder",
+        description="Turns a PFGM++ or EDM checkpoint (.pt or .pkl) into a pipeline folder, running nothing of it.",
+    )
+    parser.set_defaults(run=convert)
+    parser.add_argument("checkpoint", help="the file; with --from-diffusers a Hub id or a pipeline folder")
+    parser.add_argument("output_dir", help="the folder to write, which must not exist")
+    parser.add_argument("--from-diffusers", action="store_true", help="the checkpoint is a DDPM of diffusers")
+    dtypes = ["float32", "float16", "bfloat16"]
+    parser.add_argument("--dtype", choices=dtypes, default="float32", help="type of the weights (default: %(default)s)")
+    parser.add_argument("--weights", choices=["ema", "net"], default="ema", help="average or last (default: ema)")
+    parser.add_argument("--D", type=float, help="augmented dimension, where the file does not state it; inf is diffusion")
+    parser.add_argument("--sigma-data", type=float, help="standard deviation of the data, where the file does not state it")
+
+
+def convert(args):
+    import torch
+
+    from .convert import convert_checkpoint, convert_diffusers
+
+    dtype = getattr(torch, args.dtype)
+    if args.from_diffusers:
+        convert_diffusers(args.checkpoint, args.output_dir, dtype, args.D)
+    else:
+        convert_checkpoint(args.checkpoint, args.output_dir, dtype, args.weights, args.D, args.sigma_data)
+    print(f"Converted {args.checkpoint}: {args.output_dir}")
+
+
 def add_evaluate_parser(commands):
     parser = commands.add_parser(
         "evaluate",
@@ -98,6 +128,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="pfgmpp", description="PFGM++ for the Hugging Face ecosystem.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_sample_parser(commands)
+    add_convert_parser(commands)
     add_evaluate_parser(commands)
     args = parser.parse_args(argv)
     try:

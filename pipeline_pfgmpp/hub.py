@@ -1,6 +1,5 @@
 """What goes to the Hub beside the weights: the model card."""
 
-import json
 import os
 from pathlib import Path
 
@@ -14,7 +13,9 @@ TEMPLATE = """---
 ---
 
 # {{ title }}
-
+{% if picture %}
+![Samples](samples.png)
+{% endif %}
 {{ kind }} image generation at {{ size }}×{{ size }} pixels with [PFGM++](https://huggingface.co/papers/2302.04265) at augmented
 dimension D = {{ D }}, as a diffusers pipeline. N = {{ dims }} data dimensions, {{ parameters }} parameters.
 
@@ -31,33 +32,34 @@ images = pipe(batch_size=16, generator=torch.Generator().manual_seed(0)).images
 {% if classes %}
 `class_labels` picks a class: {{ classes }}.
 {% endif %}
-## Training
+{{ origin }}
 
-{{ images_seen }} images of `{{ dataset }}`; the saved weights are the exponential moving average.
+## Citation
 
-```bash
-{{ command }}
+```bibtex
+@inproceedings{xu2023pfgmpp,
+  title     = {{ '{{' }}PFGM++}: Unlocking the Potential of Physics-Inspired Generative Models},
+  author    = {Xu, Yilun and Liu, Ziming and Tian, Yonglong and Tong, Shangyuan and Tegmark, Max and Jaakkola, Tommi},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2023}
+}
 ```
 """
 
 
-def write_model_card(folder: str | os.PathLike, dataset: str, command: str, images_seen: int, **metadata) -> None:
+def write_model_card(folder: str | os.PathLike, pipeline: PFGMPPPipeline, origin: str, **metadata) -> None:
     """
-    Writes `README.md` into a pipeline folder; what the folder's configs say is read from them.
+    Writes `README.md` into a pipeline folder; it shows `samples.png` where that is there.
 
     Args:
-        folder (`str` or `os.PathLike`): A pipeline folder, as written by `save_pretrained`.
-        dataset (`str`): Name of the training data.
-        command (`str`): The command that trained it.
-        images_seen (`int`): Training images, counted with repetition.
+        folder (`str` or `os.PathLike`): Where; its name is the card's title.
+        pipeline ([`PFGMPPPipeline`]): The pipeline that the folder holds.
+        origin (`str`): Markdown section that says where the weights come from.
         metadata: Further entries of the card's front matter, such as `license`.
     """
-    folder = Path(folder)
-    unet = json.loads((folder / "unet" / "config.json").read_text())
-    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    id2label = json.loads((folder / "model_index.json").read_text()).get("id2label") or {}
-
-    parameters = PFGMPPPipeline.from_pretrained(folder).unet.num_parameters()
+    folder = Path(folder).resolve()
+    config, D = pipeline.unet.config, pipeline.scheduler.config.D
+    num_classes = config.get("label_dim") or config.get("num_class_embeds")
     card = ModelCard.from_template(
         ModelCardData(
             library_name="diffusers",
@@ -66,16 +68,15 @@ def write_model_card(folder: str | os.PathLike, dataset: str, command: str, imag
             **metadata,
         ),
         template_str=TEMPLATE,
-        title=folder.resolve().name,
+        title=folder.name,
+        picture=(folder / "samples.png").is_file(),
         path=folder.name,
-        kind="Class-conditional" if unet["label_dim"] else "Unconditional",
-        size=unet["sample_size"],
-        D="∞" if scheduler["D"] is None else f"{scheduler['D']:g}",
-        dims=f"{unet['in_channels'] * unet['sample_size'] ** 2:,}",
-        parameters=f"{parameters:,}",
-        classes=", ".join(f"{number} {name}" for number, name in id2label.items()),
-        dataset=dataset,
-        command=command,
-        images_seen=f"{images_seen:,}",
+        kind="Class-conditional" if num_classes else "Unconditional",
+        size=config.sample_size,
+        D="∞" if D is None else f"{D:g}",
+        dims=f"{config.in_channels * config.sample_size**2:,}",
+        parameters=f"{pipeline.unet.num_parameters():,}",
+        classes=", ".join(f"{number} {name}" for number, name in (pipeline.config.id2label or {}).items()),
+        origin=origin.strip(),
     )
     card.save(folder / "README.md")

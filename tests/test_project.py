@@ -10,7 +10,7 @@ from conftest import ROOT
 from diffusers import DiffusionPipeline
 
 
-TRAVELLING = ["noise", "scheduling_pfgmpp", "unet_pfgmpp", "pipeline_pfgmpp"]
+TRAVELLING = ["noise", "scheduling_pfgmpp", "unet_pfgmpp", "unet_ddpm", "pipeline_pfgmpp"]
 
 
 @pytest.mark.parametrize("name", TRAVELLING)
