@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import ProjectConfiguration, set_seed
 from datasets import load_dataset
+from diffusers import DiffusionPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.utils import make_image_grid
 from tqdm.auto import tqdm
@@ -45,6 +46,10 @@ def parse_args(argv=None):
     add = parser.add_argument
 
     add("--preset", choices=sorted(RECIPES), default="cifar10-ncsnpp", help="network and recipe; other arguments override it")
+    add(
+        "--pretrained_model_name_or_path",
+        help="pipeline folder or Hub id to fine-tune: its network, not the preset's",
+    )
     add("--D", type=float, default=2048, help="augmented dimension, any number above 0; inf is diffusion (EDM)")
     add("--class_conditional", action="store_true", help="condition the network on the data set's classes")
     add("--label_dropout", type=float, default=0.0, help="probability of training without the class, for guidance")
@@ -126,8 +131,8 @@ def sample_grid(args, step):
 
 def save_samples(pipeline, args, step):
     """Draws a grid with the weights as they are, from the same noise each time: one column a class where there are classes."""
-    columns = pipeline.unet.config.label_dim or 8
-    labels = [i % columns for i in range(4 * columns)] if pipeline.unet.config.label_dim else None
+    columns = pipeline.num_classes or 8
+    labels = [i % columns for i in range(4 * columns)] if pipeline.num_classes else None
     generators = [torch.Generator().manual_seed(seed) for seed in range(4 * columns)]
     images = pipeline(batch_size=len(generators), class_labels=labels, generator=generators).images
     path = sample_grid(args, step)
@@ -145,6 +150,15 @@ def main():
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=os.path.join(args.output_dir, "logs")),
     )
     set_seed(args.seed)  # the same weights everywhere
+
+    pretrained = None
+    if args.pretrained_model_name_or_path:
+        try:
+            with accelerator.main_process_first():
+                pretrained = DiffusionPipeline.from_pretrained(args.pretrained_model_name_or_path)
+        except (ValueError, OSError) as error:
+            raise SystemExit(f"{args.pretrained_model_name_or_path} cannot be loaded: {error}") from None
+        args.resolution = pretrained.unet.config.sample_size
 
     # Data
     source = args.dataset_name or args.train_data_dir
@@ -166,15 +180,24 @@ def main():
     )
 
     # Network, scheduler, loss
-    unet = PFGMPPUNet2DModel.from_preset(
-        args.preset,
-        sample_size=args.resolution,
-        in_channels=data.images.shape[1],
-        out_channels=data.images.shape[1],
-        label_dim=len(data.class_names) if args.class_conditional else 0,
-        label_dropout=args.label_dropout,
-    )
-    scheduler = PFGMPPScheduler(D=args.D, sigma_data=args.sigma_data or round(data.sigma_data(), 4))
+    channels, num_classes = data.images.shape[1], len(data.class_names) if args.class_conditional else 0
+    if pretrained:
+        unet, scheduler = pretrained.unet, PFGMPPScheduler.from_config(pretrained.scheduler.config, D=args.D)
+        if (unet.config.in_channels, pretrained.num_classes) != (channels, num_classes):
+            raise SystemExit(
+                f"The network of {args.pretrained_model_name_or_path} has {unet.config.in_channels} channels and"
+                f" {pretrained.num_classes} classes, but the data have {channels} and {num_classes} (see --class_conditional)."
+            )
+    else:
+        unet = PFGMPPUNet2DModel.from_preset(
+            args.preset,
+            sample_size=args.resolution,
+            in_channels=channels,
+            out_channels=channels,
+            label_dim=num_classes,
+            label_dropout=args.label_dropout,
+        )
+        scheduler = PFGMPPScheduler(D=args.D, sigma_data=args.sigma_data or round(data.sigma_data(), 4))
     loss_function = PFGMPPLoss(scheduler, P_mean=args.P_mean, P_std=args.P_std)
 
     # Optimisation

@@ -32,8 +32,7 @@ def sample(args):
         raise ValueError(f"--columns and --rows must be positive, but are {args.columns} and {args.rows}.")
     pipeline = load_pipeline(args.model)
     names = pipeline.config.get("id2label") or {}
-    config = pipeline.unet.config
-    num_classes = config.get("label_dim") or config.get("num_class_embeds") or 0
+    num_classes = pipeline.num_classes
     rows = num_classes or args.rows or 8
     count = rows * args.columns
     images = pipeline(

@@ -59,7 +59,6 @@ def write_model_card(folder: str | os.PathLike, pipeline: PFGMPPPipeline, origin
     """
     folder = Path(folder).resolve()
     config, D = pipeline.unet.config, pipeline.scheduler.config.D
-    num_classes = config.get("label_dim") or config.get("num_class_embeds")
     card = ModelCard.from_template(
         ModelCardData(
             library_name="diffusers",
@@ -71,7 +70,7 @@ def write_model_card(folder: str | os.PathLike, pipeline: PFGMPPPipeline, origin
         title=folder.name,
         picture=(folder / "samples.png").is_file(),
         path=folder.name,
-        kind="Class-conditional" if num_classes else "Unconditional",
+        kind="Class-conditional" if pipeline.num_classes else "Unconditional",
         size=config.sample_size,
         D="∞" if D is None else f"{D:g}",
         dims=f"{config.in_channels * config.sample_size**2:,}",

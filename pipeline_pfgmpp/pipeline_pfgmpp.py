@@ -41,6 +41,12 @@ class PFGMPPPipeline(DiffusionPipeline):
         self._interrupt = False
 
     @property
+    def num_classes(self) -> int:
+        """Number of classes that the network is conditioned on; 0 for an unconditional one."""
+        config = self.unet.config
+        return config.get("label_dim") or config.get("num_class_embeds") or 0
+
+    @property
     def interrupt(self) -> bool:
         """Whether a callback has set `pipe._interrupt = True`, which stops sampling after the current call of the network."""
         return self._interrupt
@@ -102,7 +108,6 @@ class PFGMPPPipeline(DiffusionPipeline):
         config = self.unet.config
         batch_size = self._check_batch_size(batch_size, latents)
         D = self._resolve_d(D)
-        num_classes = config.get("label_dim") or config.get("num_class_embeds") or 0
         if guidance_scale != 1 and not config.get("label_dim"):
             raise ValueError(
                 f"`guidance_scale` must be 1 for this network, but is {guidance_scale}: guidance needs a class-conditional"
@@ -126,7 +131,7 @@ class PFGMPPPipeline(DiffusionPipeline):
             latents = sample_noise(shape, D, generator=generator, device=device, dtype=dtype)
         elif latents.ndim != 4 or latents.shape[1] != config.in_channels:
             raise ValueError(f"`latents` must be of shape {shape}, but are {tuple(latents.shape)}.")
-        class_labels = self._prepare_class_labels(class_labels, batch_size, num_classes, generator, device)
+        class_labels = self._prepare_class_labels(class_labels, batch_size, generator, device)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         latents = latents.to(device, dtype) * self.scheduler.init_noise_sigma
 
@@ -191,7 +196,8 @@ class PFGMPPPipeline(DiffusionPipeline):
             )
         return D
 
-    def _prepare_class_labels(self, class_labels, batch_size, num_classes, generator, device):
+    def _prepare_class_labels(self, class_labels, batch_size, generator, device):
+        num_classes = self.num_classes
         if not num_classes:
             if class_labels is not None:
                 raise ValueError(f"`class_labels` are {class_labels}, but this network is unconditional; leave them out.")

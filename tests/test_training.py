@@ -13,9 +13,10 @@ import pytest
 import torch
 from conftest import ROOT
 from datasets import Dataset, Features, Image, load_dataset
-from diffusers import DiffusionPipeline
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPScheduler
+from pipeline_pfgmpp.convert import convert_diffusers
 from pipeline_pfgmpp.training import HalfLifeEMA, ImageDataset, PFGMPPLoss, load_images
 from pipeline_pfgmpp.training.idx_to_parquet import convert, read_idx
 
@@ -236,6 +237,29 @@ def test_training_from_a_folder_of_images_in_bfloat16(tmp_path):
     assert pipe.unet.config.in_channels == 3
     assert pipe(num_inference_steps=2).images[0].mode == "RGB"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"unet", "scheduler", "model_index.json", "README.md"}
+
+
+def test_training_goes_on_from_a_ddpm_of_diffusers(fashion_mnist, tmp_path):
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(16,),
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
+    convert_diffusers(tmp_path / "ddpm", tmp_path / "start")
+    common = ["--pretrained_model_name_or_path", tmp_path / "start", "--dataset_name", fashion_mnist, "--D", "64"]
+    common += ["--max_train_steps", "2", "--checkpointing_steps", "0", "--output_dir", tmp_path / "out"]
+    train(*common, "--learning_rate", "1e-3")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert pipe.scheduler.config.D == 64
+    assert pipe.scheduler.config.sigma_data == 1
+    moved = (pipe.unet.conv_in.weight - unet.conv_in.weight).abs().max().item()
+    assert 0 < moved < 3e-3  # two steps of Adam from where it was
+    assert "The network of" in train(*common, "--class_conditional", check=False).stderr
 
 
 def test_training_from_a_data_set_of_the_hub(hub, fashion_mnist, tmp_path):
