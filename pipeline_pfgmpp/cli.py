@@ -7,46 +7,89 @@ import sys
 from pathlib import Path
 
 
+def add_drawing_arguments(parser):
+    """How images are drawn, for every command that draws some."""
+    parser.add_argument("--num-inference-steps", type=int, default=18, help="steps of the solver (default: %(default)s)")
+    parser.add_argument("--D", type=float, help="augmented dimension of a model that serves several; inf is diffusion")
+    parser.add_argument("--class-label", type=int, help="class of all images (default: drawn, each with equal probability)")
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help="1 is none (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time (default: %(default)s)")
+
+
+def call_settings(args):
+    """The pipeline's arguments among those of the command line."""
+    settings = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
+    if args.D is not None:
+        settings["D"] = args.D
+    if args.class_label is not None:
+        settings["class_labels"] = args.class_label
+    return settings
+
+
 def add_sample_parser(commands):
     parser = commands.add_parser(
-        "sample", help="draw a grid of images into a PNG", description="Draws images from a model, a row a class, into one PNG."
+        "sample",
+        help="draw images: a grid in one PNG, or many as a folder or an .npz file",
+        description="Draws a labelled grid into one PNG, a row a class; with --num-images or --seeds, one image a seed into a"
+        " folder of PNGs or an .npz file, shared among processes under `accelerate launch -m pipeline_pfgmpp sample ...`.",
     )
     parser.set_defaults(run=sample)
     parser.add_argument("model", help="a Hub id or a pipeline folder")
-    parser.add_argument("--output", default="samples.png", help="the picture to write (default: %(default)s)")
-    parser.add_argument("--columns", type=int, default=10, help="images in a row (default: %(default)s)")
-    parser.add_argument("--rows", type=int, help="rows of an unconditional model (default: 8)")
-    parser.add_argument("--num-inference-steps", type=int, default=18, help="steps of the solver (default: %(default)s)")
-    parser.add_argument("--guidance-scale", type=float, default=1.0, help="1 is none (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
+    parser.add_argument("--output", default="samples.png", help="what to write (default: %(default)s)")
+    parser.add_argument("--num-images", type=int, help="many images, for the seeds from --seed on")
+    parser.add_argument("--seeds", help="many images, for seeds such as 0-49999 or 3,5,10-12")
+    parser.add_argument("--columns", type=int, default=10, help="images in a row of the grid (default: %(default)s)")
+    parser.add_argument("--rows", type=int, help="rows of the grid of an unconditional model (default: 8)")
+    add_drawing_arguments(parser)
 
 
 def sample(args):
+    if args.num_images is None and args.seeds is None:
+        sample_grid(args)
+    else:
+        sample_many(args)
+
+
+def sample_many(args):
+    from .sampling import parse_seeds, sample_to_files
+
+    if args.output.lower().endswith(".png"):
+        raise ValueError(f"--output must be a folder or end in .npz for many images, but is {args.output}.")
+    if args.num_images is not None and args.num_images < 1:
+        raise ValueError(f"--num-images must be positive, but is {args.num_images}.")
+    seeds = parse_seeds(args.seeds) if args.seeds else list(range(args.seed, args.seed + args.num_images))
+    if args.num_images not in (None, len(seeds)):
+        raise ValueError(f"--num-images is {args.num_images}, but --seeds names {len(seeds)}; leave one of them out.")
+    sample_to_files(load_pipeline(args), seeds, args.output, args.batch_size, **call_settings(args))
+    print(f"Drew {len(seeds)} images: {Path(args.output).resolve()}")
+
+
+def sample_grid(args):
     import torch
 
     from .grid import labelled_grid
 
     if not args.output.lower().endswith(".png"):
-        raise ValueError(f"--output must end in .png, but is {args.output}.")
+        raise ValueError(f"--output must end in .png for a grid, but is {args.output}; --num-images draws many images.")
     if args.columns < 1 or (args.rows is not None and args.rows < 1):
         raise ValueError(f"--columns and --rows must be positive, but are {args.columns} and {args.rows}.")
-    pipeline = load_pipeline(args.model)
+    pipeline = load_pipeline(args)
     names = pipeline.config.get("id2label") or {}
-    num_classes = pipeline.num_classes
-    rows = num_classes or args.rows or 8
+    classes = range(pipeline.num_classes) if args.class_label is None else [args.class_label] * (args.rows or 8)
+    rows = len(classes) or args.rows or 8
     count = rows * args.columns
+    labels = {"class_labels": [classes[i // args.columns] for i in range(count)]} if pipeline.num_classes else {}
     images = pipeline(
         batch_size=count,
-        num_inference_steps=args.num_inference_steps,
-        class_labels=[i // args.columns for i in range(count)] if num_classes else None,
-        guidance_scale=args.guidance_scale,
         generator=[torch.Generator().manual_seed(args.seed + i) for i in range(count)],
+        **{**call_settings(args), **labels},
     ).images
-    labels = [names.get(str(i), str(i)) for i in range(num_classes)] if num_classes else None
+    row_labels = [names.get(str(number), str(number)) for number in classes] if pipeline.num_classes else None
     output = Path(args.output).resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")
-    labelled_grid(images, args.columns, labels).save(partial, format="PNG")
+    labelled_grid(images, args.columns, row_labels).save(partial, format="PNG")
     os.replace(partial, output)
     print(f"Drew {count} images: {output}")
 
@@ -90,37 +133,52 @@ def add_evaluate_parser(commands):
     parser.set_defaults(run=evaluate)
     parser.add_argument("model", help="a Hub id or a pipeline folder")
     parser.add_argument("--data", required=True, help="data set with a test split")
+    parser.add_argument("--samples", help="images that `pfgmpp sample` drew (default: drawn here)")
     parser.add_argument("--num-images", type=int, default=5000, help="samples (default: %(default)s)")
-    parser.add_argument("--num-inference-steps", type=int, default=18, help="steps of the solver (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=250, help="images at a time (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
+    add_drawing_arguments(parser)
     parser.add_argument("--write", action="store_true", help="keep the result in the model folder and its card")
 
 
 def evaluate(args):
     import json
 
+    import torch
     from datasets import load_dataset
 
     from .evaluation.evaluate import evaluate, write_evaluation
+    from .sampling import describe, generate, load_samples
     from .training.data import load_images
 
     if args.write and not Path(args.model, "README.md").is_file():
         raise ValueError(f"--write needs a local model folder with a README.md, but {args.model} is none.")
-    pipeline = load_pipeline(args.model)
+    if args.num_images < 2:
+        raise ValueError(f"--num-images must be at least 2, but is {args.num_images}.")
+    pipeline = load_pipeline(args)
     real = load_images(load_dataset(args.data, split="test"), pipeline.unet.config.sample_size)
-    results = evaluate(pipeline, real.images, args.num_images, args.num_inference_steps, args.batch_size, args.seed)
+    if args.samples:
+        samples, settings = load_samples(args.samples)
+        if len(samples) < args.num_images:
+            raise ValueError(f"--num-images is {args.num_images}, but {args.samples} holds {len(samples)}.")
+        samples = samples[: args.num_images]
+    else:
+        settings = describe(pipeline, **call_settings(args))
+        seeds = list(range(args.seed, args.seed + args.num_images))
+        samples = torch.cat([images for _, images in generate(pipeline, seeds, args.batch_size, **call_settings(args))])
+    results = {**evaluate(samples, real.images, pipeline.device), "settings": settings}
     print(json.dumps(results, indent=2))
     if args.write:
         write_evaluation(args.model, results, f"pfgmpp {shlex.join(sys.argv[1:])}")
 
 
-def load_pipeline(model):
+def load_pipeline(args):
     import torch
     from diffusers import DiffusionPipeline
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return DiffusionPipeline.from_pretrained(model).to(device)
+    pipeline = DiffusionPipeline.from_pretrained(args.model)
+    if torch.cuda.is_available():
+        return pipeline.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    pipeline.unet.to(memory_format=torch.channels_last)  # what the CPU's convolutions are fastest in
+    return pipeline
 
 
 def main(argv=None):

@@ -76,19 +76,43 @@ def sample_noise(
     shape = tuple(shape)
     if len(shape) < 2 or min(shape) < 1:
         raise ValueError(f"`shape` must be (batch, ...) with positive sizes, but is {shape}.")
-    dof = degrees_of_freedom(D)
-    if dof.ndim and dof.shape != shape[:1]:
-        raise ValueError(f"`D` holds {len(dof)} values for a batch of {shape[0]}; give one value, or one an image.")
-    generators = generator if isinstance(generator, (list, tuple)) else [generator]
-    if isinstance(generator, (list, tuple)) and len(generators) != shape[0]:
-        raise ValueError(f"`generator` is a list of {len(generators)} for a batch of {shape[0]}; give one an image.")
-
-    dof = dof.expand(shape[0])
-    rows = shape[0] // len(generators)
-    noise = torch.cat(
-        [_draw((rows, *shape[1:]), d, g, _drawing_device(g, device), dtype) for g, d in zip(generators, dof.split(rows))]
-    )
+    gauss, chi2, dof = _draw(shape, D, 0, generator, device, dtype)
+    noise = gauss if chi2 is None else _scaled(gauss, dof / chi2)
     return noise if device is None else noise.to(device)
+
+
+def sample_noise_given(
+    residual: torch.Tensor, D: float | torch.Tensor | None, generator: torch.Generator | list[torch.Generator] | None = None
+) -> torch.Tensor:
+    r"""
+    Draws the noise with which a sample may be carried from $\sigma$ to $\hat\sigma > \sigma$ so that it stays a sample.
+
+    Behind $x = y + \sigma\varepsilon$ is a hidden scale $\sqrt{D/\chi^2_D}$, which the two noise levels must share. Given the
+    residual $R = (x - y)/\sigma$ its law is $\chi^2_D \sim \mathrm{Gamma}\bigl(\frac{N+D}{2}, \frac12 (1 + \lVert R \rVert^2 /
+    D)\bigr)$ (shape and rate: the Gamma is conjugate to the precision of a Gaussian). So with $g \sim \mathcal{N}(0, I)$
+
+    $$\hat x = x + \sqrt{\hat\sigma^2 - \sigma^2}\; g\,\sqrt{D / \chi^2_D}$$
+
+    has the perturbation kernel at $\hat\sigma$. At D = infinity it is EDM's Gaussian churn.
+
+    Args:
+        residual (`torch.Tensor` of shape `(batch, ...)`): $(x - y)/\sigma$; in practice the denoised image stands for y.
+        D (`float`, `torch.Tensor` of shape `(batch,)` or `None`): The augmented dimension.
+        generator (`torch.Generator` or a list of them, *optional*): One for all or one an image, as for [`sample_noise`].
+
+    Returns:
+        `torch.Tensor`: $g\,\sqrt{D/\chi^2_D}$, like the residual.
+
+    Raises:
+        ValueError: `D` or the number or the device of the generators does not fit.
+    """
+    dims = residual[0].numel()
+    gauss, chi2, dof = _draw(tuple(residual.shape), D, dims, generator, residual.device, residual.dtype)
+    gauss = gauss.to(residual.device)
+    if chi2 is None:
+        return gauss
+    squared_radius = residual.flatten(1).to(torch.promote_types(residual.dtype, torch.float32)).square().sum(1)
+    return _scaled(gauss, (dof.to(squared_radius) + squared_radius) / chi2.to(squared_radius))
 
 
 def _drawing_device(generator: torch.Generator | None, device: torch.device | str | None) -> torch.device:
@@ -107,15 +131,39 @@ def _drawing_device(generator: torch.Generator | None, device: torch.device | st
     return generator.device
 
 
-def _draw(shape, dof, generator, device, dtype):
-    gauss = torch.randn(shape, generator=generator, device=device, dtype=dtype)
-    finite = torch.isfinite(dof)
-    if not bool(finite.any()):
-        return gauss  # nothing more is taken from the generator, so later draws agree with EDM's as well
-    half_dof = torch.where(finite, dof, 1.0).to(device) / 2
-    # Tensor-level twin of torch.distributions.Gamma, which takes no generator.
-    ratio = torch._standard_gamma(half_dof, generator=generator) / half_dof  # chi^2_D / D
-    scale = torch.where(finite.to(device), ratio.rsqrt(), 1.0).view(-1, *[1] * (len(shape) - 1))
+def _draw(shape, D, extra_dims, generator, device, dtype):
+    """
+    Gaussians, then chi^2 of D + `extra_dims` degrees of freedom, one an image, from each generator; and D, one an image.
+
+    The chi^2 are None where all D are infinite, and mean nothing where one is.
+    """
+    dof = degrees_of_freedom(D)
+    if dof.ndim and dof.shape != shape[:1]:
+        raise ValueError(f"`D` holds {len(dof)} values for a batch of {shape[0]}; give one value, or one an image.")
+    generators = generator if isinstance(generator, (list, tuple)) else [generator]
+    if isinstance(generator, (list, tuple)) and len(generators) != shape[0]:
+        raise ValueError(f"`generator` is a list of {len(generators)} for a batch of {shape[0]}; give one an image.")
+    rows = shape[0] // len(generators)
+    gauss, chi2 = [], []
+    for g, d in zip(generators, dof.expand(shape[0]).split(rows)):
+        device_of_draw = _drawing_device(g, device)
+        gauss.append(torch.randn((rows, *shape[1:]), generator=g, device=device_of_draw, dtype=dtype))
+        finite = torch.isfinite(d)
+        if bool(finite.any()):  # else nothing more is taken from the generator, so later draws agree with EDM's as well
+            half_dof = (torch.where(finite, d, 1.0).to(device_of_draw) + extra_dims) / 2
+            # Tensor-level twin of torch.distributions.Gamma, which takes no generator.
+            chi2.append(2 * torch._standard_gamma(half_dof, generator=g))
+        else:
+            chi2.append(gauss[-1].new_ones(rows, dtype=torch.float32))
+    gauss, chi2 = torch.cat(gauss), torch.cat(chi2)
+    if bool(dof.isinf().all()):
+        return gauss, None, dof
+    return gauss, chi2, dof.expand(shape[0]).to(chi2.device)
+
+
+def _scaled(gauss, squared_scale):
+    """The Gaussian times a factor an image, 1 where that is at infinity."""
+    scale = torch.where(squared_scale.isinf(), 1.0, squared_scale).sqrt().view(-1, *[1] * (gauss.ndim - 1))
     compute_dtype = torch.promote_types(gauss.dtype, torch.float32)
     return (gauss * scale.to(compute_dtype)).to(gauss.dtype)
 

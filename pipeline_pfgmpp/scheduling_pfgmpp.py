@@ -7,20 +7,28 @@ With $r = \sigma\sqrt{D}$ a field line of PFGM++ (https://huggingface.co/papers/
 $$\frac{dx}{d\sigma} = \frac{x - F(x, \sigma)}{\sigma}, \qquad F(x, \sigma) \approx \mathbb{E}[y \mid x, \sigma],$$
 
 started from Student-t noise at $\sigma_{max}$. So the scheduler is diffusers' EDM scheduler with three things added: `D`, the
-noise that belongs to it, and EDM's Heun solver with churn (https://huggingface.co/papers/2206.00364, algorithm 2).
+noise that belongs to it, and a choice of solvers: EDM's Heun with churn (https://huggingface.co/papers/2206.00364, alg. 2),
+Euler, and the multistep solvers of DPM-Solver++ (https://huggingface.co/papers/2211.01095) as diffusers has them.
 """
 
 from dataclasses import dataclass
 
 import torch
-from diffusers import EDMEulerScheduler
+from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
-from .noise import degrees_of_freedom, sample_noise
+from .noise import degrees_of_freedom, sample_noise, sample_noise_given
 
 
-SOLVER_ORDERS = {"euler": 1, "heun": 2}
+# What each solver is in EDMDPMSolverMultistepScheduler, where it is one of those.
+SOLVERS = {
+    "heun": None,
+    "euler": None,
+    "dpmpp_2m": {"solver_order": 2, "algorithm_type": "dpmsolver++"},
+    "dpmpp_3m": {"solver_order": 3, "algorithm_type": "dpmsolver++"},
+    "dpmpp_2m_sde": {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"},
+}
 
 
 @dataclass
@@ -53,11 +61,17 @@ class PFGMPPScheduler(EDMEulerScheduler):
         sigma_data (`float`, defaults to 0.5): Standard deviation of the data, for the preconditioning.
         rho (`float`, defaults to 7): Exponent of the step spacing; larger puts more steps near `sigma_min`.
         num_train_timesteps (`int`, defaults to 1000): Length of the schedule before `set_timesteps` is called.
-        solver_type (`str`, defaults to `"heun"`): `"heun"` (order 2) or `"euler"` (order 1).
-        s_churn (`float`, defaults to 0): Amount of noise put back over all steps; 0 is deterministic.
+        solver_type (`str`, defaults to `"heun"`): `"heun"` (order 2, two calls of the network a step) or, with one call a step,
+            `"euler"` (order 1), `"dpmpp_2m"` (order 2), `"dpmpp_3m"` (order 3) or the stochastic `"dpmpp_2m_sde"`.
+        lower_order_final (`bool`, defaults to `True`): Whether multistep solvers lower their order in the last steps of fewer
+            than 15.
+        s_churn (`float`, defaults to 0): Amount of noise put back over all steps of Heun or Euler; 0 is deterministic.
         s_tmin (`float`, defaults to 0): Noise level below which nothing is put back.
         s_tmax (`float` or `None`, defaults to `None`): Noise level above which nothing is put back; `None` is infinity.
         s_noise (`float`, defaults to 1): Factor on the noise that is put back.
+        stochastic_noise (`str`, defaults to `"student-t"`): Noise of churn and of stochastic solvers: `"student-t"` keeps the
+            marginal of PFGM++ at every D (see [`~pipeline_pfgmpp.noise.sample_noise_given`]); `"gaussian"` is the published
+            form, which does so at D = infinity, where the two are the same.
         sigma_schedule (`str`, defaults to `"karras"`): `"karras"` (with `rho`) or `"exponential"`.
         prediction_type (`str`, defaults to `"epsilon"`): As in `EDMEulerScheduler`; `"epsilon"` is EDM's preconditioning.
         final_sigmas_type (`str`, defaults to `"zero"`): Where the last step ends: `"zero"` or `"sigma_min"`.
@@ -82,9 +96,11 @@ class PFGMPPScheduler(EDMEulerScheduler):
         s_tmin: float = 0.0,
         s_tmax: float | None = None,
         s_noise: float = 1.0,
+        stochastic_noise: str = "student-t",
         sigma_schedule: str = "karras",
         prediction_type: str = "epsilon",
         final_sigmas_type: str = "zero",
+        lower_order_final: bool = True,
     ):
         dof = degrees_of_freedom(D)
         if dof.ndim:
@@ -98,8 +114,14 @@ class PFGMPPScheduler(EDMEulerScheduler):
             raise ValueError(f"`s_churn` must not be negative, but is {s_churn}.")
         if solver_type == "midpoint":  # EDMDPMSolverMultistepScheduler's default, met in its configs
             solver_type = "heun"
-        if solver_type not in SOLVER_ORDERS:
-            raise ValueError(f"`solver_type` must be one of {list(SOLVER_ORDERS)}, but is {solver_type!r}.")
+        if solver_type not in SOLVERS:
+            raise ValueError(f"`solver_type` must be one of {list(SOLVERS)}, but is {solver_type!r}.")
+        if stochastic_noise not in ("student-t", "gaussian"):
+            raise ValueError(f"`stochastic_noise` must be 'student-t' or 'gaussian', but is {stochastic_noise!r}.")
+        if s_churn and SOLVERS[solver_type]:
+            raise ValueError(
+                f"`s_churn` must be 0 with `solver_type` {solver_type!r}, but is {s_churn}: churn is for heun and euler."
+            )
 
         default_names = self.config.get("_use_default_values", [])
         super().__init__(
@@ -116,16 +138,25 @@ class PFGMPPScheduler(EDMEulerScheduler):
             D=None if dof.isinf() else D if isinstance(D, int) else dof.item(),  # JSON has no infinity
             s_tmax=None if s_tmax in (None, float("inf")) else s_tmax,
             solver_type=solver_type,
-            # diffusers drops values left at their default when it converts configs: D must outlive that.
-            _use_default_values=sorted(set(default_names) - {"D"}),
+            # When diffusers converts configs it drops these values. D must outlive that; our solvers' names it does not know.
+            _use_default_values=sorted((set(default_names) | {"solver_type"}) - {"D"}),
         )
+        self._multistep = None
+        if SOLVERS[solver_type]:
+            self._multistep = EDMDPMSolverMultistepScheduler(num_train_timesteps=2, **SOLVERS[solver_type])
         self._levels = self.sigmas
-        self._predictor = None
+        self._history = []
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        # This class does know them (see `_use_default_values` above).
+        defaults = [name for name in config_dict.get("_use_default_values", []) if name != "solver_type"]
+        return super().extract_init_dict({**config_dict, "_use_default_values": defaults}, **kwargs)
 
     @property
     def order(self) -> int:
-        """Calls of the network in a step: 2 for Heun, 1 for Euler."""
-        return SOLVER_ORDERS[self.config.solver_type]
+        """Calls of the network in a step: 2 for Heun, 1 for the others."""
+        return 2 if self.config.solver_type == "heun" else 1
 
     @property
     def init_noise_sigma(self) -> float:
@@ -165,16 +196,19 @@ class PFGMPPScheduler(EDMEulerScheduler):
         device: torch.device | str | None = None,
         sigmas: list[float] | torch.Tensor | None = None,
         timesteps: list[float] | torch.Tensor | None = None,
+        reverse: bool = False,
     ):
         r"""
         Sets the noise levels of the steps, by default $\sigma_i = (\sigma_{max}^{1/\rho} + \frac{i}{n-1}
         (\sigma_{min}^{1/\rho} - \sigma_{max}^{1/\rho}))^\rho$ for i < n and then 0.
 
         Args:
-            num_inference_steps (`int`, *optional*): Number n of steps. Heun calls the network 2n - 1 times, Euler n times.
+            num_inference_steps (`int`, *optional*): Number n of steps. Heun calls the network 2n - 1 times, the others n times.
             device (`torch.device`, *optional*): Device of `timesteps`; `sigmas` stay on the CPU.
             sigmas (`list[float]` or `torch.Tensor`, *optional*): The n noise levels themselves, falling and positive.
             timesteps (`list[float]` or `torch.Tensor`, *optional*): The same as c_noise = ln(sigma) / 4.
+            reverse (`bool`, defaults to `False`): Whether to go the other way, from the least of the n noise levels up to the
+                largest, which inverts sampling. Nothing is put back on the way.
 
         Raises:
             ValueError: Not just one of the three is given, or its values are not as described.
@@ -194,22 +228,25 @@ class PFGMPPScheduler(EDMEulerScheduler):
             karras = self.config.sigma_schedule == "karras"
             steps = self._compute_karras_sigmas(ramp) if karras else self._compute_exponential_sigmas(ramp)
 
-        last = steps[-1:] if self.config.final_sigmas_type == "sigma_min" else steps.new_zeros(1)
-        # Heun meets each level between the first and the last twice: to correct the step to it, and to leave it.
-        inner = steps[1:].repeat_interleave(self.order)
-        self._levels = torch.cat([steps[:1], inner, last]).float()
+        if reverse:
+            steps, last = steps.flip(0), steps[:0]
+        else:
+            last = steps[-1:] if self.config.final_sigmas_type == "sigma_min" else steps.new_zeros(1)
+        # Heun meets each level after the first twice: to correct the step to it, and to leave it.
+        self._levels = torch.cat([steps[:1], steps[1:].repeat_interleave(self.order), last]).float()
 
         # Churn puts noise back before a step, so the network is first called at the raised level.
         s_tmax = float("inf") if self.config.s_tmax is None else self.config.s_tmax
         starts = self._levels[: -1 : self.order]
-        gamma = min(self.config.s_churn / len(starts), 2**0.5 - 1)
+        gamma = 0.0 if reverse else min(self.config.s_churn / len(steps), 2**0.5 - 1)
         churned = (self.config.s_tmin <= starts) & (starts <= s_tmax)
         self.sigmas = self._levels.clone()
         self.sigmas[: -1 : self.order] = torch.where(churned, starts * (1 + gamma), starts)
 
         self.num_inference_steps = len(steps)
         self.timesteps = self.precondition_noise(self.sigmas[:-1]).to(device)
-        self._step_index = self._begin_index = self._predictor = None
+        self._step_index = self._begin_index = None
+        self._history = []
 
     def set_begin_index(self, begin_index: int = 0):
         """
@@ -246,6 +283,7 @@ class PFGMPPScheduler(EDMEulerScheduler):
         sample: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
+        D: float | torch.Tensor | None = ...,
     ) -> PFGMPPSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """
         Goes from one timestep to the next along the field line.
@@ -256,8 +294,9 @@ class PFGMPPScheduler(EDMEulerScheduler):
             model_output (`torch.Tensor`): What the network returned for `scale_model_input(sample, timestep)`.
             timestep (`float` or `torch.Tensor`): The current entry of `timesteps`; it places the first step, later ones follow.
             sample (`torch.Tensor`): The current sample x.
-            generator (`torch.Generator` or a list of them, *optional*): Source of the noise when `s_churn` is not 0.
+            generator (`torch.Generator` or a list of them, *optional*): Source of the noise of churn and stochastic solvers.
             return_dict (`bool`, defaults to `True`): Whether to return a [`PFGMPPSchedulerOutput`] or a tuple.
+            D (`float`, `torch.Tensor` or `None`, *optional*): Augmented dimension of that noise; the scheduler's by default.
 
         Returns:
             [`PFGMPPSchedulerOutput`] or `tuple`: The next sample in the type of `sample`, and the denoised image.
@@ -276,20 +315,20 @@ class PFGMPPScheduler(EDMEulerScheduler):
         dtype = torch.promote_types(sample.dtype, torch.float32)
         x, sigma, target = sample.to(dtype), self.sigmas[index], self._levels[index + 1]
         denoised = self.precondition_outputs(x, model_output.to(dtype), sigma)
-        slope = (x - denoised) / sigma
-
-        if self._predictor is not None:  # the second half of a step of Heun
-            start, start_sigma, start_slope = self._predictor
-            prev_sample = start + (target - start_sigma) * (start_slope + slope) / 2
-            self._predictor = None
+        if self._multistep is not None:
+            prev_sample = self._multistep_update(x, denoised, index, generator, D)
+        elif self._history:  # the second half of a step of Heun
+            start, start_sigma, start_slope = self._history.pop()
+            prev_sample = start + (target - start_sigma) * (start_slope + (x - denoised) / sigma) / 2
         else:
+            slope = (x - denoised) / sigma
             prev_sample = x + (target - sigma) * slope
             if self.order == 2 and index + 1 < len(self.timesteps):
-                self._predictor = (x, sigma, slope)
+                self._history.append((x, sigma, slope))
 
         raised = self.sigmas[index + 1]
         if raised > target:
-            churn = sample_noise(x.shape, None, generator=generator, device=x.device, dtype=dtype)
+            churn = self._stochastic_noise(prev_sample, denoised, target, generator, D)
             prev_sample = prev_sample + self.config.s_noise * (raised**2 - target**2).sqrt() * churn
 
         self._step_index += 1
@@ -297,6 +336,33 @@ class PFGMPPScheduler(EDMEulerScheduler):
         if not return_dict:
             return prev_sample, denoised
         return PFGMPPSchedulerOutput(prev_sample=prev_sample, pred_original_sample=denoised)
+
+    def _multistep_update(self, x, denoised, index, generator, D):
+        """A step of DPM-Solver++ with as many of the last denoised images as its order takes."""
+        solver, sigma, target = self._multistep, self.sigmas[index], self.sigmas[index + 1]
+        solver.sigmas, solver._step_index = self.sigmas, index
+        remaining = len(self.timesteps) - index
+        self._history = [*self._history, denoised][-solver.config.solver_order :]
+        order = len(self._history)
+        if target in (0, sigma):
+            order = 1  # at sigma = 0 the denoised image itself
+        elif self.config.lower_order_final and len(self.timesteps) < 15:
+            order = min(order, remaining)
+        noise = None
+        if solver.config.algorithm_type == "sde-dpmsolver++":
+            noise = self._stochastic_noise(x, denoised, sigma, generator, D) if target > 0 else torch.zeros_like(x)
+            noise = self.config.s_noise * noise
+        if order == 1:
+            return solver.dpm_solver_first_order_update(denoised, sample=x, noise=noise)
+        if order == 2:
+            return solver.multistep_dpm_solver_second_order_update(self._history, sample=x, noise=noise)
+        return solver.multistep_dpm_solver_third_order_update(self._history, sample=x)
+
+    def _stochastic_noise(self, x, denoised, sigma, generator, D):
+        D = self.config.D if D is ... else D
+        if self.config.stochastic_noise == "gaussian":
+            D = None
+        return sample_noise_given((x - denoised) / sigma, D, generator)
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: float | list[float] | torch.Tensor

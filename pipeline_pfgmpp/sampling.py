@@ -1,0 +1,199 @@
+"""Many images, one a seed: the same for a seed whatever the number of processes, and continued where they were interrupted."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from tqdm.auto import tqdm
+
+
+def parse_seeds(text: str) -> list[int]:
+    """
+    Reads a list of seeds such as `"0-49999"` or `"3,5,10-12"`.
+
+    Args:
+        text (`str`): Numbers and ranges, both ends included, with commas between.
+
+    Returns:
+        `list[int]`: The seeds in the order given.
+
+    Raises:
+        ValueError: It is no such list, or names a seed twice.
+    """
+    seeds = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
+            raise ValueError(f"`seeds` must be a list such as 0-49999 or 3,5,10-12, but is {text!r}.")
+        seeds.extend(range(int(first), int(last or first) + 1))
+    if len(set(seeds)) != len(seeds):
+        raise ValueError(f"`seeds` names a seed twice: {text!r}.")
+    return seeds
+
+
+def describe(pipeline: DiffusionPipeline, **settings) -> dict:
+    """
+    What images depend on besides the network and their seed.
+
+    Args:
+        pipeline ([`PFGMPPPipeline`]): What generates.
+        settings: Arguments of its call.
+
+    Returns:
+        `dict`: The settings and the scheduler's configuration, ready for JSON.
+    """
+    config = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
+    return {**settings, "scheduler": config}
+
+
+def generate(
+    pipeline: DiffusionPipeline, seeds: list[int], batch_size: int, desc: str = "Sampling", **settings
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """
+    Images for seeds, a batch at a time; each depends on its seed alone.
+
+    Args:
+        pipeline ([`PFGMPPPipeline`]): What generates.
+        seeds (`list[int]`): One an image.
+        batch_size (`int`): Images at a time.
+        desc (`str`, defaults to `"Sampling"`): What stands before the progress bar.
+        settings: Further arguments of the pipeline's call, such as `num_inference_steps`.
+
+    Yields:
+        `tuple[list[int], torch.Tensor]`: The seeds of a batch, and its images of shape `(batch, C, H, W)` as uint8 on the CPU.
+
+    Raises:
+        ValueError: `batch_size` is not positive, or an argument does not fit the pipeline.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be positive, but is {batch_size}.")
+    pipeline.set_progress_bar_config(disable=True)
+    with tqdm(total=len(seeds), desc=desc, unit="image") as progress:
+        for first in range(0, len(seeds), batch_size):
+            batch = seeds[first : first + batch_size]
+            generators = [torch.Generator().manual_seed(seed) for seed in batch]
+            images = pipeline(len(batch), generator=generators, output_type="pt", **settings).images
+            yield batch, (images * 255).round().to("cpu", torch.uint8)
+            progress.update(len(batch))
+
+
+def sample_to_files(
+    pipeline: DiffusionPipeline, seeds: list[int], output: str | os.PathLike, batch_size: int = 64, **settings
+) -> None:
+    """
+    Draws an image a seed into a folder of PNGs, or into one `.npz` file (`images` of shape (M, H, W, C) as uint8, and `seeds`).
+
+    Under `accelerate launch` or `torchrun` the batches are shared among the processes. What an interrupted run has drawn is
+    kept, and a second run draws only what is missing, in the same batches.
+
+    Args:
+        pipeline ([`PFGMPPPipeline`]): What generates, on its device.
+        seeds (`list[int]`): One an image.
+        output (`str` or `os.PathLike`): A folder, or a file whose name ends in `.npz`.
+        batch_size (`int`, defaults to 64): Images at a time, in each process.
+        settings: Further arguments of the pipeline's call; they are kept with the images.
+
+    Raises:
+        OSError: A file cannot be written.
+        ValueError: The folder holds images drawn with other settings, or an argument does not fit the pipeline.
+    """
+    from accelerate import PartialState
+
+    state = PartialState(cpu=pipeline.device.type == "cpu")
+    output = Path(output).resolve()
+    packed = output.suffix == ".npz"
+    folder = output.with_name(f".{output.name}.partial") if packed else output
+    if packed and output.exists():
+        raise ValueError(f"`output` {output} exists; name a new file.")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`output` {output} is a file; name a folder, or a file that ends in .npz.")
+    with state.main_process_first():
+        _check_settings(folder, describe(pipeline, **settings))
+
+    batches = [seeds[i : i + batch_size] for i in range(0, len(seeds), batch_size)]
+    mine = batches[state.process_index :: state.num_processes]
+    missing = [seed for batch in mine if not all(_path(folder, seed).is_file() for seed in batch) for seed in batch]
+    desc = "Sampling" if state.num_processes == 1 else f"Sampling ({state.process_index + 1} of {state.num_processes})"
+    for batch, images in generate(pipeline, missing, batch_size, desc, **settings):
+        for seed, image in zip(batch, images):
+            _write_png(_path(folder, seed), image)
+
+    state.wait_for_everyone()
+    if packed and state.is_main_process:
+        _pack(folder, seeds, output)
+
+
+def load_samples(path: str | os.PathLike) -> tuple[torch.Tensor, dict]:
+    """
+    Reads what [`sample_to_files`] wrote, in the order of the seeds.
+
+    Args:
+        path (`str` or `os.PathLike`): A folder of PNGs or an `.npz` file.
+
+    Returns:
+        `tuple[torch.Tensor, dict]`: The images of shape `(M, C, H, W)` as uint8, and the settings that they were drawn with.
+
+    Raises:
+        ValueError: There are no such images.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            files = sorted(path.glob("*.png"), key=lambda file: int(file.stem))
+            images = np.stack([_read_png(file) for file in files])
+            settings = (path / "settings.json").read_text()
+        else:
+            with np.load(path, allow_pickle=False) as archive:
+                images, settings = archive["images"], str(archive["settings"])
+        settings = json.loads(settings)
+    except (KeyError, ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} holds no images that `pfgmpp sample` drew: {error}") from None
+    return torch.from_numpy(images).permute(0, 3, 1, 2), settings
+
+
+def _path(folder, seed):
+    return folder / f"{seed:06d}.png"
+
+
+def _check_settings(folder, settings):
+    """Keeps with the images how they were drawn, and refuses to mix them with others."""
+    file = folder / "settings.json"
+    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    if file.is_file():
+        if file.read_text() != text:
+            raise ValueError(f"{folder} holds images drawn with other settings (see its settings.json); name another output.")
+        return
+    if folder.is_dir() and any(folder.glob("*.png")):
+        raise ValueError(f"{folder} holds images that were drawn elsewhere; name another output.")
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(text)
+    os.replace(partial, file)
+
+
+def _write_png(path, image):
+    """Writes one image of shape (C, H, W) beside its place and moves it there."""
+    array = image.permute(1, 2, 0).numpy()
+    partial = path.with_suffix(".partial")
+    Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(partial, format="PNG")
+    os.replace(partial, path)
+
+
+def _read_png(path):
+    with Image.open(path) as image:
+        array = np.asarray(image)
+    return array if array.ndim == 3 else array[..., None]
+
+
+def _pack(folder, seeds, output):
+    images = np.stack([_read_png(_path(folder, seed)) for seed in seeds])
+    partial = folder / "packed.npz"
+    np.savez(partial, images=images, seeds=np.array(seeds), settings=(folder / "settings.json").read_text())
+    os.replace(partial, output)
+    shutil.rmtree(folder)
