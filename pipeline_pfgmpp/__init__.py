@@ -6,7 +6,7 @@ import diffusers
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
 from .empirical_denoiser import EmpiricalDenoiser
-from .noise import field_target, log_density, posterior_weights, sample_noise
+from .noise import field_target, interpolate_noise, log_density, posterior_weights, sample_noise, sample_noise_given
 from .pipeline_pfgmpp import PFGMPPPipeline
 from .scheduling_pfgmpp import PFGMPPScheduler
 from .unet_ddpm import DDPMUNet2DModel
@@ -21,9 +21,11 @@ __all__ = [
     "PFGMPPScheduler",
     "PFGMPPUNet2DModel",
     "field_target",
+    "interpolate_noise",
     "log_density",
     "posterior_weights",
     "sample_noise",
+    "sample_noise_given",
 ]
 
 # `DiffusionPipeline.from_pretrained` looks a pipeline's class up in `diffusers`, its components' in a module of

@@ -115,6 +115,37 @@ def sample_noise_given(
     return _scaled(gauss, (dof.to(squared_radius) + squared_radius) / chi2.to(squared_radius))
 
 
+def interpolate_noise(start: torch.Tensor, end: torch.Tensor, fraction: float | torch.Tensor) -> torch.Tensor:
+    """
+    Goes from one unit noise to another along the shells of the prior: directions on the great circle between them, norms
+    geometrically, since at small D the norm of one image is not that of another.
+
+    Args:
+        start (`torch.Tensor` of shape `(batch, ...)`): Unit noise, as from [`sample_noise`] or the pipeline's `invert`.
+        end (`torch.Tensor` of shape `(batch, ...)`): Unit noise of the same shape.
+        fraction (`float` or `torch.Tensor` of shape `(batch,)`): 0 gives `start`, 1 gives `end`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, ...)`: The noise in between.
+
+    Raises:
+        ValueError: The shapes do not fit.
+    """
+    if start.shape != end.shape or start.ndim < 2:
+        shapes = f"{tuple(start.shape)} and {tuple(end.shape)}"
+        raise ValueError(f"`start` and `end` must be of one shape (batch, ...), but are of shapes {shapes}.")
+    a, b = start.flatten(1), end.flatten(1)
+    fraction = torch.as_tensor(fraction, device=a.device, dtype=a.dtype).expand(len(a))[:, None]
+    norm_a, norm_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
+    unit_a, unit_b = a / norm_a, b / norm_b
+    angle = 2 * torch.atan2((unit_a - unit_b).norm(dim=1, keepdim=True), (unit_a + unit_b).norm(dim=1, keepdim=True))
+    # sin(t angle) / sin(angle), whose limit at angle 0 is t
+    weight_a = (1 - fraction) * torch.sinc((1 - fraction) * angle / math.pi) / torch.sinc(angle / math.pi)
+    weight_b = fraction * torch.sinc(fraction * angle / math.pi) / torch.sinc(angle / math.pi)
+    norm = norm_a ** (1 - fraction) * norm_b**fraction
+    return (norm * (weight_a * unit_a + weight_b * unit_b)).view(start.shape)
+
+
 def _drawing_device(generator: torch.Generator | None, device: torch.device | str | None) -> torch.device:
     """Where the random numbers are made: with the generator, or on `device` when there is none."""
     target = torch.device(device) if device is not None else None
@@ -275,8 +306,7 @@ def field_target(
     for chunk in _chunks(references, x):
         log_weights = _log_weights(x, chunk, sigma, dof)
         previous, log_total = log_total, torch.logaddexp(log_total, log_weights.logsumexp(1, keepdim=True))
-        mean *= (previous - log_total).exp()
-        mean += (log_weights - log_total).exp_() @ chunk
+        mean = torch.addmm(mean * (previous - log_total).exp(), (log_weights - log_total).exp(), chunk)
     return mean.view(shape).to(dtype)
 
 
