@@ -10,6 +10,8 @@ from pathlib import Path
 def add_drawing_arguments(parser):
     """How images are drawn, for every command that draws some."""
     parser.add_argument("--num-inference-steps", type=int, default=18, help="steps of the solver (default: %(default)s)")
+    parser.add_argument("--solver-type", help="heun, euler, dpmpp_2m, dpmpp_3m or dpmpp_2m_sde (default: the model's)")
+    parser.add_argument("--rho", type=float, help="exponent of the step spacing (default: the model's)")
     parser.add_argument("--D", type=float, help="augmented dimension of a model that serves several; inf is diffusion")
     parser.add_argument("--class-label", type=int, help="class of all images (default: drawn, each with equal probability)")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="1 is none (default: %(default)s)")
@@ -61,7 +63,7 @@ def sample_many(args):
     seeds = parse_seeds(args.seeds) if args.seeds else list(range(args.seed, args.seed + args.num_images))
     if args.num_images not in (None, len(seeds)):
         raise ValueError(f"--num-images is {args.num_images}, but --seeds names {len(seeds)}; leave one of them out.")
-    sample_to_files(load_pipeline(args), seeds, args.output, args.batch_size, **call_settings(args))
+    sample_to_files(load_pipeline(args), seeds, args.output, args.batch_size, own_command(), **call_settings(args))
     print(f"Drew {len(seeds)} images: {Path(args.output).resolve()}")
 
 
@@ -167,14 +169,22 @@ def evaluate(args):
     results = {**evaluate(samples, real.images, pipeline.device), "settings": settings}
     print(json.dumps(results, indent=2))
     if args.write:
-        write_evaluation(args.model, results, f"pfgmpp {shlex.join(sys.argv[1:])}")
+        write_evaluation(args.model, results, own_command())
+
+
+def own_command():
+    return f"pfgmpp {shlex.join(sys.argv[1:])}"
 
 
 def load_pipeline(args):
     import torch
     from diffusers import DiffusionPipeline
 
+    from .scheduling_pfgmpp import PFGMPPScheduler
+
     pipeline = DiffusionPipeline.from_pretrained(args.model)
+    options = {name: getattr(args, name) for name in ("solver_type", "rho") if getattr(args, name) is not None}
+    pipeline.scheduler = PFGMPPScheduler.from_config(pipeline.scheduler.config, **options)
     if torch.cuda.is_available():
         return pipeline.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     pipeline.unet.to(memory_format=torch.channels_last)  # what the CPU's convolutions are fastest in

@@ -13,6 +13,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 
+SETTINGS = "settings.json"
+
+
 def parse_seeds(text: str) -> list[int]:
     """
     Reads a list of seeds such as `"0-49999"` or `"3,5,10-12"`.
@@ -71,12 +74,10 @@ def generate(
     Raises:
         ValueError: `batch_size` is not positive, or an argument does not fit the pipeline.
     """
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be positive, but is {batch_size}.")
+    batches = _batches(seeds, batch_size)
     pipeline.set_progress_bar_config(disable=True)
     with tqdm(total=len(seeds), desc=desc, unit="image") as progress:
-        for first in range(0, len(seeds), batch_size):
-            batch = seeds[first : first + batch_size]
+        for batch in batches:
             generators = [torch.Generator().manual_seed(seed) for seed in batch]
             images = pipeline(len(batch), generator=generators, output_type="pt", **settings).images
             yield batch, (images * 255).round().to("cpu", torch.uint8)
@@ -84,7 +85,12 @@ def generate(
 
 
 def sample_to_files(
-    pipeline: DiffusionPipeline, seeds: list[int], output: str | os.PathLike, batch_size: int = 64, **settings
+    pipeline: DiffusionPipeline,
+    seeds: list[int],
+    output: str | os.PathLike,
+    batch_size: int = 64,
+    command: str | None = None,
+    **settings,
 ) -> None:
     """
     Draws an image a seed into a folder of PNGs, or into one `.npz` file (`images` of shape (M, H, W, C) as uint8, and `seeds`).
@@ -97,6 +103,7 @@ def sample_to_files(
         seeds (`list[int]`): One an image.
         output (`str` or `os.PathLike`): A folder, or a file whose name ends in `.npz`.
         batch_size (`int`, defaults to 64): Images at a time, in each process.
+        command (`str`, *optional*): The command that draws them, kept with the images.
         settings: Further arguments of the pipeline's call; they are kept with the images.
 
     Raises:
@@ -113,14 +120,15 @@ def sample_to_files(
         raise ValueError(f"`output` {output} exists; name a new file.")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`output` {output} is a file; name a folder, or a file that ends in .npz.")
-    with state.main_process_first():
-        _check_settings(folder, describe(pipeline, **settings))
-
-    batches = [seeds[i : i + batch_size] for i in range(0, len(seeds), batch_size)]
-    mine = batches[state.process_index :: state.num_processes]
+    text = json.dumps({**describe(pipeline, **settings), "command": command}, indent=2, sort_keys=True) + "\n"
+    _check_settings(folder, text)
+    mine = _batches(seeds, batch_size)[state.process_index :: state.num_processes]
     missing = [seed for batch in mine if not all(_path(folder, seed).is_file() for seed in batch) for seed in batch]
     desc = "Sampling" if state.num_processes == 1 else f"Sampling ({state.process_index + 1} of {state.num_processes})"
     for batch, images in generate(pipeline, missing, batch_size, desc, **settings):
+        if not (folder / SETTINGS).is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(folder / SETTINGS, lambda partial: partial.write_text(text))
         for seed, image in zip(batch, images):
             _write_png(_path(folder, seed), image)
 
@@ -137,7 +145,8 @@ def load_samples(path: str | os.PathLike) -> tuple[torch.Tensor, dict]:
         path (`str` or `os.PathLike`): A folder of PNGs or an `.npz` file.
 
     Returns:
-        `tuple[torch.Tensor, dict]`: The images of shape `(M, C, H, W)` as uint8, and the settings that they were drawn with.
+        `tuple[torch.Tensor, dict]`: The images of shape `(M, C, H, W)` as uint8, and what they were drawn with: the
+            pipeline's settings and the command.
 
     Raises:
         ValueError: There are no such images.
@@ -147,7 +156,7 @@ def load_samples(path: str | os.PathLike) -> tuple[torch.Tensor, dict]:
         if path.is_dir():
             files = sorted(path.glob("*.png"), key=lambda file: int(file.stem))
             images = np.stack([_read_png(file) for file in files])
-            settings = (path / "settings.json").read_text()
+            settings = (path / SETTINGS).read_text()
         else:
             with np.load(path, allow_pickle=False) as archive:
                 images, settings = archive["images"], str(archive["settings"])
@@ -161,28 +170,33 @@ def _path(folder, seed):
     return folder / f"{seed:06d}.png"
 
 
-def _check_settings(folder, settings):
-    """Keeps with the images how they were drawn, and refuses to mix them with others."""
-    file = folder / "settings.json"
-    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-    if file.is_file():
-        if file.read_text() != text:
-            raise ValueError(f"{folder} holds images drawn with other settings (see its settings.json); name another output.")
-        return
-    if folder.is_dir() and any(folder.glob("*.png")):
+def _batches(seeds, batch_size):
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be positive, but is {batch_size}.")
+    return [seeds[i : i + batch_size] for i in range(0, len(seeds), batch_size)]
+
+
+def _check_settings(folder, text):
+    """Refuses to mix images with others, drawn in another way."""
+    if (folder / SETTINGS).is_file():
+        found, wanted = json.loads((folder / SETTINGS).read_text()), json.loads(text)
+        if {**found, "command": None} != {**wanted, "command": None}:
+            raise ValueError(f"{folder} holds images drawn with other settings (see its {SETTINGS}); name another output.")
+    elif folder.is_dir() and any(folder.glob("*.png")):
         raise ValueError(f"{folder} holds images that were drawn elsewhere; name another output.")
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, file)
+
+
+def _write(path, write):
+    """Writes a file beside its place and moves it there; several processes may."""
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    write(partial)
+    os.replace(partial, path)
 
 
 def _write_png(path, image):
-    """Writes one image of shape (C, H, W) beside its place and moves it there."""
     array = image.permute(1, 2, 0).numpy()
-    partial = path.with_suffix(".partial")
-    Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(partial, format="PNG")
-    os.replace(partial, path)
+    picture = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
+    _write(path, lambda partial: picture.save(partial, format="PNG"))
 
 
 def _read_png(path):
@@ -194,6 +208,6 @@ def _read_png(path):
 def _pack(folder, seeds, output):
     images = np.stack([_read_png(_path(folder, seed)) for seed in seeds])
     partial = folder / "packed.npz"
-    np.savez(partial, images=images, seeds=np.array(seeds), settings=(folder / "settings.json").read_text())
+    np.savez(partial, images=images, seeds=np.array(seeds), settings=(folder / SETTINGS).read_text())
     os.replace(partial, output)
     shutil.rmtree(folder)

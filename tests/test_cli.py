@@ -63,7 +63,7 @@ def test_evaluate_writes_into_the_card(model, fashion_mnist, capsys):
         ["evaluate", str(model), "--data", str(fashion_mnist), "--num-images", "50", "--num-inference-steps", "2", "--write"]
     )
     assert '"num_images": 50' in capsys.readouterr().out
-    assert "Fréchet distance" in (model / "README.md").read_text()
+    assert "| samples, 2 steps of heun |" in (model / "README.md").read_text()
     with pytest.raises(SystemExit):
         cli.main(["evaluate", "org/somewhere", "--data", str(fashion_mnist), "--write"])
     assert "--write needs a local model folder" in capsys.readouterr().err

@@ -88,7 +88,7 @@ def test_evaluate_tells_good_from_bad(fashion_mnist):
 def test_results_are_kept_with_the_model(tmp_path):
     results = {
         "frechet_distance": 12.5, "frechet_distance_of_real_halves": 0.75, "num_images": 5000,
-        "settings": {"num_inference_steps": 18, "scheduler": {"solver_type": "heun"}},
+        "settings": {"num_inference_steps": 18, "scheduler": {"solver_type": "heun"}, "command": "pfgmpp sample here"},
     }  # fmt: skip
     (tmp_path / "README.md").write_text("---\nlibrary_name: diffusers\n---\n\n# A model\n")
     for _ in range(2):  # a second time replaces the first
@@ -97,6 +97,7 @@ def test_results_are_kept_with_the_model(tmp_path):
     assert card.startswith("---\nlibrary_name: diffusers\n---\n")
     assert card.count("## Evaluation") == 1
     assert "| samples, 18 steps of heun | 12.5 |" in card
+    assert "pfgmpp sample here\npfgmpp evaluate here\n" in card
     assert json.loads((tmp_path / "evaluation.json").read_text()) == {**results, "command": "pfgmpp evaluate here"}
 
 

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 import torch
 
-from pipeline_pfgmpp import field_target, log_density, noise, posterior_weights, sample_noise
+from pipeline_pfgmpp import field_target, log_density, noise, posterior_weights, sample_noise, sample_noise_given
 
 
 EVERY_D = [0.5, 1, 2, 64, 128, 2048, 1e6, None]
@@ -89,6 +89,31 @@ def test_dtype_and_default_device(dtype):
 
 def test_a_cpu_generator_serves_another_device():
     assert sample_noise((2, 3), 8, generator(), device="meta").device.type == "meta"
+
+
+@pytest.mark.parametrize("D", [1, 16, 2048, None])
+def test_noise_given_a_residual_carries_a_sample_upwards(D):
+    """sigma * eps + sqrt(s^2 - sigma^2) * noise given eps is distributed as s * eps."""
+    dims, rng = 20, generator(1)
+    eps = sample_noise((4000, dims), D, rng, dtype=torch.float64)
+    raised = (eps + math.sqrt(3) * sample_noise_given(eps, D, rng)) / 2
+    law = scipy.stats.chi2(dims) if D is None else scipy.stats.betaprime(dims / 2, D / 2)
+    radius = raised.square().sum(1) / (1 if D is None else D)
+    assert scipy.stats.kstest(radius.numpy(), law.cdf).pvalue > 1e-3
+    if D == 16:  # while independent noise would not do
+        wrong = (eps + math.sqrt(3) * torch.randn(eps.shape, generator=rng, dtype=torch.float64)) / 2
+        assert scipy.stats.kstest((wrong.square().sum(1) / D).numpy(), law.cdf).pvalue < 1e-8
+
+
+def test_noise_given_a_residual_takes_a_d_and_a_generator_an_image():
+    residual, D = torch.randn(3, 5), torch.tensor([2.0, math.inf, 100.0])
+    together = sample_noise_given(residual, D, [generator(seed) for seed in range(3)])
+    for seed in range(3):
+        alone = sample_noise_given(residual[seed : seed + 1], D[seed].item(), [generator(seed)])
+        torch.testing.assert_close(together[seed : seed + 1], alone)
+    assert torch.equal(together[1], torch.randn(1, 5, generator=generator(1))[0])
+    with pytest.raises(ValueError, match="2 values for a batch of 3"):
+        sample_noise_given(residual, torch.ones(2))
 
 
 class CudaGenerator:

@@ -69,9 +69,10 @@ def write_evaluation(folder: str | os.PathLike, results: dict, command: str) -> 
     Args:
         folder (`str` or `os.PathLike`): The model's folder.
         results (`dict`): What [`evaluate`] returned, with the `settings` that the samples were drawn with.
-        command (`str`): The command that measured it.
+        command (`str`): The command that measured it; before it stands the one that drew the samples, where it was another.
     """
     folder, settings = Path(folder), results["settings"]
+    commands = "\n".join(filter(None, (settings.get("command"), command)))
     (folder / "evaluation.json").write_text(json.dumps({**results, "command": command}, indent=2) + "\n")
     section = f"""{SECTION}
 
@@ -84,7 +85,7 @@ half of the test images:
 | the other half of the test images | {results["frechet_distance_of_real_halves"]} |
 
 ```bash
-{command}
+{commands}
 ```
 """
     card = ModelCard.load(folder / "README.md")

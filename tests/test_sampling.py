@@ -1,0 +1,181 @@
+"""Many images: the same for a seed whatever the number of processes, the batches or the interruptions."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from conftest import ROOT
+
+from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, cli
+from pipeline_pfgmpp.sampling import load_samples, parse_seeds, sample_to_files
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    torch.manual_seed(0)
+    unet = PFGMPPUNet2DModel(sample_size=8, model_channels=16, channel_mult=(1,), num_blocks=1, label_dim=3).eval()
+    torch.nn.init.xavier_uniform_(unet.dec["8x8_aux_conv"].weight)
+    return PFGMPPPipeline(unet, PFGMPPScheduler(D=16))
+
+
+@pytest.fixture(scope="module")
+def model(pipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("many") / "model"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def sample(model, output, *args, **kwargs):
+    command = ["-m", "pipeline_pfgmpp", "sample", str(model), "--output", str(output), "--num-inference-steps", "3", *args]
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, **kwargs)
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("0-3", [0, 1, 2, 3]), ("5", [5]), ("3,5,10-12", [3, 5, 10, 11, 12])])
+def test_lists_of_seeds(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-1", "-3", "1,,2", "1-2-3", "4,3-5"])
+def test_bad_lists_of_seeds_are_refused(text):
+    with pytest.raises(ValueError, match="`seeds`"):
+        parse_seeds(text)
+
+
+def test_a_folder_and_a_file_hold_the_same_images(pipe, tmp_path):
+    for output in (tmp_path / "folder", tmp_path / "file.npz"):
+        sample_to_files(pipe, [4, 1, 7], output, batch_size=2, num_inference_steps=3)
+    folder, settings = load_samples(tmp_path / "folder")  # in the order of their seeds
+    file, _ = load_samples(tmp_path / "file.npz")  # in the order asked for
+    assert file.shape == (3, 3, 8, 8)
+    assert torch.equal(folder, file[[1, 0, 2]])
+    assert settings["num_inference_steps"] == 3
+    assert settings["scheduler"]["D"] == 16
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "file.npz"}
+    assert PIL.Image.open(tmp_path / "folder" / "000004.png").mode == "RGB"
+    with np.load(tmp_path / "file.npz", allow_pickle=False) as archive:
+        assert archive["seeds"].tolist() == [4, 1, 7]
+    # each is what the pipeline draws for its seed alone
+    alone = pipe(generator=torch.Generator().manual_seed(7), num_inference_steps=3, output_type="pt").images
+    assert ((alone * 255).round()[0] - file[2]).abs().max() <= 1
+
+
+def test_another_batch_size_draws_the_same_images(pipe, tmp_path):
+    for size in (1, 3, 8):
+        sample_to_files(pipe, list(range(8)), tmp_path / str(size), batch_size=size, num_inference_steps=3)
+    reference, _ = load_samples(tmp_path / "8")
+    for size in (1, 3):  # to the rounding of the last bit: a CPU's kernels differ with the batch
+        images, _ = load_samples(tmp_path / str(size))
+        difference = (images.int() - reference.int()).abs()
+        assert difference.max() <= 1
+        assert (difference > 0).float().mean() < 0.01
+
+
+def test_processes_share_the_work(model, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "pipeline_pfgmpp"]
+    args = ["sample", str(model), "--seeds", "0-9", "--batch-size", "3", "--num-inference-steps", "3"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*torchrun, *args, "--output", str(tmp_path / "two.npz")], check=True, cwd=ROOT, env=env, capture_output=True
+    )
+    assert sample(model, tmp_path / "one.npz", "--seeds", "0-9", "--batch-size", "3").returncode == 0
+    two, one = (load_samples(tmp_path / name)[0] for name in ("two.npz", "one.npz"))
+    assert torch.equal(two, one)
+
+
+def test_an_interrupted_run_goes_on(model, tmp_path):
+    common = ["--num-images", "60", "--batch-size", "4"]
+    assert sample(model, tmp_path / "through.npz", *common).returncode == 0
+    command = [
+        "-m",
+        "pipeline_pfgmpp",
+        "sample",
+        str(model),
+        "--output",
+        str(tmp_path / "out.npz"),
+        "--num-inference-steps",
+        "3",
+    ]
+    process = subprocess.Popen([sys.executable, *command, *common], cwd=ROOT, stderr=subprocess.DEVNULL)
+    partial = tmp_path / ".out.npz.partial"
+    deadline = time.time() + 60
+    while len(list(partial.glob("*.png"))) < 8 and time.time() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if not (tmp_path / "out.npz").exists():  # it may have been quick
+        drawn = {path.name: path.stat().st_mtime_ns for path in partial.glob("*.png")}
+        result = sample(model, tmp_path / "out.npz", *common)
+        assert result.returncode == 0, result.stderr
+        assert len(drawn) >= 8
+        assert not partial.exists()
+    assert torch.equal(load_samples(tmp_path / "out.npz")[0], load_samples(tmp_path / "through.npz")[0])
+
+
+def test_what_is_there_is_not_drawn_again(pipe, tmp_path):
+    sample_to_files(pipe, list(range(6)), tmp_path, batch_size=2, num_inference_steps=3)
+    times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
+    (tmp_path / "000003.png").unlink()
+    sample_to_files(pipe, list(range(8)), tmp_path, batch_size=2, num_inference_steps=3)
+    kept = {path.name for path in tmp_path.glob("*.png") if times.get(path.name) == path.stat().st_mtime_ns}
+    assert kept == {"000000.png", "000001.png", "000004.png", "000005.png"}
+
+
+def test_images_of_other_settings_are_not_mixed(pipe, tmp_path):
+    sample_to_files(pipe, [0], tmp_path / "out", num_inference_steps=3)
+    with pytest.raises(ValueError, match="drawn with other settings"):
+        sample_to_files(pipe, [1], tmp_path / "out", num_inference_steps=4)
+    (tmp_path / "mine").mkdir()
+    PIL.Image.new("RGB", (4, 4)).save(tmp_path / "mine" / "cat.png")
+    with pytest.raises(ValueError, match="drawn elsewhere"):
+        sample_to_files(pipe, [1], tmp_path / "mine", num_inference_steps=3)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="is a file"):
+        sample_to_files(pipe, [1], tmp_path / "file", num_inference_steps=3)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--num-images", "0"], "--num-images must be positive"),
+        (["--num-images", "3", "--seeds", "0-1"], "leave one of them out"),
+        (["--num-images", "3", "--output", "x.png"], "--output must be a folder or end in .npz"),
+        (["--num-images", "3", "--batch-size", "0"], "`batch_size` must be positive"),
+        (["--num-images", "3", "--D", "64"], "trained at D = 16 alone"),
+        (["--num-images", "3", "--class-label", "3"], "`class_labels` must lie in 0 ... 2"),
+        (["--num-images", "3", "--solver-type", "rk4"], "`solver_type` must be one of"),
+    ],
+)
+def test_bad_arguments_end_in_one_sentence(args, message, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["sample", str(model), "--output", "out.npz", *args])
+    assert stop.value.code == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluate_takes_what_was_drawn(model, tmp_path, capsys, fashion_mnist):
+    unet = PFGMPPUNet2DModel(sample_size=28, in_channels=1, out_channels=1, model_channels=16, channel_mult=(1,), num_blocks=1)
+    pipe = PFGMPPPipeline(unet, PFGMPPScheduler(D=16))
+    pipe.save_pretrained(tmp_path / "grey")
+    sample_to_files(pipe, list(range(60)), tmp_path / "grey.npz", num_inference_steps=2)
+    command = ["evaluate", str(tmp_path / "grey"), "--data", str(fashion_mnist), "--num-images", "60"]
+    cli.main([*command, "--samples", str(tmp_path / "grey.npz")])
+    from_file = json.loads(capsys.readouterr().out)
+    cli.main([*command, "--num-inference-steps", "2"])
+    drawn = json.loads(capsys.readouterr().out)
+    assert from_file["frechet_distance"] == drawn["frechet_distance"]
+    assert from_file["settings"]["num_inference_steps"] == 2
+    for samples, message in ((tmp_path, "holds no images that"), (tmp_path / "none.npz", "holds no images that")):
+        with pytest.raises(SystemExit):
+            cli.main([*command, "--samples", str(samples)])
+        assert message in capsys.readouterr().err
