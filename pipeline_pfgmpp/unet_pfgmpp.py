@@ -99,17 +99,18 @@ class UNetBlock(nn.Module):
             self.proj = ResampleConv2d(out_channels, out_channels, 1, gain=1e-5)
 
     def forward(self, x, emb):
-        h = self.conv0(F.silu(self.norm0(x)))
+        # In place wherever the result is this block's own: on a CPU new memory costs as much as the arithmetic.
+        h = self.conv0(F.silu(self.norm0(x), inplace=True))
         params = self.affine(emb)[:, :, None, None]
         if self.adaptive_scale:
             scale, shift = params.chunk(2, dim=1)
-            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1), inplace=True)
         else:
-            h = F.silu(self.norm1(h + params))
+            h = F.silu(self.norm1(h.add_(params)), inplace=True)
         h = self.conv1(F.dropout(h, self.dropout, self.training))
-        x = ((x if self.skip is None else self.skip(x)) + h) * self.skip_scale
+        x = h.add_(x if self.skip is None else self.skip(x)).mul_(self.skip_scale)
         if self.num_heads:
-            x = (x + self.proj(self._attention(self.norm2(x)))) * self.skip_scale
+            x = self.proj(self._attention(self.norm2(x))).add_(x).mul_(self.skip_scale)
         return x
 
     def _attention(self, x):
