@@ -5,6 +5,7 @@ import math
 import pytest
 import scipy.stats
 import torch
+from diffusers import EDMDPMSolverMultistepScheduler
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler, field_target
 
@@ -62,6 +63,25 @@ def test_measured_order_of_convergence(solver_type, order, D):
     exact = solve(data, D, "dpmpp_3m", 1024, levels)
     coarse, fine = [(solve(data, D, solver_type, steps, levels) - exact).norm().item() for steps in (128, 256)]
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.1)
+
+
+def test_the_third_order_of_diffusers_measures_as_second():
+    """Why PFGMPPScheduler has its own; where this fails, a new diffusers has mended it and ours can go."""
+    data = torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(2))
+    exact = solve(data, None, "dpmpp_3m", 1024, (80.0, 0.5))
+
+    def error(steps):
+        scheduler = EDMDPMSolverMultistepScheduler(
+            solver_order=3, sigma_max=80.0, sigma_min=0.5, lower_order_final=False, final_sigmas_type="sigma_min"
+        )
+        scheduler.set_timesteps(steps + 1)
+        unet = EmpiricalDenoiser(data.double())
+        x = 80.0 * torch.randn((8, *data.shape[1:]), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        for t in scheduler.timesteps[:-1]:  # the last step has no length
+            x = scheduler.step(unet(scheduler.scale_model_input(x, t), t).sample, t, x).prev_sample
+        return (x - exact).norm().item()
+
+    assert math.log2(error(128) / error(256)) == pytest.approx(2, abs=0.3)
 
 
 def carry(data, D, solver_type, stochastic_noise, levels, count):
