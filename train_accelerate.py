@@ -14,7 +14,9 @@ import math
 import os
 import shlex
 import shutil
+import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -28,7 +30,7 @@ from tqdm.auto import tqdm
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 from pipeline_pfgmpp.hub import write_model_card
-from pipeline_pfgmpp.training import RECIPES, HalfLifeEMA, PFGMPPLoss, load_images
+from pipeline_pfgmpp.training import RECIPES, DimensionRange, HalfLifeEMA, PFGMPPLoss, load_images, replace_nonfinite_gradients
 
 
 ORIGIN = """## Training
@@ -50,7 +52,9 @@ def parse_args(argv=None):
         "--pretrained_model_name_or_path",
         help="pipeline folder or Hub id to fine-tune: its network, not the preset's",
     )
-    add("--D", type=float, default=2048, help="augmented dimension, any number above 0; inf is diffusion (EDM)")
+    add("--D", default="2048", help="augmented dimension, any number above 0, or inf; with --d_conditioning a range, 16:inf")
+    add("--d_conditioning", action="store_true", help="tell the network D: one network for every D of the range")
+    add("--reference_batch_size", type=int, help="aim at the field of this many images, over all processes, not at one image")
     add("--class_conditional", action="store_true", help="condition the network on the data set's classes")
     add("--label_dropout", type=float, default=0.0, help="probability of training without the class, for guidance")
 
@@ -81,6 +85,8 @@ def parse_args(argv=None):
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: accelerate's configuration")
     add("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
 
+    add("--max_train_time", type=float, help="minutes after which it saves a checkpoint and ends, as at SIGTERM and SIGINT")
+
     add("--sample_steps", type=int, default=1000, help="optimisation steps between sample grids; 0 for none")
     add("--checkpointing_steps", type=int, default=1000, help="optimisation steps between checkpoints; 0 for none")
     add("--checkpoints_total_limit", type=int, default=2, help="checkpoints to keep; 0 for all (default: %(default)s)")
@@ -93,8 +99,14 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if (args.dataset_name is None) == (args.train_data_dir is None):
         parser.error("give one of --dataset_name and --train_data_dir")
-    if not args.D > 0:
-        parser.error(f"--D must be positive, but is {args.D}")
+    try:
+        args.D = DimensionRange.parse(args.D)
+    except ValueError as error:
+        parser.error(f"argument --D: {error}")
+    if args.D.low != args.D.high and not args.d_conditioning:
+        parser.error(f"--D {args.D} is a range, which needs --d_conditioning")
+    if args.reference_batch_size and args.class_conditional:
+        parser.error("--reference_batch_size needs an unconditional network: its field is that of all classes")
     return args
 
 
@@ -173,7 +185,7 @@ def main():
         raise SystemExit(f"--class_conditional needs a class column, but {source} has only {dataset.column_names}.")
     dataloader = torch.utils.data.DataLoader(
         data,
-        batch_size=args.train_batch_size,
+        batch_size=max(args.train_batch_size, (args.reference_batch_size or 0) // accelerator.num_processes),
         shuffle=True,
         drop_last=True,
         generator=torch.Generator().manual_seed(args.seed),  # so that starting an epoch takes nothing from the other draws
@@ -182,7 +194,7 @@ def main():
     # Network, scheduler, loss
     channels, num_classes = data.images.shape[1], len(data.class_names) if args.class_conditional else 0
     if pretrained:
-        unet, scheduler = pretrained.unet, PFGMPPScheduler.from_config(pretrained.scheduler.config, D=args.D)
+        unet, scheduler = pretrained.unet, PFGMPPScheduler.from_config(pretrained.scheduler.config, D=args.D.middle)
         if (unet.config.in_channels, pretrained.num_classes) != (channels, num_classes):
             raise SystemExit(
                 f"The network of {args.pretrained_model_name_or_path} has {unet.config.in_channels} channels and"
@@ -196,9 +208,14 @@ def main():
             out_channels=channels,
             label_dim=num_classes,
             label_dropout=args.label_dropout,
+            d_conditioning=args.d_conditioning,
         )
-        scheduler = PFGMPPScheduler(D=args.D, sigma_data=args.sigma_data or round(data.sigma_data(), 4))
-    loss_function = PFGMPPLoss(scheduler, P_mean=args.P_mean, P_std=args.P_std)
+        scheduler = PFGMPPScheduler(D=args.D.middle, sigma_data=args.sigma_data or round(data.sigma_data(), 4))
+    if args.d_conditioning and not unet.config.get("d_conditioning"):
+        raise SystemExit(f"The network of {args.pretrained_model_name_or_path} is not conditioned on D (see --d_conditioning).")
+    loss_function = PFGMPPLoss(
+        scheduler, P_mean=args.P_mean, P_std=args.P_std, dimensions=args.D if args.d_conditioning else None
+    )
 
     # Optimisation
     optimizer = torch.optim.Adam(
@@ -224,7 +241,7 @@ def main():
     )
     pipeline.set_progress_bar_config(disable=True)
     if args.report_to:
-        accelerator.init_trackers("pfgmpp", config={k: v for k, v in vars(args).items() if v is not None})
+        accelerator.init_trackers("pfgmpp", config={k: v for k, v in {**vars(args), "D": str(args.D)}.items() if v is not None})
 
     # Resume
     step = 0
@@ -242,7 +259,14 @@ def main():
         )
     first_epoch, skipped = divmod(step * args.gradient_accumulation_steps, passes_per_epoch)
 
+    # What ends the loop early
+    deadline = time.monotonic() + 60 * args.max_train_time if args.max_train_time else math.inf
+    stop_requested = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: stop_requested.append(number))
+
     # The loop
+    nonfinite, stopped = 0, False
     progress = tqdm(total=args.max_train_steps, initial=step, desc="Training", disable=not accelerator.is_local_main_process)
     unet.train()
     for epoch in range(first_epoch, math.ceil(args.max_train_steps * args.gradient_accumulation_steps / passes_per_epoch)):
@@ -251,9 +275,13 @@ def main():
         for batch in batches:
             with accelerator.accumulate(unet):
                 conditioning = {"class_labels": batch["class_labels"]} if args.class_conditional else {}
-                loss = loss_function(unet, batch["images"], **conditioning).mean()
+                references = accelerator.gather(batch["images"]) if args.reference_batch_size else None
+                images = batch["images"][: args.train_batch_size]
+                loss = loss_function(unet, images, references=references, **conditioning).mean()
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
+                    if accelerator.scaler is None:  # fp16 skips such a step and lowers its scale
+                        nonfinite += replace_nonfinite_gradients(unet.parameters())
                     accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
                 optimizer.step()
                 lr_scheduler.step()
@@ -265,10 +293,15 @@ def main():
             ema.step(unet.parameters())
             progress.update()
             logs = {"loss": loss.item(), "lr": lr_scheduler.get_last_lr()[0]}
+            if nonfinite:
+                logs["nonfinite_gradients"] = nonfinite
             progress.set_postfix(**{name: f"{value:.3g}" for name, value in logs.items()})
             accelerator.log(logs, step=step)
 
             last = step == args.max_train_steps
+            if stop_requested or time.monotonic() > deadline:
+                accelerator.set_trigger()
+            stopped = accelerator.check_trigger() and not last  # on any process
             if accelerator.is_main_process and args.sample_steps and (step % args.sample_steps == 0 or last):
                 ema.store(unet.parameters())
                 ema.copy_to(unet.parameters())
@@ -276,11 +309,17 @@ def main():
                 save_samples(pipeline, args, step)
                 unet.train()
                 ema.restore(unet.parameters())
-            if args.checkpointing_steps and (step % args.checkpointing_steps == 0 or last):
+            if stopped or (args.checkpointing_steps and (step % args.checkpointing_steps == 0 or last)):
                 save_checkpoint(accelerator, args, step)
-            if last:
+            if stopped or last:
                 break
+        if stopped:
+            break
     progress.close()
+    if stopped:
+        accelerator.print(f"Stopped after step {step}; --resume_from_checkpoint latest goes on.")
+        accelerator.end_training()
+        return
 
     # The result: a pipeline folder with the averaged weights
     accelerator.wait_for_everyone()

@@ -50,7 +50,7 @@ def main():
     parser.add_argument("--data", required=True, help="data set with a test split")
     parser.add_argument("--num_images", type=int, default=10_000, help="images a group of seeds (default: %(default)s)")
     parser.add_argument("--num_groups", type=int, default=3, help="groups of the comparison (default: %(default)s)")
-    parser.add_argument("--curve_images", type=int, default=300, help="images a point of the lines (default: %(default)s)")
+    parser.add_argument("--curve_images", type=int, default=250, help="images a point of the lines (default: %(default)s)")
     parser.add_argument("--latents", type=int, default=40, help="latents of the error (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=50)
     args = parser.parse_args()

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import math
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import sys
 import numpy as np
 import PIL.Image
 import pytest
+import scipy.stats
 import torch
 from conftest import ROOT
 from datasets import Dataset, Features, Image, load_dataset
@@ -17,7 +20,14 @@ from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DMode
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPScheduler
 from pipeline_pfgmpp.convert import convert_diffusers
-from pipeline_pfgmpp.training import HalfLifeEMA, ImageDataset, PFGMPPLoss, load_images
+from pipeline_pfgmpp.training import (
+    DimensionRange,
+    HalfLifeEMA,
+    ImageDataset,
+    PFGMPPLoss,
+    load_images,
+    replace_nonfinite_gradients,
+)
 from pipeline_pfgmpp.training.idx_to_parquet import convert, read_idx
 
 
@@ -71,6 +81,59 @@ def test_the_exact_denoiser_has_the_least_loss(D, ten_images):
     least = expected_loss(D)
     assert least < expected_loss(D, shift=0.2)
     assert least < expected_loss(1)
+
+
+def test_over_references_the_target_is_their_posterior_mean(ten_images):
+    """The exact denoiser of the references has no loss at all, at any D."""
+    images = torch.nn.functional.avg_pool2d(ten_images, 4)
+    for D in (1, 64, None):
+        oracle, loss = EmpiricalDenoiser(images), PFGMPPLoss(PFGMPPScheduler(D=D), P_mean=0.5, P_std=0.5)
+        network = lambda x, t, return_dict, D=D: (oracle(x, t, D=D).sample,)  # noqa: B023, E731
+        assert loss(network, images[:4], generator(1), references=images).max() < 1e-6
+        assert loss(network, images[:4], generator(1)).mean() > 1e-3  # against single images something is left
+
+
+@pytest.mark.parametrize(
+    ("text", "low", "high"), [("128", 128, 128), ("inf", math.inf, math.inf), ("16:2048", 16, 2048), ("16:inf", 16, math.inf)]
+)
+def test_ranges_of_d(text, low, high):
+    dimensions = DimensionRange.parse(text)
+    assert (dimensions.low, dimensions.high, str(dimensions)) == (low, high, text)
+    D = dimensions.draw(20_000, generator())
+    assert D.min() >= low
+    assert D.max() <= high
+    finite = D[D.isfinite()]
+    if low < high:
+        top = min(high, 2**18)
+        position = (finite / low).log() / math.log(top / low)
+        assert scipy.stats.kstest(position.numpy(), "uniform").pvalue > 1e-3
+        assert D.isinf().double().mean() == pytest.approx(0.1 if high == math.inf else 0, abs=0.01)
+    assert low <= dimensions.middle <= high
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "many", "16:8", ":", "16:", "1e9:inf", "0:16"])
+def test_bad_ranges_of_d_are_refused(text):
+    with pytest.raises(ValueError, match="`D` must be a positive number, inf, or a range such as 16:inf"):
+        DimensionRange.parse(text)
+
+
+def test_each_image_has_its_own_d_and_the_network_is_told():
+    unet, images = Recorder(), torch.zeros(4000, 1, 4, 4)
+    loss = PFGMPPLoss(PFGMPPScheduler(D=128, sigma_data=0.7), P_std=1e-9, dimensions=DimensionRange(1, math.inf))
+    loss(unet, images, generator())
+    D = unet.conditioning["D"]
+    assert D.shape == (4000,)
+    assert D.isinf().any()
+    radius = unet.sample.flatten(1).square().mean(1)  # of unit noise, but for one factor
+    assert radius[D > 1e4].std() < 0.5 * radius[D < 4].std()
+
+
+def test_gradients_that_are_not_finite_are_replaced_and_counted():
+    weight = torch.nn.Parameter(torch.zeros(5))
+    weight.grad = torch.tensor([1.0, math.nan, math.inf, -math.inf, 2.0])
+    assert replace_nonfinite_gradients([weight, torch.nn.Parameter(torch.zeros(1))]) == 3
+    assert weight.grad.tolist() == [1.0, 0.0, 1e5, -1e5, 2.0]
+    assert replace_nonfinite_gradients([weight]) == 0
 
 
 # The moving average
@@ -263,6 +326,45 @@ def test_training_goes_on_from_a_ddpm_of_diffusers(fashion_mnist, tmp_path):
     assert "The network of" in train(*common, "--class_conditional", check=False).stderr
 
 
+def test_training_one_network_for_every_d_on_the_field_of_a_larger_batch(fashion_mnist, tmp_path):
+    train(
+        "--train_data_dir", fashion_mnist, "--D", "16:inf", "--d_conditioning", "--reference_batch_size", "32",
+        "--max_train_steps", "2", "--sample_steps", "0", "--checkpointing_steps", "0", "--output_dir", tmp_path / "out",
+    )  # fmt: skip
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert pipe.unet.config.d_conditioning
+    assert pipe.scheduler.config.D == 2048
+    assert pipe(D=float("inf"), num_inference_steps=2, output_type="pt").images.isfinite().all()
+    assert (pipe.unet.map_dimension.linear.weight != 0).any()
+
+
+@pytest.mark.parametrize("reason", ["SIGTERM", "SIGINT", "time"])
+def test_a_run_that_is_told_to_stop_saves_and_goes_on_later(reason, fashion_mnist, tmp_path):
+    command = [
+        sys.executable, "train_accelerate.py", "--preset", "fashion-mnist-small", "--train_batch_size", "8",
+        "--resolution", "8", "--train_data_dir", str(fashion_mnist), "--D", "64", "--output_dir", str(tmp_path / "out"),
+        "--sample_steps", "0", "--checkpointing_steps", "0",
+    ]  # fmt: skip
+    endless = [*command, "--max_train_steps", "100000"]
+    if reason == "time":
+        result = subprocess.run([*endless, "--max_train_time", "0.02"], cwd=ROOT, capture_output=True, text=True)
+        output, code = result.stdout, result.returncode
+    else:
+        process = subprocess.Popen(endless, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        seen = ""
+        while "loss=" not in seen:  # the first step is done
+            seen += process.stderr.read(1)
+        process.send_signal(getattr(signal, reason))
+        output, code = process.communicate()[0], process.returncode
+    assert code == 0
+    assert "--resume_from_checkpoint latest goes on" in output
+    (checkpoint,) = (tmp_path / "out").glob("checkpoint-*")
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
+    again = [*command, "--max_train_steps", str(step + 1), "--resume_from_checkpoint", "latest"]
+    result = subprocess.run(again, cwd=ROOT, capture_output=True, text=True)
+    assert json.loads(result.stdout.strip().splitlines()[-1])["steps"] == step + 1
+
+
 def test_training_from_a_data_set_of_the_hub(hub, fashion_mnist, tmp_path):
     root, env = hub
     shutil.copytree(fashion_mnist, root / "datasets" / "org" / "clothes")
@@ -278,7 +380,9 @@ def test_training_from_a_data_set_of_the_hub(hub, fashion_mnist, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--D", "0"], "--D must be positive"),
+        (["--D", "0"], "argument --D: `D` must be a positive number, inf, or a range such as 16:inf, but is '0'"),
+        (["--D", "16:inf"], "--D 16:inf is a range, which needs --d_conditioning"),
+        (["--class_conditional", "--reference_batch_size", "32"], "--reference_batch_size needs an unconditional network"),
         (["--dataset_name", "also"], "give one of --dataset_name and --train_data_dir"),
         (["--train_batch_size", "10000"], "--train_batch_size 10000 is larger"),
         (["--image_column", "picture"], "cannot be used: `image_column` is 'picture'"),

@@ -2,8 +2,17 @@
 
 from .data import ImageDataset, load_images
 from .ema import HalfLifeEMA
-from .loss import PFGMPPLoss
+from .gradients import replace_nonfinite_gradients
+from .loss import DimensionRange, PFGMPPLoss
 from .recipes import RECIPES
 
 
-__all__ = ["RECIPES", "HalfLifeEMA", "ImageDataset", "PFGMPPLoss", "load_images"]
+__all__ = [
+    "RECIPES",
+    "DimensionRange",
+    "HalfLifeEMA",
+    "ImageDataset",
+    "PFGMPPLoss",
+    "load_images",
+    "replace_nonfinite_gradients",
+]

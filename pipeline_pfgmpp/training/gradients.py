@@ -1,0 +1,25 @@
+"""The published rule for gradients that are not finite."""
+
+from collections.abc import Iterable
+
+import torch
+
+
+@torch.no_grad()
+def replace_nonfinite_gradients(parameters: Iterable[torch.nn.Parameter]) -> int:
+    """
+    Replaces NaN by 0 and infinities by ±1e5 in the gradients (https://huggingface.co/papers/2206.00364, app. F).
+
+    Args:
+        parameters (`Iterable[torch.nn.Parameter]`): The parameters, whose gradients are changed in place.
+
+    Returns:
+        `int`: How many numbers were replaced.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if torch.nn.utils.get_total_norm(gradients).isfinite():
+        return 0
+    count = sum((~gradient.isfinite()).sum() for gradient in gradients).item()
+    for gradient in gradients:
+        gradient.nan_to_num_(nan=0.0, posinf=1e5, neginf=-1e5)
+    return count
