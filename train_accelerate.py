@@ -30,7 +30,15 @@ from tqdm.auto import tqdm
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 from pipeline_pfgmpp.hub import write_model_card
-from pipeline_pfgmpp.training import RECIPES, DimensionRange, HalfLifeEMA, PFGMPPLoss, load_images, replace_nonfinite_gradients
+from pipeline_pfgmpp.training import (
+    RECIPES,
+    Augmentation,
+    DimensionRange,
+    HalfLifeEMA,
+    PFGMPPLoss,
+    load_images,
+    replace_nonfinite_gradients,
+)
 
 
 ORIGIN = """## Training
@@ -66,6 +74,7 @@ def parse_args(argv=None):
     add("--label_column", help="column of the classes (default: found)")
     add("--resolution", type=int, help="height and width in pixels")
     add("--random_flip", action="store_true", help="mirror images at random")
+    add("--augment", type=float, default=0.0, help="probability of each non-leaking transform (default: the preset's)")
 
     add("--output_dir", required=True, help="folder for the pipeline, its checkpoints and sample grids")
     add("--train_batch_size", type=int, help="images a process and forward pass")
@@ -105,8 +114,12 @@ def parse_args(argv=None):
         parser.error(f"argument --D: {error}")
     if args.D.low != args.D.high and not args.d_conditioning:
         parser.error(f"--D {args.D} is a range, which needs --d_conditioning")
-    if args.reference_batch_size and args.class_conditional:
-        parser.error("--reference_batch_size needs an unconditional network: its field is that of all classes")
+    if not 0 <= args.augment <= 1:
+        parser.error(f"--augment must lie in [0, 1], but is {args.augment:g}")
+    if args.reference_batch_size and (args.class_conditional or args.augment):
+        parser.error(
+            "--reference_batch_size needs --augment 0 and no --class_conditional: its field is that of the images as they are"
+        )
     return args
 
 
@@ -208,11 +221,16 @@ def main():
             out_channels=channels,
             label_dim=num_classes,
             label_dropout=args.label_dropout,
+            augment_dim=Augmentation.num_labels if args.augment else 0,
             d_conditioning=args.d_conditioning,
         )
         scheduler = PFGMPPScheduler(D=args.D.middle, sigma_data=args.sigma_data or round(data.sigma_data(), 4))
     if args.d_conditioning and not unet.config.get("d_conditioning"):
         raise SystemExit(f"The network of {args.pretrained_model_name_or_path} is not conditioned on D (see --d_conditioning).")
+    if args.augment and unet.config.get("augment_dim") != Augmentation.num_labels:
+        accelerator.print(f"{args.pretrained_model_name_or_path} takes no augmentation labels: training without --augment.")
+        args.augment = 0.0
+    augmentation = Augmentation(args.augment) if args.augment else None
     loss_function = PFGMPPLoss(
         scheduler, P_mean=args.P_mean, P_std=args.P_std, dimensions=args.D if args.d_conditioning else None
     )
@@ -277,6 +295,8 @@ def main():
                 conditioning = {"class_labels": batch["class_labels"]} if args.class_conditional else {}
                 references = accelerator.gather(batch["images"]) if args.reference_batch_size else None
                 images = batch["images"][: args.train_batch_size]
+                if augmentation:
+                    images, conditioning["augment_labels"] = augmentation(images)
                 loss = loss_function(unet, images, references=references, **conditioning).mean()
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:

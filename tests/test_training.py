@@ -256,7 +256,7 @@ def weights(folder):
 
 def test_training_from_parquet_checkpoints_and_resumes(fashion_mnist, tmp_path):
     common = [
-        "--train_data_dir", fashion_mnist, "--D", "128", "--class_conditional", "--label_dropout", "0.1",
+        "--train_data_dir", fashion_mnist, "--D", "128", "--class_conditional", "--label_dropout", "0.1", "--augment", "0.2",
         "--max_train_steps", "4", "--sample_steps", "2", "--checkpointing_steps", "2", "--gradient_accumulation_steps", "2",
     ]  # fmt: skip
     result = train(*common, "--output_dir", tmp_path / "through", "--resume_from_checkpoint", "latest")
@@ -271,6 +271,7 @@ def test_training_from_parquet_checkpoints_and_resumes(fashion_mnist, tmp_path):
 
     pipe = DiffusionPipeline.from_pretrained(folder)
     assert (pipe.scheduler.config.D, pipe.unet.config.label_dim, pipe.config.id2label["8"]) == (128, 10, "Bag")
+    assert (pipe.unet.map_augment.weight != 0).any()
     measured = load_images(load_dataset(str(fashion_mnist), split="train"), resolution=8).sigma_data()
     assert pipe.scheduler.config.sigma_data == pytest.approx(measured, abs=1e-4)
     assert pipe(batch_size=2, num_inference_steps=2, output_type="pt").images.isfinite().all()
@@ -317,7 +318,7 @@ def test_training_goes_on_from_a_ddpm_of_diffusers(fashion_mnist, tmp_path):
     convert_diffusers(tmp_path / "ddpm", tmp_path / "start")
     common = ["--pretrained_model_name_or_path", tmp_path / "start", "--dataset_name", fashion_mnist, "--D", "64"]
     common += ["--max_train_steps", "2", "--checkpointing_steps", "0", "--output_dir", tmp_path / "out"]
-    train(*common, "--learning_rate", "1e-3")
+    assert "takes no augmentation labels" in train(*common, "--learning_rate", "1e-3", "--augment", "0.1").stdout
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert pipe.scheduler.config.D == 64
     assert pipe.scheduler.config.sigma_data == 1
@@ -382,7 +383,8 @@ def test_training_from_a_data_set_of_the_hub(hub, fashion_mnist, tmp_path):
     [
         (["--D", "0"], "argument --D: `D` must be a positive number, inf, or a range such as 16:inf, but is '0'"),
         (["--D", "16:inf"], "--D 16:inf is a range, which needs --d_conditioning"),
-        (["--class_conditional", "--reference_batch_size", "32"], "--reference_batch_size needs an unconditional network"),
+        (["--class_conditional", "--reference_batch_size", "32"], "--reference_batch_size needs --augment 0"),
+        (["--augment", "2"], "--augment must lie in [0, 1]"),
         (["--dataset_name", "also"], "give one of --dataset_name and --train_data_dir"),
         (["--train_batch_size", "10000"], "--train_batch_size 10000 is larger"),
         (["--image_column", "picture"], "cannot be used: `image_column` is 'picture'"),

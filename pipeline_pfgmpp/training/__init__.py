@@ -1,5 +1,6 @@
 """What train_accelerate.py is made of."""
 
+from .augment import Augmentation
 from .data import ImageDataset, load_images
 from .ema import HalfLifeEMA
 from .gradients import replace_nonfinite_gradients
@@ -9,6 +10,7 @@ from .recipes import RECIPES
 
 __all__ = [
     "RECIPES",
+    "Augmentation",
     "DimensionRange",
     "HalfLifeEMA",
     "ImageDataset",

@@ -7,8 +7,8 @@ $$\mathbb{E}_{y, \sigma, \varepsilon}\; \lambda(\sigma)\, \lVert F(y + \sigma\va
 with $\varepsilon$ the Student-t noise of D degrees of freedom. At D = infinity it is EDM's.
 
 Over a reference batch the posterior mean takes the place of $y$: PFGM's Poisson field at D = 1
-(https://huggingface.co/papers/2209.11178), the stable target field at D = infinity (https://huggingface.co/papers/2302.00670). It
-has nearly the same expectation, and less variance.
+(https://huggingface.co/papers/2209.11178), the stable target field at D = infinity (https://huggingface.co/papers/2302.00670).
+It has nearly the same expectation, and less variance.
 """
 
 import math

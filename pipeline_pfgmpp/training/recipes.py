@@ -1,15 +1,15 @@
 """
 Recipes that go with the networks of the same names in [`PFGMPPUNet2DModel.from_preset`]: arguments of train_accelerate.py,
 which a command line overrides (https://huggingface.co/papers/2206.00364, tab. 7; https://huggingface.co/papers/2302.04265,
-app. C; the last is ours). The published augmentation is not among them.
+app. C; the last is ours).
 """
 
-_CIFAR10 = {"train_batch_size": 512, "learning_rate": 1e-3, "resolution": 32}
+_CIFAR10 = {"train_batch_size": 512, "learning_rate": 1e-3, "resolution": 32, "augment": 0.12}
 
 RECIPES = {
     "cifar10-ncsnpp": _CIFAR10,
     "cifar10-ddpmpp": _CIFAR10,
-    "ffhq64-ddpmpp": {"train_batch_size": 256, "learning_rate": 2e-4, "resolution": 64},
+    "ffhq64-ddpmpp": {"train_batch_size": 256, "learning_rate": 2e-4, "resolution": 64, "augment": 0.15},
     "imagenet64-adm": {"train_batch_size": 4096, "learning_rate": 1e-4, "resolution": 64, "ema_halflife": 50_000_000},
     "fashion-mnist-small": {"train_batch_size": 64, "learning_rate": 2e-3, "lr_scheduler": "cosine", "resolution": 28},
 }
