@@ -103,13 +103,13 @@ def seconds(function):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch_size", type=int, help="images at a time (default: 8, or 256 on a GPU)")
-    parser.add_argument("--repeats", type=int, default=5, help="interleaved rounds, of which the median counts (default: 5)")
+    parser.add_argument("--batch_size", type=int, help="images at a time (default: 16, or 256 on a GPU)")
+    parser.add_argument("--repeats", type=int, default=3, help="interleaved rounds, of which the median counts (default: 3)")
     parser.add_argument("--preset", default="cifar10-ncsnpp", help="network (default: %(default)s)")
     args = parser.parse_args()
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    batch_size = args.batch_size or (256 if device == "cuda" else 8)
+    batch_size = args.batch_size or (256 if device == "cuda" else 16)
     torch.manual_seed(0)
     unet = PFGMPPUNet2DModel.from_preset(args.preset, dropout=0.0).to(device)
     for parameter in unet.parameters():
