@@ -26,6 +26,7 @@ from datasets import load_dataset
 from diffusers import DiffusionPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.utils import make_image_grid
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
@@ -140,7 +141,13 @@ def save_checkpoint(accelerator, args, step):
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
+    try:
+        accelerator.save_state(str(partial))
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk comes as any of them
+        shutil.rmtree(partial, ignore_errors=True)
+        raise SystemExit(
+            f"The checkpoint of step {step} cannot be written, the ones before it are as they were: {error}"
+        ) from None
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         shutil.rmtree(final, ignore_errors=True)
@@ -266,10 +273,18 @@ def main():
     if args.resume_from_checkpoint:
         latest = args.resume_from_checkpoint == "latest"
         checkpoints = list_checkpoints(args.output_dir) if latest else [Path(args.resume_from_checkpoint)]
-        if checkpoints:
-            accelerator.load_state(str(checkpoints[-1]))
-            step = step_of(checkpoints[-1])
-            accelerator.print(f"Resuming from {checkpoints[-1]}")
+        while checkpoints:
+            checkpoint = checkpoints.pop()
+            try:
+                accelerator.load_state(str(checkpoint))
+            except Exception as error:  # whatever a damaged file makes of itself
+                if not checkpoints:
+                    raise SystemExit(f"{checkpoint} is damaged and cannot be resumed from: {error}") from None
+                accelerator.print(f"{checkpoint} is damaged, so the one before it is used: {error}")
+                continue
+            step = step_of(checkpoint)
+            accelerator.print(f"Resuming from {checkpoint}")
+            break
     passes_per_epoch = len(dataloader)
     if passes_per_epoch == 0:
         raise SystemExit(

@@ -288,6 +288,56 @@ def test_training_from_parquet_checkpoints_and_resumes(fashion_mnist, tmp_path):
         torch.testing.assert_close(resumed[name], tensor, rtol=1e-5, atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def stopped_run(fashion_mnist, tmp_path_factory):
+    """A run of six steps with a checkpoint after two and after four."""
+    folder = tmp_path_factory.mktemp("run") / "out"
+    common = ["--train_data_dir", fashion_mnist, "--D", "64", "--sample_steps", "0", "--max_train_steps"]
+    train(*common, "4", "--checkpointing_steps", "2", "--output_dir", folder)
+    return folder, common
+
+
+@pytest.mark.parametrize("damage", ["cut off", "missing", "nonsense"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(damage, stopped_run, tmp_path):
+    folder, common = stopped_run
+    shutil.copytree(folder, tmp_path / "out")
+    newest = tmp_path / "out" / "checkpoint-4"
+    file = next(newest.glob("*.safetensors"))
+    if damage == "cut off":
+        file.write_bytes(file.read_bytes()[:1000])
+    elif damage == "missing":
+        (newest / "optimizer.bin").unlink()
+    else:
+        (newest / "custom_checkpoint_0.pkl").write_bytes(b"nonsense")
+    again = [*common, "5", "--checkpointing_steps", "0", "--output_dir", tmp_path / "out", "--resume_from_checkpoint"]
+    result = train(*again, "latest")
+    assert f"{newest} is damaged, so the one before it is used" in result.stdout
+    assert f"Resuming from {newest.with_name('checkpoint-2')}" in result.stdout
+    assert json.loads(result.stdout.strip().splitlines()[-1])["steps"] == 5
+    refused = train(*again, newest, check=False)
+    assert refused.returncode != 0
+    assert f"{newest} is damaged and cannot be resumed from" in refused.stderr
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(stopped_run, tmp_path):
+    """Files are limited to a size that no checkpoint fits in, which fails as a full disk does."""
+    folder, common = stopped_run
+    shutil.copytree(folder, tmp_path / "out")
+    limit = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); sys.argv = sys.argv[1:];"
+    )
+    command = [sys.executable, "-c", f"{limit} runpy.run_path(sys.argv[0], run_name='__main__')", "train_accelerate.py"]
+    args = ["--preset", "fashion-mnist-small", "--train_batch_size", "8", "--resolution", "8", *common, "6"]
+    args += ["--checkpointing_steps", "1", "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "latest"]
+    result = subprocess.run([*command, *map(str, args)], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "The checkpoint of step 5 cannot be written, the ones before it are as they were" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list((tmp_path / "out").glob(".checkpoint-*"))
+    kept = {path.name: (path / "model.safetensors").read_bytes() for path in folder.glob("checkpoint-*")}
+    assert {path.name: (path / "model.safetensors").read_bytes() for path in (tmp_path / "out").glob("checkpoint-*")} == kept
+
+
 def test_training_from_a_folder_of_images_in_bfloat16(tmp_path):
     for index in range(20):
         color = (12 * index, 255 - 12 * index, 100)
