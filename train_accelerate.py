@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import torch
+import yaml
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import ProjectConfiguration, set_seed
 from datasets import load_dataset
@@ -52,10 +53,22 @@ accelerate launch {}
 """
 
 
+def config_arguments(path):
+    """A YAML file of arguments by name as what a command line would say."""
+    config = yaml.safe_load(Path(path).read_text())
+    if not isinstance(config, dict):
+        raise ValueError("it is no list of `name: value`")
+    given = {name: value for name, value in config.items() if value is not None and value is not False}
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
+
+
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     add = parser.add_argument
 
+    add("--config", help="YAML file of arguments by name; the command line overrides it, as it does the preset")
     add("--preset", choices=sorted(RECIPES), default="cifar10-ncsnpp", help="network and recipe; other arguments override it")
     add(
         "--pretrained_model_name_or_path",
@@ -64,7 +77,8 @@ def parse_args(argv=None):
     add("--D", default="2048", help="augmented dimension, any number above 0, or inf; with --d_conditioning a range, 16:inf")
     add("--d_conditioning", action="store_true", help="tell the network D: one network for every D of the range")
     add("--reference_batch_size", type=int, help="aim at the field of this many images, over all processes, not at one image")
-    add("--class_conditional", action="store_true", help="condition the network on the data set's classes")
+    classes = "condition the network on the data set's classes (default: the preset's)"
+    add("--class_conditional", action=argparse.BooleanOptionalAction, default=False, help=classes)
     add("--label_dropout", type=float, default=0.0, help="probability of training without the class, for guidance")
 
     add("--dataset_name", help="data set of the Hub, or a local folder of images or parquet files")
@@ -84,10 +98,11 @@ def parse_args(argv=None):
     add("--learning_rate", type=float, help="Adam's step size")
     add("--lr_scheduler", default="constant_with_warmup", help="schedule of diffusers.optimization (default: %(default)s)")
     add("--lr_warmup_steps", type=int, default=200, help="optimisation steps of linear warm-up (default: %(default)s)")
+    add("--lr_warmup_images", type=float, help="the same in images; it goes before --lr_warmup_steps (default: the preset's)")
     add("--adam_beta1", type=float, default=0.9)
     add("--adam_beta2", type=float, default=0.999)
     add("--adam_epsilon", type=float, default=1e-8)
-    add("--max_grad_norm", type=float, default=1.0, help="norm to which gradients are clipped (default: %(default)s)")
+    add("--max_grad_norm", type=float, default=1.0, help="norm to which gradients are clipped; 0 for none")
     add("--ema_halflife", type=float, default=500_000, help="longest half-life of the weights' average, in images")
     add("--P_mean", type=float, default=-1.2, help="mean of ln(sigma) (default: %(default)s)")
     add("--P_std", type=float, default=1.2, help="standard deviation of ln(sigma) (default: %(default)s)")
@@ -104,8 +119,17 @@ def parse_args(argv=None):
     add("--save_dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="type of the saved weights")
     add("--report_to", help="tracker of accelerate, such as tensorboard or wandb")
 
-    preset = parser.parse_known_args(argv)[0].preset
-    parser.set_defaults(**RECIPES[preset])
+    argv = sys.argv[1:] if argv is None else list(argv)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config")
+    early.add_argument("--preset", default=parser.get_default("preset"))
+    path = early.parse_known_args(argv)[0].config
+    if path:
+        try:
+            argv = config_arguments(path) + argv  # what comes last counts
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            parser.error(f"argument --config: {path} cannot be read: {error}")
+    parser.set_defaults(**RECIPES.get(early.parse_known_args(argv)[0].preset, {}))
     args = parser.parse_args(argv)
     if (args.dataset_name is None) == (args.train_data_dir is None):
         parser.error("give one of --dataset_name and --train_data_dir")
@@ -246,13 +270,15 @@ def main():
     optimizer = torch.optim.Adam(
         unet.parameters(), lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon
     )
+    images_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    if args.lr_warmup_images is not None:
+        args.lr_warmup_steps = round(args.lr_warmup_images / images_per_step)
     lr_scheduler = get_scheduler(
         args.lr_scheduler,
         optimizer,
         num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
         num_training_steps=args.max_train_steps * accelerator.num_processes,
     )
-    images_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     ema = HalfLifeEMA(unet.parameters(), batch_size=images_per_step, halflife=args.ema_halflife)
     ema.to(accelerator.device)
     unet, optimizer, dataloader, lr_scheduler = accelerator.prepare(unet, optimizer, dataloader, lr_scheduler)
@@ -317,7 +343,8 @@ def main():
                 if accelerator.sync_gradients:
                     if accelerator.scaler is None:  # fp16 skips such a step and lowers its scale
                         nonfinite += replace_nonfinite_gradients(unet.parameters())
-                    accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+                    if args.max_grad_norm:
+                        accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
                 optimizer.step()
                 lr_scheduler.step()
                 optimizer.zero_grad()

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import runpy
 import shutil
 import signal
 import struct
@@ -21,6 +22,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DMode
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPScheduler
 from pipeline_pfgmpp.convert import convert_diffusers
 from pipeline_pfgmpp.training import (
+    RECIPES,
     DimensionRange,
     HalfLifeEMA,
     ImageDataset,
@@ -286,6 +288,48 @@ def test_training_from_parquet_checkpoints_and_resumes(fashion_mnist, tmp_path):
     resumed = weights(tmp_path / "resumed")
     for name, tensor in weights(folder).items():
         torch.testing.assert_close(resumed[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def parse(*args):
+    """Arguments of the script as it reads them."""
+    return runpy.run_path(str(ROOT / "train_accelerate.py"))["parse_args"]([str(arg) for arg in args])
+
+
+REQUIRED = ["--train_data_dir", "data", "--output_dir", "out", "--max_train_steps", "5"]
+
+
+@pytest.mark.parametrize("preset", RECIPES)
+def test_presets_are_the_published_recipes_and_can_be_overridden(preset):
+    args = parse(*REQUIRED, "--preset", preset)
+    for name, value in RECIPES[preset].items():
+        assert getattr(args, name) == value
+    assert parse(*REQUIRED, "--preset", preset, "--learning_rate", "0.5").learning_rate == 0.5
+    assert parse(*REQUIRED, "--preset", preset, "--no-class_conditional").class_conditional is False
+
+
+def test_a_file_of_arguments_goes_between_the_preset_and_the_command_line(tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "preset: ffhq64-ddpmpp\nD: 16:inf\nd_conditioning: true\nlearning_rate: 1.0e-3\nmax_train_steps: 7\n"
+        "train_data_dir: data\noutput_dir: out\nclass_conditional: false\nseed: null\n"
+    )
+    args = parse("--config", config, "--max_train_steps", 9)
+    assert (args.preset, args.train_batch_size, args.augment) == ("ffhq64-ddpmpp", 256, 0.15)
+    assert (args.learning_rate, args.max_train_steps, str(args.D), args.seed) == (1e-3, 9, "16:inf", 0)
+    assert (args.d_conditioning, args.class_conditional) == (True, False)
+    for text, message in (
+        ("learning_rat: 1", "unrecognized arguments: --learning_rat=1"),
+        ("preset: vgg", "argument --preset: invalid choice: 'vgg'"),
+        ("- a", "cannot be read: it is no list of `name: value`"),
+        ("a: [", "cannot be read"),
+    ):
+        config.write_text(text)
+        with pytest.raises(SystemExit):
+            parse("--config", config, *REQUIRED)
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse("--config", tmp_path / "none.yaml", *REQUIRED)
+    assert "none.yaml cannot be read" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

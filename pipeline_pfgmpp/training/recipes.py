@@ -4,12 +4,20 @@ which a command line overrides (https://huggingface.co/papers/2206.00364, tab. 7
 app. C; the last is ours).
 """
 
-_CIFAR10 = {"train_batch_size": 512, "learning_rate": 1e-3, "resolution": 32, "augment": 0.12}
+_PUBLISHED = {"lr_warmup_images": 10_000_000, "max_grad_norm": 0.0}
+_CIFAR10 = {**_PUBLISHED, "train_batch_size": 512, "learning_rate": 1e-3, "resolution": 32, "augment": 0.12}
 
 RECIPES = {
     "cifar10-ncsnpp": _CIFAR10,
     "cifar10-ddpmpp": _CIFAR10,
-    "ffhq64-ddpmpp": {"train_batch_size": 256, "learning_rate": 2e-4, "resolution": 64, "augment": 0.15},
-    "imagenet64-adm": {"train_batch_size": 4096, "learning_rate": 1e-4, "resolution": 64, "ema_halflife": 50_000_000},
+    "ffhq64-ddpmpp": {**_PUBLISHED, "train_batch_size": 256, "learning_rate": 2e-4, "resolution": 64, "augment": 0.15},
+    "imagenet64-adm": {
+        **_PUBLISHED,
+        "train_batch_size": 4096,
+        "learning_rate": 1e-4,
+        "resolution": 64,
+        "class_conditional": True,
+        "ema_halflife": 50_000_000,
+    },
     "fashion-mnist-small": {"train_batch_size": 64, "learning_rate": 2e-3, "lr_scheduler": "cosine", "resolution": 28},
 }
