@@ -10,10 +10,10 @@ resampling is a depthwise convolution, tensors are contiguous.
 import argparse
 import math
 import statistics
-import time
 
 import torch
 import torch.nn.functional as F
+from timing import seconds
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -88,17 +88,6 @@ class Transcription:
             if name.startswith("enc") and not short.endswith("_aux_residual"):
                 skips.append(x)
         return x
-
-
-def seconds(function):
-    """Time of one call."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def main():
