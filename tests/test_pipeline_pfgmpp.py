@@ -80,11 +80,12 @@ def test_latents_are_unit_noise(D):
 
 @pytest.mark.parametrize("class_labels", [None, 1])
 def test_with_a_list_of_generators_an_image_depends_on_its_own(class_labels):
-    pipe = pipeline(our_unet(label_dim=4), D=16, s_churn=2.0)
+    # In float64, since kernels round differently at another batch size
+    pipe = pipeline(our_unet(label_dim=4), D=16, s_churn=2.0).to(torch.float64)
     kwargs = {"num_inference_steps": 3, "output_type": "latent", "class_labels": class_labels}
     together = pipe(batch_size=4, generator=[generator(seed) for seed in range(4)], **kwargs).images
     pair = pipe(batch_size=2, generator=[generator(seed) for seed in (3, 1)], **kwargs).images
-    torch.testing.assert_close(pair, together[[3, 1]], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pair, together[[3, 1]], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("make_unet", [lambda: our_unet(label_dim=4), lambda: diffusers_unet(num_class_embeds=4)])
