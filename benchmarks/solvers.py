@@ -65,15 +65,17 @@ def main():
     def use(solver):
         pipe.scheduler = PFGMPPScheduler.from_config(config, **SOLVERS[solver])
 
+    def path_of(solver, calls, first, count):
+        return kept / f"{solver.replace(', ', '-').replace(' ', '')}-{calls}-{first}-{first + count - 1}.npz"
+
     def draw(solver, calls, first, count):
-        path = kept / f"{solver.replace(', ', '-').replace(' ', '')}-{calls}-{first}-{first + count - 1}.npz"
+        path = path_of(solver, calls, first, count)
         if not path.exists():
             use(solver)
             steps = steps_of(solver, calls)
             seeds = list(range(first, first + count))
             sample_to_files(pipe, seeds, path, args.batch_size, num_inference_steps=steps, guidance_scale=1.0)
         state.wait_for_everyone()
-        return path
 
     groups = [(group * SEEDS_A_GROUP, args.num_images) for group in range(args.num_groups)]
     curve = [(solver, calls) for solver in SOLVERS for calls in CALLS]
@@ -110,7 +112,7 @@ def main():
     target = feature_statistics(image_features(extractor, real))
 
     def distance(solver, calls, first, count):
-        images, _ = load_samples(draw(solver, calls, first, count))
+        images, _ = load_samples(path_of(solver, calls, first, count))
         return frechet_distance(*feature_statistics(image_features(extractor, images)), *target)
 
     compared = {
