@@ -336,8 +336,9 @@ class PFGMPPPipeline(DiffusionPipeline):
             random = {"generator": generator, "device": draw_device, "dtype": x.dtype}
             if dequantize:
                 x = x + ((torch.rand(x.shape, **random) - 0.5) / 127.5).to(x.device)
-            probes = torch.eye(x[0].numel(), device=x.device, dtype=x.dtype).view(-1, 1, *x.shape[1:])
-            if trace == "hutchinson":
+            if trace == "exact":
+                probes = torch.eye(x[0].numel(), device=x.device, dtype=x.dtype).view(-1, 1, *x.shape[1:])
+            else:
                 probes = (torch.randint(2, (1, *x.shape), **random) * 2 - 1).to(x.device)
             volume = torch.zeros(len(x), device=x.device, dtype=torch.float64 if x.device.type != "mps" else torch.float32)
             divergences = []
