@@ -19,36 +19,50 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import torch
 import yaml
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration, set_seed
 from datasets import load_dataset
 from diffusers import DiffusionPipeline
-from diffusers.optimization import get_scheduler
 from diffusers.utils import make_image_grid
-from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
-from pipeline_pfgmpp.hub import write_model_card
+from pipeline_pfgmpp.hub import push_to_hub, write_model_card
 from pipeline_pfgmpp.training import (
     RECIPES,
+    SCHEDULES,
     Augmentation,
     DimensionRange,
+    FrechetDistance,
     HalfLifeEMA,
+    ImageStream,
+    JSONLTracker,
+    LossMeter,
     PFGMPPLoss,
+    PowerFunctionEMA,
+    UncertaintyWeighting,
+    derived_seed,
+    learning_rate_factor,
+    list_checkpoints,
+    load_checkpoint,
     load_images,
+    prefetch,
     replace_nonfinite_gradients,
+    save_checkpoint,
 )
 
 
 ORIGIN = """## Training
 
-{:,} images of `{}`; the saved weights are the exponential moving average.
+{images:,} images of `{source}` in {steps:,} optimisation steps, on {hardware}; loss {loss}. The saved weights are the
+exponential moving average with a half-life of {halflife:,.0f} images.
 
 ```bash
-accelerate launch {}
+accelerate launch {command}
 ```
 """
 
@@ -58,8 +72,15 @@ def config_arguments(path):
     config = yaml.safe_load(Path(path).read_text())
     if not isinstance(config, dict):
         raise ValueError("it is no list of `name: value`")
-    given = {name: value for name, value in config.items() if value is not None and value is not False}
-    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
+    arguments = []
+    for name, value in config.items():
+        if value is True:
+            arguments += [f"--{name}"]
+        elif isinstance(value, list):
+            arguments += [f"--{name}", *map(str, value)] if value else []
+        elif value is not None and value is not False:
+            arguments += [f"--{name}={value}"]
+    return arguments
 
 
 def parse_args(argv=None):
@@ -80,6 +101,7 @@ def parse_args(argv=None):
     classes = "condition the network on the data set's classes (default: the preset's)"
     add("--class_conditional", action=argparse.BooleanOptionalAction, default=False, help=classes)
     add("--label_dropout", type=float, default=0.0, help="probability of training without the class, for guidance")
+    add("--uncertainty_weighting", action="store_true", help="weigh noise levels by a learned uncertainty, as EDM2 does")
 
     add("--dataset_name", help="data set of the Hub, or a local folder of images or parquet files")
     add("--dataset_config_name", help="configuration of the data set")
@@ -88,6 +110,10 @@ def parse_args(argv=None):
     add("--image_column", help="column of the images (default: found)")
     add("--label_column", help="column of the classes (default: found)")
     add("--resolution", type=int, help="height and width in pixels")
+    add("--streaming", action="store_true", help="read the data set while training instead of decoding it first")
+    add("--shuffle_window", type=int, default=10_000, help="images of a stream shuffled at a time (default: %(default)s)")
+    add("--strict", action="store_true", help="let a broken image end the run; otherwise it is named and skipped")
+    add("--dataloader_num_workers", type=int, default=4, help="threads that decode images (default: %(default)s)")
     add("--random_flip", action="store_true", help="mirror images at random")
     add("--augment", type=float, default=0.0, help="probability of each non-leaking transform (default: the preset's)")
 
@@ -96,14 +122,21 @@ def parse_args(argv=None):
     add("--gradient_accumulation_steps", type=int, default=1, help="forward passes an optimisation step")
     add("--max_train_steps", type=int, required=True, help="optimisation steps")
     add("--learning_rate", type=float, help="Adam's step size")
-    add("--lr_scheduler", default="constant_with_warmup", help="schedule of diffusers.optimization (default: %(default)s)")
-    add("--lr_warmup_steps", type=int, default=200, help="optimisation steps of linear warm-up (default: %(default)s)")
-    add("--lr_warmup_images", type=float, help="the same in images; it goes before --lr_warmup_steps (default: the preset's)")
+    add("--lr_scheduler", choices=SCHEDULES, default="constant", help="after the warm-up (default: %(default)s)")
+    add("--lr_warmup_steps", type=int, help="optimisation steps of linear warm-up (default: see the next)")
+    add("--lr_warmup_images", type=float, help="the same in images (default: the preset's)")
+    add("--lr_decay_images", type=float, default=35_000_000, help="where inverse_sqrt begins to fall (default: %(default)s)")
     add("--adam_beta1", type=float, default=0.9)
     add("--adam_beta2", type=float, default=0.999)
     add("--adam_epsilon", type=float, default=1e-8)
+    add("--adam_weight_decay", type=float, default=0.0, help="of AdamW, which at 0 is Adam (default: %(default)s)")
     add("--max_grad_norm", type=float, default=1.0, help="norm to which gradients are clipped; 0 for none")
-    add("--ema_halflife", type=float, default=500_000, help="longest half-life of the weights' average, in images")
+    ema = "longest half-life of the weights' average, in images; of several the first is sampled and the others become variants"
+    add("--ema_halflife", type=float, nargs="+", default=[500_000.0], help=ema)
+    add("--ema_width", type=float, nargs="+", default=[], help="widths of EDM2's power-function averages, such as 0.05 0.1")
+    add("--ema_snapshot_steps", type=int, default=1000, help="optimisation steps between their snapshots in ema/")
+    add("--gradient_checkpointing", action="store_true", help="compute activations twice to keep fewer")
+    add("--compile", action="store_true", help="compile the network")
     add("--P_mean", type=float, default=-1.2, help="mean of ln(sigma) (default: %(default)s)")
     add("--P_std", type=float, default=1.2, help="standard deviation of ln(sigma) (default: %(default)s)")
     add("--sigma_data", type=float, help="standard deviation of the data in [-1, 1] (default: measured)")
@@ -111,13 +144,22 @@ def parse_args(argv=None):
     add("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
 
     add("--max_train_time", type=float, help="minutes after which it saves a checkpoint and ends, as at SIGTERM and SIGINT")
-
-    add("--sample_steps", type=int, default=1000, help="optimisation steps between sample grids; 0 for none")
     add("--checkpointing_steps", type=int, default=1000, help="optimisation steps between checkpoints; 0 for none")
     add("--checkpoints_total_limit", type=int, default=2, help="checkpoints to keep; 0 for all (default: %(default)s)")
     add("--resume_from_checkpoint", help="`latest` (with none there it starts afresh), or the path of a checkpoint-N")
+    add("--logging_steps", type=int, default=50, help="optimisation steps between lines of log.jsonl (default: %(default)s)")
+    add("--report_to", help="a tracker of accelerate besides log.jsonl, such as tensorboard, wandb or trackio")
+    add("--sample_steps", type=int, default=1000, help="optimisation steps between sample grids; 0 for none")
+    add(
+        "--fid_steps",
+        type=int,
+        default=0,
+        help="optimisation steps between Fréchet distances; the best snapshot is kept in best/",
+    )
+    add("--fid_images", type=int, default=2000, help="images a Fréchet distance (default: %(default)s)")
     add("--save_dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="type of the saved weights")
-    add("--report_to", help="tracker of accelerate, such as tensorboard or wandb")
+    add("--push_to_hub", action="store_true", help="upload the result")
+    add("--hub_model_id", help="repository to upload to (default: the name of the output folder, under your account)")
 
     argv = sys.argv[1:] if argv is None else list(argv)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -139,6 +181,8 @@ def parse_args(argv=None):
         parser.error(f"argument --D: {error}")
     if args.D.low != args.D.high and not args.d_conditioning:
         parser.error(f"--D {args.D} is a range, which needs --d_conditioning")
+    if args.report_to and args.report_to not in [str(tracker) for tracker in get_available_trackers()]:
+        parser.error(f"--report_to {args.report_to}: accelerate finds no such tracker; is its package installed?")
     if not 0 <= args.augment <= 1:
         parser.error(f"--augment must lie in [0, 1], but is {args.augment:g}")
     if args.reference_batch_size and (args.class_conditional or args.augment):
@@ -146,38 +190,6 @@ def parse_args(argv=None):
             "--reference_batch_size needs --augment 0 and no --class_conditional: its field is that of the images as they are"
         )
     return args
-
-
-def step_of(checkpoint):
-    """N of a folder `checkpoint-N`."""
-    return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-def list_checkpoints(output_dir):
-    """The folders `checkpoint-N` of a run, oldest first."""
-    return sorted(Path(output_dir).glob("checkpoint-*"), key=step_of)
-
-
-def save_checkpoint(accelerator, args, step):
-    """Writes `checkpoint-N` beside its place, moves it there, then removes what is over the limit."""
-    final = Path(args.output_dir) / f"checkpoint-{step}"
-    partial = final.with_name(f".{final.name}.partial")
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left
-    accelerator.wait_for_everyone()
-    try:
-        accelerator.save_state(str(partial))
-    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk comes as any of them
-        shutil.rmtree(partial, ignore_errors=True)
-        raise SystemExit(
-            f"The checkpoint of step {step} cannot be written, the ones before it are as they were: {error}"
-        ) from None
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        for old in list_checkpoints(args.output_dir)[: -args.checkpoints_total_limit]:
-            shutil.rmtree(old)
 
 
 def sample_grid(args, step):
@@ -196,15 +208,38 @@ def save_samples(pipeline, args, step):
     make_image_grid(images, rows=4, cols=columns).save(path)
 
 
+def keep_best(pipeline, args, step, distance):
+    """Keeps the pipeline in `best/` if no earlier one was nearer to the data."""
+    best, partial = Path(args.output_dir, "best"), Path(args.output_dir, ".best.partial")
+    if best.is_dir() and json.loads((best / "distance.json").read_text())["frechet_distance"] <= distance:
+        return
+    pipeline.save_pretrained(partial)
+    (partial / "distance.json").write_text(json.dumps({"frechet_distance": distance, "step": step}))
+    shutil.rmtree(best, ignore_errors=True)
+    os.replace(partial, best)
+
+
+def memory_in_use(device):
+    """GiB that the process holds: on the GPU, where there is one, at most."""
+    used = torch.cuda.max_memory_allocated() if device.type == "cuda" else psutil.Process().memory_info().rss
+    return round(used / 2**30, 2)
+
+
+def hardware_name(device):
+    """What the run runs on, for the card."""
+    return torch.cuda.get_device_name() if device.type == "cuda" else f"a CPU with {os.cpu_count()} cores"
+
+
 def main():
     args = parse_args()
+    trackers = [JSONLTracker(args.output_dir), *([args.report_to] if args.report_to else [])]
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
-        log_with=args.report_to,
+        log_with=trackers,
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=os.path.join(args.output_dir, "logs")),
     )
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     set_seed(args.seed)  # the same weights everywhere
 
     pretrained = None
@@ -218,25 +253,23 @@ def main():
 
     # Data
     source = args.dataset_name or args.train_data_dir
+    reading = {"image_column": args.image_column, "label_column": args.label_column}
+    reading |= {"strict": args.strict, "num_workers": args.dataloader_num_workers}
     try:
         with accelerator.main_process_first():
-            dataset = load_dataset(source, args.dataset_config_name, split=args.split)
-            data = load_images(dataset, args.resolution, args.image_column, args.label_column)
+            dataset = load_dataset(source, args.dataset_config_name, split=args.split, streaming=args.streaming)
+            if args.streaming:
+                data = ImageStream(dataset, args.resolution, args.shuffle_window, **reading)
+            else:
+                data = load_images(dataset, args.resolution, **reading)
+            sigma_data = args.sigma_data or round(data.sigma_data(), 4)
     except (ValueError, OSError) as error:
         raise SystemExit(f"The data set {source} cannot be used: {error}") from None
-    data.random_flip = args.random_flip
-    if args.class_conditional and data.labels is None:
-        raise SystemExit(f"--class_conditional needs a class column, but {source} has only {dataset.column_names}.")
-    dataloader = torch.utils.data.DataLoader(
-        data,
-        batch_size=max(args.train_batch_size, (args.reference_batch_size or 0) // accelerator.num_processes),
-        shuffle=True,
-        drop_last=True,
-        generator=torch.Generator().manual_seed(args.seed),  # so that starting an epoch takes nothing from the other draws
-    )
+    if args.class_conditional and data.class_names is None:
+        raise SystemExit(f"--class_conditional needs a class column, but {source} has only {list(dataset.features)}.")
 
     # Network, scheduler, loss
-    channels, num_classes = data.images.shape[1], len(data.class_names) if args.class_conditional else 0
+    channels, num_classes = data.channels, len(data.class_names) if args.class_conditional else 0
     if pretrained:
         unet, scheduler = pretrained.unet, PFGMPPScheduler.from_config(pretrained.scheduler.config, D=args.D.middle)
         if (unet.config.in_channels, pretrained.num_classes) != (channels, num_classes):
@@ -255,7 +288,7 @@ def main():
             augment_dim=Augmentation.num_labels if args.augment else 0,
             d_conditioning=args.d_conditioning,
         )
-        scheduler = PFGMPPScheduler(D=args.D.middle, sigma_data=args.sigma_data or round(data.sigma_data(), 4))
+        scheduler = PFGMPPScheduler(D=args.D.middle, sigma_data=sigma_data)
     if args.d_conditioning and not unet.config.get("d_conditioning"):
         raise SystemExit(f"The network of {args.pretrained_model_name_or_path} is not conditioned on D (see --d_conditioning).")
     if args.augment and unet.config.get("augment_dim") != Augmentation.num_labels:
@@ -265,25 +298,45 @@ def main():
     loss_function = PFGMPPLoss(
         scheduler, P_mean=args.P_mean, P_std=args.P_std, dimensions=args.D if args.d_conditioning else None
     )
+    weighting = UncertaintyWeighting() if args.uncertainty_weighting else None
 
     # Optimisation
-    optimizer = torch.optim.Adam(
-        unet.parameters(), lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon
+    if args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if args.compile:
+        unet.compile()
+    optimizer = torch.optim.AdamW(
+        [*unet.parameters(), *(weighting.parameters() if weighting else [])],
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        weight_decay=args.adam_weight_decay,
+        fused=True,
     )
-    images_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
-    if args.lr_warmup_images is not None:
-        args.lr_warmup_steps = round(args.lr_warmup_images / images_per_step)
-    lr_scheduler = get_scheduler(
-        args.lr_scheduler,
-        optimizer,
-        num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
-        num_training_steps=args.max_train_steps * accelerator.num_processes,
-    )
-    ema = HalfLifeEMA(unet.parameters(), batch_size=images_per_step, halflife=args.ema_halflife)
-    ema.to(accelerator.device)
-    unet, optimizer, dataloader, lr_scheduler = accelerator.prepare(unet, optimizer, dataloader, lr_scheduler)
-    accelerator.register_for_checkpointing(ema)
-    set_seed(args.seed, device_specific=True)  # other noise on each process
+    images_per_pass = args.train_batch_size * world
+    images_per_step = images_per_pass * args.gradient_accumulation_steps
+    if args.lr_warmup_steps is not None:
+        args.lr_warmup_images = args.lr_warmup_steps * images_per_step
+    schedule = {
+        "schedule": args.lr_scheduler,
+        "total_images": args.max_train_steps * images_per_step,
+        "warmup_images": args.lr_warmup_images,
+        "decay_images": args.lr_decay_images,
+    }
+    averages = [HalfLifeEMA(unet.parameters(), batch_size=images_per_step, halflife=value) for value in args.ema_halflife]
+    powers = [PowerFunctionEMA(unet.parameters(), width) for width in args.ema_width]
+    ema = averages[0]
+    for average in averages + powers:
+        average.to(device)
+        accelerator.register_for_checkpointing(average)
+    if accelerator.state.deepspeed_plugin:
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = args.train_batch_size
+    unet, optimizer = accelerator.prepare(unet, optimizer)
+    trained = list(unet.parameters())
+    if weighting:
+        weighting = accelerator.prepare(weighting)
+        trained += weighting.parameters()
+    models = [unet, weighting] if weighting else [unet]
 
     pipeline = PFGMPPPipeline(
         accelerator.unwrap_model(unet),
@@ -291,32 +344,32 @@ def main():
         id2label=dict(enumerate(data.class_names)) if args.class_conditional else None,
     )
     pipeline.set_progress_bar_config(disable=True)
-    if args.report_to:
-        accelerator.init_trackers("pfgmpp", config={k: v for k, v in {**vars(args), "D": str(args.D)}.items() if v is not None})
+    try:
+        frechet_distance = FrechetDistance(data, args.fid_images, accelerator) if args.fid_steps else None
+    except ValueError as error:
+        raise SystemExit(f"--fid_steps: {error}") from None
 
     # Resume
-    step = 0
+    step, data_state = 0, None
     if args.resume_from_checkpoint:
         latest = args.resume_from_checkpoint == "latest"
         checkpoints = list_checkpoints(args.output_dir) if latest else [Path(args.resume_from_checkpoint)]
         while checkpoints:
             checkpoint = checkpoints.pop()
             try:
-                accelerator.load_state(str(checkpoint))
-            except Exception as error:  # whatever a damaged file makes of itself
+                step, data_state = load_checkpoint(accelerator, checkpoint)
+            except ValueError as error:
                 if not checkpoints:
-                    raise SystemExit(f"{checkpoint} is damaged and cannot be resumed from: {error}") from None
-                accelerator.print(f"{checkpoint} is damaged, so the one before it is used: {error}")
+                    raise SystemExit(f"{error}. It cannot be resumed from.") from None
+                accelerator.print(f"{error}. The one before it is used.")
                 continue
-            step = step_of(checkpoint)
             accelerator.print(f"Resuming from {checkpoint}")
             break
-    passes_per_epoch = len(dataloader)
-    if passes_per_epoch == 0:
-        raise SystemExit(
-            f"--train_batch_size {args.train_batch_size} is larger than the share of a process in {len(data)} images."
-        )
-    first_epoch, skipped = divmod(step * args.gradient_accumulation_steps, passes_per_epoch)
+    saved = {**vars(args), "D": str(args.D), "config": None, "resume_from_checkpoint": "latest"}
+    if accelerator.is_main_process:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        Path(args.output_dir, "arguments.yaml").write_text(yaml.safe_dump(saved))  # for --config
+    accelerator.init_trackers("pfgmpp", config={name: str(value) for name, value in saved.items()})
 
     # What ends the loop early
     deadline = time.monotonic() + 60 * args.max_train_time if args.max_train_time else math.inf
@@ -324,59 +377,92 @@ def main():
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: stop_requested.append(number))
 
-    # The loop
-    nonfinite, stopped = 0, False
+    # The loop. What is random in a step depends on the seed and the step alone and is drawn for all processes and passes at
+    # once, of which each takes its part: neither their number nor a restart changes anything.
+    rng = torch.Generator(device)
+    batch_size = max(args.train_batch_size, (args.reference_batch_size or 0) // world)
+    batches = prefetch(data.batches(batch_size, args.seed, rank, world, *([] if data_state is None else [data_state])))
+    meter, nonfinite, stopped, logs = LossMeter(args.P_mean, args.P_std, device), 0, False, {}
+    clock, clock_step = time.monotonic(), step
+
+    def due(interval):
+        return bool(interval) and (step % interval == 0 or step == args.max_train_steps)
+
     progress = tqdm(total=args.max_train_steps, initial=step, desc="Training", disable=not accelerator.is_local_main_process)
     unet.train()
-    for epoch in range(first_epoch, math.ceil(args.max_train_steps * args.gradient_accumulation_steps / passes_per_epoch)):
-        dataloader.set_epoch(epoch)
-        batches = accelerator.skip_first_batches(dataloader, skipped) if epoch == first_epoch and skipped else dataloader
-        for batch in batches:
-            with accelerator.accumulate(unet):
-                conditioning = {"class_labels": batch["class_labels"]} if args.class_conditional else {}
-                references = accelerator.gather(batch["images"]) if args.reference_batch_size else None
-                images = batch["images"][: args.train_batch_size]
+    while step < args.max_train_steps and not stopped:
+        rng.manual_seed(derived_seed(args.seed, "step", step))
+        torch.manual_seed(derived_seed(args.seed, "dropout", step, rank))
+        shape = (images_per_step, channels, args.resolution, args.resolution)
+        perturbation = loss_function.draw(shape, rng, device)
+        transforms = augmentation.draw(images_per_step, rng, device) if augmentation else None
+        flips = torch.rand(images_per_step, 1, 1, 1, generator=rng, device=device) < 0.5
+        for index in range(args.gradient_accumulation_steps):
+            part = slice(index * images_per_pass + rank, (index + 1) * images_per_pass, world)
+            batch, data_state = next(batches)
+            with accelerator.accumulate(*models):
+                images = batch["images"].to(device, torch.float32) / 127.5 - 1
+                references = accelerator.gather(images) if args.reference_batch_size else None
+                images = images[: args.train_batch_size]
+                conditioning = {"class_labels": batch["class_labels"].to(device)} if args.class_conditional else {}
+                if args.random_flip:
+                    images = torch.where(flips[part], images.flip(-1), images)
                 if augmentation:
-                    images, conditioning["augment_labels"] = augmentation(images)
-                loss = loss_function(unet, images, references=references, **conditioning).mean()
-                accelerator.backward(loss)
+                    images, conditioning["augment_labels"] = augmentation(images, transforms[part])
+                loss = loss_function(unet, images, perturbation[part], references, **conditioning)
+                meter.add(loss, perturbation[part].sigma)
+                if weighting:
+                    loss = weighting(loss, perturbation[part].sigma)
+                accelerator.backward(loss.mean())
                 if accelerator.sync_gradients:
                     if accelerator.scaler is None:  # fp16 skips such a step and lowers its scale
-                        nonfinite += replace_nonfinite_gradients(unet.parameters())
-                    if args.max_grad_norm:
-                        accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+                        nonfinite += replace_nonfinite_gradients(trained)
+                    grad_norm = accelerator.clip_grad_norm_(trained, args.max_grad_norm or math.inf)
+                    for group in optimizer.param_groups:
+                        group["lr"] = args.learning_rate * learning_rate_factor(images=step * images_per_step, **schedule)
                 optimizer.step()
-                lr_scheduler.step()
                 optimizer.zero_grad()
-            if not accelerator.sync_gradients:
-                continue
 
-            step += 1
-            ema.step(unet.parameters())
-            progress.update()
-            logs = {"loss": loss.item(), "lr": lr_scheduler.get_last_lr()[0]}
-            if nonfinite:
-                logs["nonfinite_gradients"] = nonfinite
-            progress.set_postfix(**{name: f"{value:.3g}" for name, value in logs.items()})
-            accelerator.log(logs, step=step)
+        step += 1
+        for average in averages + powers:
+            average.step(unet.parameters())
+        progress.update()
 
-            last = step == args.max_train_steps
-            if stop_requested or time.monotonic() > deadline:
-                accelerator.set_trigger()
-            stopped = accelerator.check_trigger() and not last  # on any process
-            if accelerator.is_main_process and args.sample_steps and (step % args.sample_steps == 0 or last):
-                ema.store(unet.parameters())
-                ema.copy_to(unet.parameters())
-                unet.eval()
+        if due(args.logging_steps):
+            logs = meter.read(accelerator) | {"grad_norm": float(grad_norm), "lr": optimizer.param_groups[0]["lr"]}
+            logs["images_per_second"] = (step - clock_step) * images_per_step / (time.monotonic() - clock)
+            logs["memory_gib"] = memory_in_use(device)
+            logs |= {"nonfinite_gradients": nonfinite} if nonfinite else {}
+            accelerator.log({**logs, "images": step * images_per_step}, step=step)
+            shown = {"loss": "loss", "images_per_second": "images/s", "memory_gib": "GiB"}
+            progress.set_postfix({name: f"{logs[key]:.3g}" for key, name in shown.items()})
+        if due(args.sample_steps) or due(args.fid_steps):
+            ema.store(unet.parameters())
+            ema.copy_to(unet.parameters())
+            unet.eval()
+            if due(args.sample_steps) and accelerator.is_main_process:
                 save_samples(pipeline, args, step)
-                unet.train()
-                ema.restore(unet.parameters())
-            if stopped or (args.checkpointing_steps and (step % args.checkpointing_steps == 0 or last)):
-                save_checkpoint(accelerator, args, step)
-            if stopped or last:
-                break
-        if stopped:
-            break
+            if due(args.fid_steps):
+                distance = frechet_distance(pipeline, args.train_batch_size)
+                accelerator.log({"frechet_distance": distance}, step=step)
+                if accelerator.is_main_process:
+                    keep_best(pipeline, args, step, distance)
+            unet.train()
+            ema.restore(unet.parameters())
+        if powers and due(args.ema_snapshot_steps) and accelerator.is_main_process:
+            for power in powers:
+                power.save_snapshot(args.output_dir, step, accelerator.unwrap_model(unet))
+        if due(args.logging_steps) or due(args.sample_steps) or due(args.fid_steps):
+            clock, clock_step = time.monotonic(), step
+
+        if stop_requested or time.monotonic() > deadline:
+            accelerator.set_trigger()
+        stopped = accelerator.check_trigger() and step < args.max_train_steps  # on any process
+        if stopped or due(args.checkpointing_steps):
+            try:
+                save_checkpoint(accelerator, args.output_dir, step, data_state, args.checkpoints_total_limit)
+            except OSError as error:
+                raise SystemExit(str(error)) from None
     progress.close()
     if stopped:
         accelerator.print(f"Stopped after step {step}; --resume_from_checkpoint latest goes on.")
@@ -386,15 +472,34 @@ def main():
     # The result: a pipeline folder with the averaged weights
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        ema.copy_to(unet.parameters())
         pipeline.unet.eval()
-        pipeline.to(getattr(torch, args.save_dtype)).save_pretrained(args.output_dir)
+        if args.save_dtype != "float32":
+            pipeline.to(getattr(torch, args.save_dtype))
+        for average in averages[1:]:
+            average.copy_to(unet.parameters())
+            pipeline.unet.save_pretrained(os.path.join(args.output_dir, "unet"), variant=f"ema{average.halflife:.0f}")
+        ema.copy_to(unet.parameters())
+        pipeline.save_pretrained(args.output_dir)
         grid = sample_grid(args, step)
         if grid.is_file():
             shutil.copyfile(grid, Path(args.output_dir) / "samples.png")
         images_seen = step * images_per_step
-        write_model_card(args.output_dir, pipeline, ORIGIN.format(images_seen, source, shlex.join(sys.argv)))
+        write_model_card(
+            args.output_dir,
+            pipeline,
+            ORIGIN.format(
+                images=images_seen,
+                source=source,
+                steps=step,
+                hardware=f"{world} × {hardware_name(device)}" if world > 1 else hardware_name(device),
+                loss=f"{logs['loss']:.4g}" if logs else "not logged",
+                halflife=args.ema_halflife[0],
+                command=shlex.join(sys.argv),
+            ),
+        )
         print(json.dumps({"output_dir": args.output_dir, "steps": step, "images": images_seen}))
+        if args.push_to_hub:
+            print(push_to_hub(args.output_dir, args.hub_model_id or Path(args.output_dir).resolve().name))
     accelerator.end_training()
 
 

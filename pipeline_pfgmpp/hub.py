@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 from .pipeline_pfgmpp import PFGMPPPipeline
 
@@ -79,3 +79,20 @@ def write_model_card(folder: str | os.PathLike, pipeline: PFGMPPPipeline, origin
         origin=origin.strip(),
     )
     card.save(folder / "README.md")
+
+
+def push_to_hub(folder: str | os.PathLike, repo_id: str) -> str:
+    """
+    Uploads a pipeline folder: weights as safetensors, configurations, the card and its picture, and nothing else.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder.
+        repo_id (`str`): Repository to upload to, which is made if it is not there.
+
+    Returns:
+        `str`: Address of the commit.
+    """
+    api = HfApi()
+    repo_id = api.create_repo(repo_id, exist_ok=True).repo_id
+    patterns = ["*.json", "*.safetensors", "README.md", "*.png"]
+    return api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=patterns, ignore_patterns=["checkpoint-*"])

@@ -13,6 +13,11 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def augment(p, images, generator):
+    augmentation = Augmentation(p)
+    return augmentation(images, augmentation.draw(len(images), generator))
+
+
 @pytest.fixture
 def smooth():
     """Smooth images whose borders are not their centres."""
@@ -38,7 +43,7 @@ def test_the_filter_is_an_orthonormal_wavelet():
 
 
 def test_nothing_is_done_at_p_0(smooth):
-    images, labels = Augmentation(0.0)(smooth, generator())
+    images, labels = augment(0.0, smooth, generator())
     assert torch.equal(images, smooth)
     assert torch.equal(labels, torch.zeros(2, 9))
 
@@ -81,7 +86,7 @@ def test_scaling_about_the_centre(smooth):
 
 def test_no_label_no_change_and_flips_are_exact():
     images = torch.randn(2000, 1, 8, 8, generator=generator())
-    augmented, labels = Augmentation(0.12)(images, generator(1))
+    augmented, labels = augment(0.12, images, generator(1))
     only_flips = (labels[:, 2:] == 0).all(1)
     for flips in ((0, 0), (1, 0), (0, 1), (1, 1)):
         rows = only_flips & (labels[:, 0] == flips[0]) & (labels[:, 1] == flips[1])
@@ -94,7 +99,7 @@ def test_no_label_no_change_and_flips_are_exact():
 
 def test_label_statistics():
     count, p = 40_000, 0.3
-    _, labels = Augmentation(p)(torch.zeros(count, 1, 2, 2), generator(2))
+    _, labels = augment(p, torch.zeros(count, 1, 2, 2), generator(2))
     assert labels.shape == (count, 9)
     x_flip, y_flip, scale, cos, sin, stretch_cos, stretch_sin, shift_x, shift_y = labels.T
     assert x_flip.mean().item() == pytest.approx(0.5, abs=0.02)
@@ -114,7 +119,7 @@ def test_label_statistics():
 
 
 def test_the_generator_decides(smooth):
-    one, again, other = (Augmentation(0.9)(smooth, generator(seed)) for seed in (1, 1, 2))
+    one, again, other = (augment(0.9, smooth, generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(one[0], again[0])
     assert not torch.equal(one[1], other[1])
 

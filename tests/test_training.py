@@ -1,255 +1,42 @@
-"""What the trainer is made of, and the trainer itself from the command line."""
+"""The trainer from the command line."""
 
-import gzip
 import json
-import math
+import os
 import runpy
 import shutil
 import signal
-import struct
 import subprocess
 import sys
+import time
 
-import numpy as np
 import PIL.Image
 import pytest
-import scipy.stats
 import torch
+import yaml
 from conftest import ROOT
-from datasets import Dataset, Features, Image, load_dataset
+from datasets import load_dataset
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 
-from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPScheduler
 from pipeline_pfgmpp.convert import convert_diffusers
-from pipeline_pfgmpp.training import (
-    RECIPES,
-    DimensionRange,
-    HalfLifeEMA,
-    ImageDataset,
-    PFGMPPLoss,
-    load_images,
-    replace_nonfinite_gradients,
-)
-from pipeline_pfgmpp.training.idx_to_parquet import convert, read_idx
+from pipeline_pfgmpp.training import RECIPES, load_images
+from pipeline_pfgmpp.training.log import read_log
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+SMALL = ["--preset", "fashion-mnist-small", "--train_batch_size", "8", "--resolution", "8", "--lr_warmup_steps", "0"]
 
 
-# The loss
-
-
-class Recorder(torch.nn.Module):
-    """Returns zeros and keeps what it was called with."""
-
-    def forward(self, sample, timestep, return_dict=True, **conditioning):
-        self.sample, self.timestep, self.conditioning = sample, timestep, conditioning
-        return (torch.zeros_like(sample),)
-
-
-@pytest.mark.parametrize("D", [1, 128, None])
-def test_loss_is_its_formula(D):
-    scheduler, unet = PFGMPPScheduler(D=D, sigma_data=0.7), Recorder()
-    images, labels = torch.rand(6, 1, 4, 4) * 2 - 1, torch.arange(6)
-    loss = PFGMPPLoss(scheduler, P_mean=-0.5, P_std=0.9)(unet, images, generator(3), class_labels=labels)
-
-    rng = generator(3)
-    sigma = (-0.5 + 0.9 * torch.randn(6, 1, 1, 1, generator=rng)).exp()
-    x = images + sigma * scheduler.sample_noise(images.shape, rng)
-    torch.testing.assert_close(unet.sample, x / (sigma**2 + 0.49).sqrt())
-    torch.testing.assert_close(unet.timestep, sigma.log().flatten() / 4)
-    assert torch.equal(unet.conditioning["class_labels"], labels)
-    denoised = 0.49 / (sigma**2 + 0.49) * x  # the network says zero
-    expected = ((sigma**2 + 0.49) / (0.7 * sigma) ** 2 * (denoised - images) ** 2).mean((1, 2, 3))
-    torch.testing.assert_close(loss, expected)
-
-
-@pytest.mark.parametrize("D", [16, None])
-def test_the_exact_denoiser_has_the_least_loss(D, ten_images):
-    """The posterior mean minimises the expected loss; at another D it is another function and does worse."""
-    tiny_images = torch.nn.functional.avg_pool2d(ten_images, 4)  # so near that noise leaves their choice open
-    batch = tiny_images.repeat(100, 1, 1, 1)
-
-    def expected_loss(oracle_D, shift=0.0):
-        oracle = EmpiricalDenoiser(tiny_images)
-        loss = PFGMPPLoss(PFGMPPScheduler(D=D), P_mean=0.5, P_std=0.5)
-        batches = [
-            loss(lambda x, t, return_dict: (oracle(x, t, D=oracle_D).sample + shift,), batch, generator(seed)).mean()
-            for seed in range(40)
-        ]
-        return torch.stack(batches).mean()
-
-    least = expected_loss(D)
-    assert least < expected_loss(D, shift=0.2)
-    assert least < expected_loss(1)
-
-
-def test_over_references_the_target_is_their_posterior_mean(ten_images):
-    """The exact denoiser of the references has no loss at all, at any D."""
-    images = torch.nn.functional.avg_pool2d(ten_images, 4)
-    for D in (1, 64, None):
-        oracle, loss = EmpiricalDenoiser(images), PFGMPPLoss(PFGMPPScheduler(D=D), P_mean=0.5, P_std=0.5)
-        network = lambda x, t, return_dict, D=D: (oracle(x, t, D=D).sample,)  # noqa: B023, E731
-        assert loss(network, images[:4], generator(1), references=images).max() < 1e-6
-        assert loss(network, images[:4], generator(1)).mean() > 1e-3  # against single images something is left
-
-
-@pytest.mark.parametrize(
-    ("text", "low", "high"), [("128", 128, 128), ("inf", math.inf, math.inf), ("16:2048", 16, 2048), ("16:inf", 16, math.inf)]
-)
-def test_ranges_of_d(text, low, high):
-    dimensions = DimensionRange.parse(text)
-    assert (dimensions.low, dimensions.high, str(dimensions)) == (low, high, text)
-    D = dimensions.draw(20_000, generator())
-    assert D.min() >= low
-    assert D.max() <= high
-    finite = D[D.isfinite()]
-    if low < high:
-        top = min(high, 2**18)
-        position = (finite / low).log() / math.log(top / low)
-        assert scipy.stats.kstest(position.numpy(), "uniform").pvalue > 1e-3
-        assert D.isinf().double().mean() == pytest.approx(0.1 if high == math.inf else 0, abs=0.01)
-    assert low <= dimensions.middle <= high
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "nan", "many", "16:8", ":", "16:", "1e9:inf", "0:16"])
-def test_bad_ranges_of_d_are_refused(text):
-    with pytest.raises(ValueError, match="`D` must be a positive number, inf, or a range such as 16:inf"):
-        DimensionRange.parse(text)
-
-
-def test_each_image_has_its_own_d_and_the_network_is_told():
-    unet, images = Recorder(), torch.zeros(4000, 1, 4, 4)
-    loss = PFGMPPLoss(PFGMPPScheduler(D=128, sigma_data=0.7), P_std=1e-9, dimensions=DimensionRange(1, math.inf))
-    loss(unet, images, generator())
-    D = unet.conditioning["D"]
-    assert D.shape == (4000,)
-    assert D.isinf().any()
-    radius = unet.sample.flatten(1).square().mean(1)  # of unit noise, but for one factor
-    assert radius[D > 1e4].std() < 0.5 * radius[D < 4].std()
-
-
-def test_gradients_that_are_not_finite_are_replaced_and_counted():
-    weight = torch.nn.Parameter(torch.zeros(5))
-    weight.grad = torch.tensor([1.0, math.nan, math.inf, -math.inf, 2.0])
-    assert replace_nonfinite_gradients([weight, torch.nn.Parameter(torch.zeros(1))]) == 3
-    assert weight.grad.tolist() == [1.0, 0.0, 1e5, -1e5, 2.0]
-    assert replace_nonfinite_gradients([weight]) == 0
-
-
-# The moving average
-
-
-def test_ema_half_life_in_images():
-    weight = torch.nn.Parameter(torch.zeros(1))
-    ema = HalfLifeEMA([weight], batch_size=100, halflife=1000, rampup=0.05)
-    assert ema.get_decay(10**6) == pytest.approx(0.5 ** (100 / 1000))  # 1000 images halve what was
-    assert ema.get_decay(10) == pytest.approx(0.5 ** (100 / (0.05 * 1000)))  # early: 5 % of the images seen
-    expected = 0.0
-    for step in range(1, 8):
-        weight.data.fill_(float(step))
-        ema.step([weight])
-        decay = ema.get_decay(step)
-        expected = decay * expected + (1 - decay) * step
-    assert ema.shadow_params[0].item() == pytest.approx(expected)
-
-
-# Data
-
-
-def test_images_are_decoded_resized_and_cropped(tmp_path):
-    wide = np.zeros((40, 80, 3), np.uint8)
-    wide[:, 20:60] = (255, 0, 0)  # the centre square is red
-    dataset = Dataset.from_dict({"image": [PIL.Image.fromarray(wide)]}, features=Features({"image": Image()}))
-    data = load_images(dataset, resolution=16)
-    assert data.images.shape == (1, 3, 16, 16)
-    assert data.images[0, 0].float().mean() > 240
-    assert data.images[0, 1].float().mean() < 10
-    assert data.labels is None
-
-
-@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("1", 1), ("RGB", 3), ("RGBA", 3), ("P", 3)])
-def test_every_mode_of_picture(mode, channels):
-    picture = PIL.Image.new("RGB", (8, 8), (200, 200, 200)).convert(mode)
-    dataset = Dataset.from_dict({"image": [picture]}, features=Features({"image": Image()}))
-    assert load_images(dataset, resolution=8).images.shape == (1, channels, 8, 8)
-    assert load_images(dataset, resolution=8, channels=1).images.shape == (1, 1, 8, 8)
-
-
-def test_columns_are_found_or_named(fashion_mnist):
-    dataset = load_dataset(str(fashion_mnist), split="test")
-    data = load_images(dataset, resolution=28)
-    assert len(data) == 120
-    assert data.class_names[9] == "Ankle boot"
-    item = data[3]
-    assert (item["images"].min(), item["images"].dtype, item["class_labels"].item()) == (-1, torch.float32, dataset[3]["label"])
-    assert torch.equal(item["images"], torch.from_numpy(np.array(dataset[3]["image"])).float()[None] / 127.5 - 1)
-    with pytest.raises(ValueError, match="`image_column` is 'picture'"):
-        load_images(dataset, resolution=28, image_column="picture")
-    with pytest.raises(ValueError, match="several image columns"):
-        load_images(Dataset.from_dict({"a": [], "b": []}, features=Features({"a": Image(), "b": Image()})), resolution=28)
-    with pytest.raises(ValueError, match="no image column"):
-        load_images(dataset.remove_columns("image"), resolution=28)
-
-
-def test_sigma_data_is_measured():
-    images = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8, generator=generator())
-    expected = (images.double() / 127.5 - 1).std(correction=0).item()
-    assert ImageDataset(images).sigma_data() == pytest.approx(expected, rel=1e-9)
-
-
-def test_random_flip():
-    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
-    torch.manual_seed(0)
-    flipped = [bool(ImageDataset(images, random_flip=True)[0]["images"][0, 0, 0] > -0.97) for _ in range(200)]
-    assert 60 < sum(flipped) < 140
-
-
-def write_idx(folder, images, labels, prefix):
-    folder.mkdir(exist_ok=True)
-    header = struct.pack(">4B3I", 0, 0, 8, 3, *images.shape)
-    (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes()))
-    (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">4BI", 0, 0, 8, 1, len(labels)) + labels.tobytes())
-
-
-def test_idx_files_become_a_data_set(tmp_path):
-    rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (7, 5, 6), np.uint8), rng.integers(0, 3, 7).astype(np.uint8)
-    for prefix in ("train", "t10k"):
-        write_idx(tmp_path / "idx", images, labels, prefix)
-    assert convert(tmp_path / "idx", tmp_path / "out", ["a", "b", "c"]) == {"train": 7, "test": 7}
-    dataset = load_dataset(str(tmp_path / "out"), split="test")
-    np.testing.assert_array_equal(np.stack([np.array(image) for image in dataset["image"]]), images)
-    assert dataset["label"][:] == labels.tolist()
-    assert dataset.features["label"].names == ["a", "b", "c"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["test.parquet", "train.parquet"]
-
-
-def test_damaged_idx_files_are_refused(tmp_path):
-    images, labels = np.zeros((4, 2, 2), np.uint8), np.zeros(4, np.uint8)
-    write_idx(tmp_path, images, labels, "train")
-    with pytest.raises(ValueError, match="holds no t10k-images"):
-        convert(tmp_path, tmp_path / "out", ["a"])
-    labels_file = tmp_path / "train-labels-idx1-ubyte"
-    labels_file.write_bytes(labels_file.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="cut off"):
-        read_idx(labels_file)
-    labels_file.write_bytes(b"P5 2 2")
-    with pytest.raises(ValueError, match="not an IDX file"):
-        read_idx(labels_file)
-
-
-# The script
-
-
-def train(*args, check=True, env=None):
+def train(*args, check=True, env=None, processes=1):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "train_accelerate.py"]
-    common = ["--preset", "fashion-mnist-small", "--train_batch_size", "8", "--resolution", "8", "--lr_warmup_steps", "0"]
-    result = subprocess.run([*command, *common, *map(str, args)], cwd=ROOT, env=env, capture_output=True, text=True)
+    if processes > 1:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "train_accelerate.py"]
+        env = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([*command, *SMALL, *map(str, args)], cwd=ROOT, env=env, capture_output=True, text=True)
     if check:
         assert result.returncode == 0, result.stderr[-3000:]
     return result
+
+
+RESULT = {"unet", "scheduler", "model_index.json", "README.md", "log.jsonl", "arguments.yaml"}
 
 
 def weights(folder):
@@ -266,8 +53,7 @@ def test_training_from_parquet_checkpoints_and_resumes(fashion_mnist, tmp_path):
     assert (summary["steps"], summary["images"]) == (4, 64)
     folder = tmp_path / "through"
     names = {path.name for path in folder.iterdir()}
-    pipeline_files = {"unet", "scheduler", "model_index.json", "README.md", "samples.png"}
-    assert names == pipeline_files | {"samples", "checkpoint-2", "checkpoint-4"}
+    assert names == RESULT | {"samples.png", "samples", "checkpoint-2", "checkpoint-4"}
     assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step-0000002.png", "step-0000004.png"]
     assert PIL.Image.open(folder / "samples" / "step-0000004.png").size == (80, 32)
 
@@ -281,13 +67,120 @@ def test_training_from_parquet_checkpoints_and_resumes(fashion_mnist, tmp_path):
     assert "D = 128" in card
     assert "64 images of" in card
 
-    # from the middle to the end is the same as straight through
-    (tmp_path / "resumed").mkdir()
-    (folder / "checkpoint-2").rename(tmp_path / "resumed" / "checkpoint-2")
-    train(*common, "--output_dir", tmp_path / "resumed", "--resume_from_checkpoint", "latest")
-    resumed = weights(tmp_path / "resumed")
-    for name, tensor in weights(folder).items():
-        torch.testing.assert_close(resumed[name], tensor, rtol=1e-5, atol=1e-6)
+    # what it was started with can be started again
+    arguments = yaml.safe_load((folder / "arguments.yaml").read_text())
+    assert (arguments["D"], arguments["class_conditional"], arguments["ema_halflife"]) == ("128", True, [500_000.0])
+    assert parse("--config", folder / "arguments.yaml").max_train_steps == 4
+
+
+EXACT = [
+    "--D", "16:inf", "--d_conditioning", "--class_conditional", "--augment", "0.2", "--random_flip", "--max_train_steps", "20",
+    "--adam_epsilon", "1e-6",  # or Adam makes much of rounding where a gradient is all but zero
+    "--sample_steps", "0", "--checkpointing_steps", "0", "--train_data_dir",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one_process(fashion_mnist, tmp_path_factory):
+    """20 steps of 16 images, in one pass of one process."""
+    folder = tmp_path_factory.mktemp("one") / "out"
+    train(*EXACT, fashion_mnist, "--train_batch_size", "16", "--output_dir", folder)
+    return folder
+
+
+def largest_difference(one, other):
+    other = weights(other)
+    return max((tensor - other[name]).abs().max().item() for name, tensor in weights(one).items())
+
+
+def test_two_processes_train_as_one(one_process, fashion_mnist, tmp_path):
+    train(*EXACT, fashion_mnist, "--output_dir", tmp_path / "out", processes=2)
+    assert largest_difference(one_process, tmp_path / "out") < 1e-4
+    for one, two in zip(read_log(one_process), read_log(tmp_path / "out")):
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)
+
+
+def test_accumulated_passes_train_as_one(one_process, fashion_mnist, tmp_path):
+    again = ["--gradient_accumulation_steps", "2", "--gradient_checkpointing", "--output_dir", tmp_path / "out"]
+    train(*EXACT, fashion_mnist, *again)
+    assert largest_difference(one_process, tmp_path / "out") < 1e-5
+
+
+@pytest.mark.parametrize("streaming", [[], ["--streaming", "--shuffle_window", "30"]])
+def test_a_run_killed_twice_is_the_run_that_was_not(streaming, fashion_mnist, tmp_path):
+    """Bit for bit, with what dropout draws."""
+    steps = 60
+    common = [
+        sys.executable, "train_accelerate.py", *SMALL, "--train_batch_size", "4", "--train_data_dir", str(fashion_mnist),
+        "--D", "64", "--class_conditional", "--label_dropout", "0.2", "--max_train_steps", str(steps), "--sample_steps", "0",
+        *streaming, "--output_dir",
+    ]  # fmt: skip
+    subprocess.run(
+        [*common, str(tmp_path / "through"), "--checkpointing_steps", "0"], cwd=ROOT, check=True, capture_output=True
+    )
+    killed = tmp_path / "killed"
+    again = [*common, str(killed), "--checkpointing_steps", "7", "--resume_from_checkpoint", "latest"]
+    for step in (14, 35):
+        process = subprocess.Popen(again, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (killed / f"checkpoint-{step}").exists():
+            time.sleep(0.02)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    result = subprocess.run(again, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "Resuming from" in result.stdout
+    assert json.loads(result.stdout.strip().splitlines()[-1])["steps"] == steps
+    resumed = weights(killed)
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in weights(tmp_path / "through").items())
+
+
+def test_what_a_run_tells_of_itself(fashion_mnist, tmp_path):
+    folder = tmp_path / "out"
+    train(
+        "--train_data_dir", fashion_mnist, "--resolution", "28", "--max_train_steps", "4", "--logging_steps", "2",
+        "--sample_steps", "0", "--checkpointing_steps", "0", "--fid_steps", "2", "--fid_images", "8",
+        "--ema_halflife", "1e6", "1", "--ema_width", "0.1", "--ema_snapshot_steps", "2", "--uncertainty_weighting",
+        "--lr_scheduler", "inverse_sqrt", "--lr_decay_images", "8", "--adam_weight_decay", "0.01", "--output_dir", folder,
+    )  # fmt: skip
+    assert {path.name for path in folder.iterdir()} == RESULT | {"best", "ema"}
+    entries = read_log(folder)
+    assert [entry["step"] for entry in entries] == [2, 4]
+    for entry in entries:
+        assert {"loss", "grad_norm", "lr", "images_per_second", "memory_gib", "frechet_distance", "images"} <= entry.keys()
+        assert sum(name.startswith("loss/sigma_") for name in entry) > 2
+    assert entries[1]["lr"] == pytest.approx(2e-3 / 3**0.5, rel=1e-5)  # after three batches of eight
+    best = json.loads((folder / "best" / "distance.json").read_text())
+    assert best["frechet_distance"] == pytest.approx(min(entry["frechet_distance"] for entry in entries), rel=1e-5)
+    assert DiffusionPipeline.from_pretrained(folder / "best")(num_inference_steps=1, output_type="pt").images.isfinite().all()
+
+    # the other averages are variants of the same pipeline
+    def first_weight(**options):
+        return DiffusionPipeline.from_pretrained(folder, **options).unet.map_layer0.weight
+
+    assert not torch.equal(first_weight(), first_weight(variant="ema1"))
+    command = [sys.executable, "-m", "pipeline_pfgmpp.training.ema", str(folder), "--width", "0.15"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert not torch.equal(first_weight(), first_weight(variant="power150"))
+
+    plot = [sys.executable, "-m", "pipeline_pfgmpp.training.log"]
+    subprocess.run([*plot, str(folder)], cwd=ROOT, check=True, capture_output=True)
+    assert PIL.Image.open(folder / "log.png").width > 1000
+    refused = subprocess.run([*plot, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "holds no log of a training" in refused.stderr
+
+
+def test_a_broken_image_ends_a_strict_run(tmp_path):
+    for index in range(12):
+        PIL.Image.new("L", (8, 8), 20 * index).save(tmp_path / f"{index}.png")
+    (tmp_path / "5.png").write_text("no picture")
+    common = ["--train_data_dir", tmp_path, "--max_train_steps", "3", "--sample_steps", "0", "--checkpointing_steps", "0"]
+    for streaming in ([], ["--streaming"]):
+        folder = tmp_path.with_name(f"out{len(streaming)}")
+        result = train(*common, *streaming, "--output_dir", folder)
+        assert "5.png, which cannot be read" in result.stdout + result.stderr
+        strict = train(*common, *streaming, "--strict", "--output_dir", folder / "strict", check=False)
+        assert strict.returncode != 0
+        assert "5.png cannot be read" in strict.stderr
 
 
 def parse(*args):
@@ -355,12 +248,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(damage, stoppe
         (newest / "custom_checkpoint_0.pkl").write_bytes(b"nonsense")
     again = [*common, "5", "--checkpointing_steps", "0", "--output_dir", tmp_path / "out", "--resume_from_checkpoint"]
     result = train(*again, "latest")
-    assert f"{newest} is damaged, so the one before it is used" in result.stdout
+    assert f"{newest} is damaged: " in result.stdout
+    assert "The one before it is used." in result.stdout
     assert f"Resuming from {newest.with_name('checkpoint-2')}" in result.stdout
     assert json.loads(result.stdout.strip().splitlines()[-1])["steps"] == 5
     refused = train(*again, newest, check=False)
     assert refused.returncode != 0
-    assert f"{newest} is damaged and cannot be resumed from" in refused.stderr
+    assert f"{newest} is damaged: " in refused.stderr
+    assert "It cannot be resumed from." in refused.stderr
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(stopped_run, tmp_path):
@@ -395,7 +290,7 @@ def test_training_from_a_folder_of_images_in_bfloat16(tmp_path):
     assert pipe.scheduler.config.D is None
     assert pipe.unet.config.in_channels == 3
     assert pipe(num_inference_steps=2).images[0].mode == "RGB"
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"unet", "scheduler", "model_index.json", "README.md"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == RESULT
 
 
 def test_training_goes_on_from_a_ddpm_of_diffusers(fashion_mnist, tmp_path):
@@ -478,9 +373,11 @@ def test_training_from_a_data_set_of_the_hub(hub, fashion_mnist, tmp_path):
         (["--D", "0"], "argument --D: `D` must be a positive number, inf, or a range such as 16:inf, but is '0'"),
         (["--D", "16:inf"], "--D 16:inf is a range, which needs --d_conditioning"),
         (["--class_conditional", "--reference_batch_size", "32"], "--reference_batch_size needs --augment 0"),
+        (["--report_to", "none"], "--report_to none: accelerate finds no such tracker"),
         (["--augment", "2"], "--augment must lie in [0, 1]"),
         (["--dataset_name", "also"], "give one of --dataset_name and --train_data_dir"),
-        (["--train_batch_size", "10000"], "--train_batch_size 10000 is larger"),
+        (["--fid_steps", "1"], "--fid_steps: the features are those of a classifier of grey 28×28 images"),
+        (["--ema_width", "0.5"], "the width of a power function must lie in (0, 0.289)"),
         (["--image_column", "picture"], "cannot be used: `image_column` is 'picture'"),
     ],
 )

@@ -46,16 +46,21 @@ class Augmentation:
             raise ValueError(f"`p` must lie in [0, 1], but is {p}.")
         self.p = p
 
-    def __call__(self, images: torch.Tensor, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw(
+        self, count: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
+    ) -> torch.Tensor:
         """
+        Draws the transforms of some images.
+
         Args:
-            images (`torch.Tensor` of shape `(batch, C, H, W)`): The images.
-            generator (`torch.Generator`, *optional*): Source of randomness.
+            count (`int`): Number of images.
+            generator (`torch.Generator`, *optional*): Source of randomness, on the device.
+            device (`torch.device`, *optional*): Where it draws.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: The transformed images, and labels of shape `(batch, 9)`.
+            `torch.Tensor` of shape `(count, 8)`: Flips along x and y, scale, rotation, stretch and its axis, and shifts along
+                x and y; zero where nothing is done.
         """
-        count, device = len(images), images.device if generator is None else generator.device
 
         def chance(p):
             return torch.rand(count, generator=generator, device=device) < p
@@ -72,23 +77,34 @@ class Augmentation:
         rotation = angle() * chance(self.p)
         stretch = normal() * chance(self.p)
         axis = angle() * chance(0.5)
-        shift = torch.stack([normal(), normal()], dim=1) * chance(self.p)[:, None]
+        shift = torch.stack([normal(), normal()]) * chance(self.p)
+        return torch.stack([x_flip, y_flip, scale, rotation, stretch, axis, *shift], dim=1)
+
+    def __call__(self, images: torch.Tensor, transforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            images (`torch.Tensor` of shape `(batch, C, H, W)`): The images.
+            transforms (`torch.Tensor` of shape `(batch, 8)`): What is done to each, from [`~Augmentation.draw`].
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: The transformed images, and labels of shape `(batch, 9)`.
+        """
+        x_flip, y_flip, scale, rotation, stretch, axis, *shift = transforms.to(images).unbind(1)
         labels = torch.stack(
             [
                 x_flip, y_flip, scale, rotation.cos() - 1, rotation.sin(),
-                stretch * axis.cos(), stretch * axis.sin(), shift[:, 0], shift[:, 1],
+                stretch * axis.cos(), stretch * axis.sin(), *shift,
             ],
             dim=1,
         )  # fmt: skip
 
         # Flips are exact; the rest is one affine map and one resampling, of the images that have any.
-        labels, rotation, axis = (drawn.to(images) for drawn in (labels, rotation, axis))
         for column, dim in ((0, -1), (1, -2)):
             images = torch.where(labels[:, column].bool()[:, None, None, None], images.flip(dim), images)
         moved = (labels[:, 2:] != 0).any(1).nonzero().squeeze(1)
         if len(moved):
             size = labels.new_tensor([images.shape[-1], images.shape[-2]])
-            matrix = _stretched(stretch.to(images), axis) @ _rotated(rotation) * (2 ** (0.2 * labels[:, 2]))[:, None, None]
+            matrix = _stretched(stretch, axis) @ _rotated(rotation) * (2 ** (0.2 * labels[:, 2]))[:, None, None]
             images = images.index_copy(0, moved, resample(images[moved], matrix[moved], (0.125 * size * labels[:, 7:])[moved]))
         return images, labels
 

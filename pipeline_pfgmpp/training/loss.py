@@ -84,6 +84,26 @@ class DimensionRange:
         return torch.where(chance < SHARE_OF_INFINITY, math.inf, D) if self.high == math.inf else D
 
 
+@dataclass(frozen=True)
+class Perturbation:
+    """
+    What is random in the loss of some images; `perturbation[part]` is that of a part of them.
+
+    Args:
+        sigma (`torch.Tensor` of shape `(batch,)`): The noise levels.
+        D (`torch.Tensor` of shape `(batch,)`, `float` or `None`): The augmented dimension of each image, or of all.
+        noise (`torch.Tensor` of shape `(batch, C, H, W)`): Unit noise.
+    """
+
+    sigma: torch.Tensor
+    D: torch.Tensor | float | None
+    noise: torch.Tensor
+
+    def __getitem__(self, part: slice) -> "Perturbation":
+        D = self.D[part] if isinstance(self.D, torch.Tensor) else self.D
+        return Perturbation(self.sigma[part], D, self.noise[part])
+
+
 class PFGMPPLoss:
     """
     The training loss of a network under a scheduler, which owns D, sigma_data and the preconditioning.
@@ -104,11 +124,35 @@ class PFGMPPLoss:
     ):
         self.scheduler, self.P_mean, self.P_std, self.dimensions = scheduler, P_mean, P_std, dimensions
 
+    def draw(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Perturbation:
+        """
+        Draws what is random: noise levels, dimensions and noise.
+
+        Args:
+            shape (`tuple[int, ...]`): Shape of the images, `(batch, C, H, W)`.
+            generator (`torch.Generator`, *optional*): Source of randomness, on the device.
+            device (`torch.device`, *optional*): Where it draws; the dimensions are on the CPU.
+            dtype (`torch.dtype`, *optional*): Type of noise levels and noise; by default torch's.
+
+        Returns:
+            [`Perturbation`]: The draws.
+        """
+        draw = {"generator": generator, "device": device, "dtype": dtype}
+        sigma = (self.P_mean + self.P_std * torch.randn(shape[0], **draw)).exp()
+        D = self.scheduler.config.D if self.dimensions is None else self.dimensions.draw(shape[0], generator, device)
+        return Perturbation(sigma, D, self.scheduler.sample_noise(shape, D=D, **draw))
+
     def __call__(
         self,
         unet: torch.nn.Module,
         images: torch.Tensor,
-        generator: torch.Generator | None = None,
+        perturbation: Perturbation,
         references: torch.Tensor | None = None,
         **conditioning: torch.Tensor,
     ) -> torch.Tensor:
@@ -116,7 +160,7 @@ class PFGMPPLoss:
         Args:
             unet (`torch.nn.Module`): Called as `unet(c_in * x, c_noise, **conditioning)`.
             images (`torch.Tensor` of shape `(batch, C, H, W)`): Data in [-1, 1].
-            generator (`torch.Generator`, *optional*): Source of sigma, of D and of the noise.
+            perturbation ([`Perturbation`]): What is random, from [`~PFGMPPLoss.draw`].
             references (`torch.Tensor` of shape `(M, C, H, W)`, *optional*): A larger batch with the images among them, whose
                 posterior mean is the target.
             conditioning (`torch.Tensor`): What else the network takes, such as `class_labels`.
@@ -124,20 +168,50 @@ class PFGMPPLoss:
         Returns:
             `torch.Tensor` of shape `(batch,)`: The weighted squared error of each image, averaged over its pixels.
         """
-        scheduler = self.scheduler
-        draw = {"generator": generator, "device": images.device, "dtype": images.dtype}
-        sigma = (self.P_mean + self.P_std * torch.randn(len(images), 1, 1, 1, **draw)).exp()
-        D = scheduler.config.D
+        scheduler, D = self.scheduler, perturbation.D
+        sigma = perturbation.sigma.view(-1, 1, 1, 1)
+        x = images + sigma * perturbation.noise
+        target = images if references is None else field_target(x, references, perturbation.sigma, D)
         if self.dimensions is not None:
-            D = self.dimensions.draw(len(images), generator, images.device if generator is None else generator.device)
             conditioning["D"] = D.to(images)
-        x = images + sigma * scheduler.sample_noise(images.shape, D=D, **draw)
-        target = images if references is None else field_target(x, references, sigma.flatten(), D)
 
-        model_input, c_noise = scheduler.precondition_inputs(x, sigma), scheduler.precondition_noise(sigma.flatten())
+        model_input, c_noise = scheduler.precondition_inputs(x, sigma), scheduler.precondition_noise(perturbation.sigma)
         output = unet(model_input, c_noise, return_dict=False, **conditioning)[0]
         denoised = scheduler.precondition_outputs(x, output.to(x.dtype), sigma)
 
         sigma_data = scheduler.config.sigma_data
-        weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
-        return (weight * (denoised - target) ** 2).flatten(1).mean(1)
+        weight = (perturbation.sigma**2 + sigma_data**2) / (perturbation.sigma * sigma_data) ** 2
+        return weight * (denoised - target).square().flatten(1).mean(1)
+
+
+class UncertaintyWeighting(torch.nn.Module):
+    r"""
+    Weighs noise levels by how uncertain the network is about them, which is learned beside it
+    (https://huggingface.co/papers/2312.02696, eq. 14 and 21): the loss becomes $L e^{-u(\sigma)} + u(\sigma)$, which is least
+    where $u$ is the logarithm of the mean loss at that level, so every level contributes alike.
+
+    Args:
+        num_frequencies (`int`, defaults to 64): Random Fourier features of ln(sigma) / 4 that u is linear in.
+    """
+
+    def __init__(self, num_frequencies: int = 64):
+        super().__init__()
+        rng = torch.Generator().manual_seed(0)
+        self.register_buffer("frequencies", 2 * math.pi * torch.randn(num_frequencies, generator=rng))
+        self.register_buffer("phases", 2 * math.pi * torch.rand(num_frequencies, generator=rng))
+        self.linear = torch.nn.Linear(num_frequencies, 1)
+        torch.nn.init.zeros_(self.linear.weight)
+        torch.nn.init.zeros_(self.linear.bias)
+
+    def forward(self, loss: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            loss (`torch.Tensor` of shape `(batch,)`): The loss of each image.
+            sigma (`torch.Tensor` of shape `(batch,)`): Its noise level.
+
+        Returns:
+            `torch.Tensor` of shape `(batch,)`: The weighted loss.
+        """
+        features = (sigma.log()[:, None] / 4 * self.frequencies + self.phases).cos()
+        u = self.linear(features).squeeze(1)
+        return loss * (-u).exp() + u

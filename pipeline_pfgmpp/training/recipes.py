@@ -17,7 +17,13 @@ RECIPES = {
         "learning_rate": 1e-4,
         "resolution": 64,
         "class_conditional": True,
-        "ema_halflife": 50_000_000,
+        "ema_halflife": [50_000_000.0],
     },
-    "fashion-mnist-small": {"train_batch_size": 64, "learning_rate": 2e-3, "lr_scheduler": "cosine", "resolution": 28},
+    "fashion-mnist-small": {
+        "train_batch_size": 64,
+        "learning_rate": 2e-3,
+        "lr_scheduler": "cosine",
+        "lr_warmup_images": 12_800,
+        "resolution": 28,
+    },
 }

@@ -1,0 +1,99 @@
+"""Checkpoints of a run: folders `checkpoint-N`, written beside their place, checked when they are read."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+
+CHECKSUMS = "checksums.json"
+
+
+def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
+    """The folders `checkpoint-N` of a run, oldest first."""
+    return sorted(Path(output_dir).glob("checkpoint-*"), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """N of a folder `checkpoint-N`."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _checksum(path):
+    with open(path, "rb") as file:
+        digest = hashlib.blake2b(digest_size=16)
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def save_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike, step: int, data_state: object, limit: int) -> None:
+    """
+    Writes `checkpoint-N` beside its place, moves it there, then removes the oldest over the limit. Every process calls it.
+
+    Args:
+        accelerator (`Accelerator`): Holds what is saved.
+        output_dir (`str` or `os.PathLike`): The run's folder.
+        step (`int`): N, the optimisation steps done.
+        data_state (JSON value): Where this process stands in its data.
+        limit (`int`): Checkpoints to keep; 0 for all.
+
+    Raises:
+        OSError: It cannot be written; the ones before it are as they were.
+    """
+    final = Path(output_dir) / f"checkpoint-{step}"
+    partial = final.with_name(f".{final.name}.partial")
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left
+    accelerator.wait_for_everyone()
+    try:
+        accelerator.save_state(str(partial))
+        (partial / f"data_{accelerator.process_index}.json").write_text(json.dumps(data_state))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            sums = {path.relative_to(partial).as_posix(): _checksum(path) for path in partial.rglob("*") if path.is_file()}
+            (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1))
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk comes as any of them
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(
+            f"The checkpoint of step {step} cannot be written, the ones before it are as they were: {error}"
+        ) from error
+    if accelerator.is_main_process:
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        for old in list_checkpoints(output_dir)[:-limit] if limit else []:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def load_checkpoint(accelerator: Accelerator, checkpoint: str | os.PathLike) -> tuple[int, object]:
+    """
+    Checks a checkpoint and loads it.
+
+    Args:
+        accelerator (`Accelerator`): Holds what is loaded into.
+        checkpoint (`str` or `os.PathLike`): A folder `checkpoint-N`.
+
+    Returns:
+        `tuple[int, object]`: N, and where this process stood in its data.
+
+    Raises:
+        ValueError: A file is missing or is not what was written, or the folder is no such checkpoint.
+    """
+    checkpoint = Path(checkpoint)
+    try:
+        step = step_of(checkpoint)
+        for name, checksum in json.loads((checkpoint / CHECKSUMS).read_text()).items():
+            if _checksum(checkpoint / name) != checksum:
+                raise ValueError(f"{name} is not as it was written")
+        saved = [checkpoint / f"data_{process}.json" for process in range(accelerator.num_processes)]
+        states = [json.loads(path.read_text()) for path in saved if path.is_file()]
+        accelerator.load_state(str(checkpoint))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{checkpoint} is damaged: {error}") from error
+    accelerator.step = 0  # a checkpoint lies between optimisation steps, whatever their number of passes
+    return step, states[accelerator.process_index if len(states) == accelerator.num_processes else 0]

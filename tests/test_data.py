@@ -1,0 +1,222 @@
+"""Data sets as batches: decoded, in an order of their own, read as a stream, and with broken images among them."""
+
+import gzip
+import itertools
+import struct
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, load_dataset
+
+from pipeline_pfgmpp.training import ImageDataset, ImageStream, load_images, prefetch
+from pipeline_pfgmpp.training.data import ImageDecoder
+from pipeline_pfgmpp.training.idx_to_parquet import convert, read_idx
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_images_are_decoded_resized_and_cropped(tmp_path):
+    wide = np.zeros((40, 80, 3), np.uint8)
+    wide[:, 20:60] = (255, 0, 0)  # the centre square is red
+    dataset = Dataset.from_dict({"image": [PIL.Image.fromarray(wide)]}, features=Features({"image": Image()}))
+    data = load_images(dataset, resolution=16)
+    assert data.images.shape == (1, 3, 16, 16)
+    assert data.images[0, 0].float().mean() > 240
+    assert data.images[0, 1].float().mean() < 10
+    assert data.labels is None
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("1", 1), ("RGB", 3), ("RGBA", 3), ("P", 3)])
+def test_every_mode_of_picture(mode, channels):
+    picture = PIL.Image.new("RGB", (8, 8), (200, 200, 200)).convert(mode)
+    dataset = Dataset.from_dict({"image": [picture]}, features=Features({"image": Image()}))
+    assert load_images(dataset, resolution=8).images.shape == (1, channels, 8, 8)
+    assert load_images(dataset, resolution=8, channels=1).images.shape == (1, 1, 8, 8)
+
+
+def test_columns_are_found_or_named(fashion_mnist):
+    dataset = load_dataset(str(fashion_mnist), split="test")
+    data = load_images(dataset, resolution=28)
+    assert len(data) == 120
+    assert data.class_names[9] == "Ankle boot"
+    item = data[3]
+    assert item["class_labels"].item() == dataset[3]["label"]
+    assert torch.equal(item["images"], torch.from_numpy(np.array(dataset[3]["image"]))[None])
+    with pytest.raises(ValueError, match="`image_column` is 'picture'"):
+        load_images(dataset, resolution=28, image_column="picture")
+    with pytest.raises(ValueError, match="several image columns"):
+        load_images(Dataset.from_dict({"a": [], "b": []}, features=Features({"a": Image(), "b": Image()})), resolution=28)
+    with pytest.raises(ValueError, match="no image column"):
+        load_images(dataset.remove_columns("image"), resolution=28)
+
+
+def test_sigma_data_is_measured():
+    images = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8, generator=generator())
+    expected = (images.double() / 127.5 - 1).std(correction=0).item()
+    assert ImageDataset(images).sigma_data() == pytest.approx(expected, rel=1e-9)
+
+
+def write_idx(folder, images, labels, prefix):
+    folder.mkdir(exist_ok=True)
+    header = struct.pack(">4B3I", 0, 0, 8, 3, *images.shape)
+    (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes()))
+    (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">4BI", 0, 0, 8, 1, len(labels)) + labels.tobytes())
+
+
+def test_idx_files_become_a_data_set(tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (7, 5, 6), np.uint8), rng.integers(0, 3, 7).astype(np.uint8)
+    for prefix in ("train", "t10k"):
+        write_idx(tmp_path / "idx", images, labels, prefix)
+    assert convert(tmp_path / "idx", tmp_path / "out", ["a", "b", "c"]) == {"train": 7, "test": 7}
+    dataset = load_dataset(str(tmp_path / "out"), split="test")
+    np.testing.assert_array_equal(np.stack([np.array(image) for image in dataset["image"]]), images)
+    assert dataset["label"][:] == labels.tolist()
+    assert dataset.features["label"].names == ["a", "b", "c"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["test.parquet", "train.parquet"]
+
+
+def test_damaged_idx_files_are_refused(tmp_path):
+    images, labels = np.zeros((4, 2, 2), np.uint8), np.zeros(4, np.uint8)
+    write_idx(tmp_path, images, labels, "train")
+    with pytest.raises(ValueError, match="holds no t10k-images"):
+        convert(tmp_path, tmp_path / "out", ["a"])
+    labels_file = tmp_path / "train-labels-idx1-ubyte"
+    labels_file.write_bytes(labels_file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="cut off"):
+        read_idx(labels_file)
+    labels_file.write_bytes(b"P5 2 2")
+    with pytest.raises(ValueError, match="not an IDX file"):
+        read_idx(labels_file)
+
+
+def numbered(count=50):
+    """Images that hold their number."""
+    return ImageDataset(torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1), torch.arange(count))
+
+
+def take(batches, count):
+    """The numbers in so many batches, one list a batch, and the state after them."""
+    items = list(itertools.islice(batches, count))
+    for batch, _ in items:
+        assert torch.equal(batch["images"].flatten().long(), batch["class_labels"])
+    return [batch["class_labels"].tolist() for batch, _ in items], items[-1][1]
+
+
+def test_every_image_comes_once_an_epoch():
+    batches, _ = take(numbered().batches(8, seed=3), 25)  # four epochs
+    numbers = list(itertools.chain(*batches))
+    epochs = [numbers[i : i + 50] for i in range(0, 200, 50)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert take(numbered().batches(8, seed=4), 1)[0] != batches[:1]
+    assert len(take(numbered(3).batches(8), 1)[0][0]) == 8  # a batch may be larger than the data
+
+
+def test_processes_take_turns_and_a_restart_goes_on():
+    one, _ = take(numbered().batches(8, seed=3), 20)
+    shares = [take(numbered().batches(4, seed=3, process_index=p, num_processes=2), 20)[0] for p in range(2)]
+    assert [[number for pair in zip(a, b) for number in pair] for a, b in zip(*shares)] == one
+    first, state = take(numbered().batches(8, seed=3), 9)
+    assert first + take(numbered().batches(8, seed=3, state=state), 11)[0] == one
+
+
+def test_prefetching_changes_nothing():
+    assert take(prefetch(numbered().batches(8, seed=3)), 20) == take(numbered().batches(8, seed=3), 20)
+    with pytest.raises(ValueError, match="ends"):
+        list(prefetch(raising()))
+
+
+def raising():
+    yield 1
+    raise ValueError("ends")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Six parquet files with the numbers 0 to 59 as grey images of one colour."""
+    for part in range(6):
+        numbers = range(10 * part, 10 * part + 10)
+        images = [PIL.Image.new("L", (2, 2), number) for number in numbers]
+        features = Features({"image": Image(), "label": ClassLabel(num_classes=60)})
+        Dataset.from_dict({"image": images, "label": list(numbers)}, features=features).to_parquet(tmp_path / f"{part}.parquet")
+    return tmp_path
+
+
+def stream(folder, **options):
+    return ImageStream(load_dataset(str(folder), split="train", streaming=True), resolution=1, **{"window": 7, **options})
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 4])
+def test_a_stream_gives_each_process_its_share(folders, num_processes):
+    per_process = 60 // num_processes
+    shares = [take(stream(folders).batches(per_process, 1, process, num_processes), 2)[0] for process in range(num_processes)]
+    for epoch in range(2):
+        assert sorted(number for share in shares for number in share[epoch]) == list(range(60))
+    assert shares[0][0] != shares[0][1]
+    assert sorted(shares[0][0]) != shares[0][0]
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_stream_goes_on_from_where_it_was(folders, process):
+    whole, _ = take(stream(folders).batches(4, 1, process, 2), 40)
+    for done in (1, 2, 7, 8, 15, 33):
+        _, state = take(stream(folders).batches(4, 1, process, 2), done)
+        assert take(stream(folders).batches(4, 1, process, 2, state), 40 - done)[0] == whole[done:]
+
+
+def test_a_stream_knows_its_deviation(folders):
+    assert stream(folders).sigma_data() == pytest.approx(load_images(load_dataset(str(folders), split="train"), 1).sigma_data())
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A folder of five pictures, of which the third is cut off and the fourth is text."""
+    for number in range(5):
+        path = tmp_path / f"{number}.png"
+        PIL.Image.fromarray(np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:300])
+    (tmp_path / "3.png").write_text("no picture")
+    return tmp_path
+
+
+def test_broken_images_are_named_and_left_out(broken, capsys):
+    dataset = load_dataset(str(broken), split="train")
+    data = load_images(dataset, resolution=8)
+    assert len(data) == 3
+    output = capsys.readouterr()
+    assert "2.png, which cannot be read (1 so far)" in output.out + output.err
+    assert "3.png, which cannot be read (2 so far)" in output.out + output.err
+    assert "2 of 5 images cannot be read" in output.out + output.err
+    with pytest.raises(ValueError, match=r"The image .*2.png cannot be read"):
+        load_images(dataset, resolution=8, strict=True)
+    assert len(load_images(dataset, resolution=8)) == 3
+
+
+def test_broken_images_of_a_stream_are_named_and_left_out(broken, capsys):
+    dataset = load_dataset(str(broken), split="train", streaming=True)
+    batch, _ = next(ImageStream(dataset, 8).batches(6))
+    assert len(batch["images"]) == 6  # of three images, twice
+    output = capsys.readouterr()
+    assert "2.png, which cannot be read" in output.out + output.err
+    with pytest.raises(ValueError, match="cannot be read"):
+        next(ImageStream(dataset, 8, strict=True).batches(6))
+    for number in (0, 1, 4):
+        (broken / f"{number}.png").write_text("neither")
+    with pytest.raises(ValueError, match="None of the first images can be read"):
+        ImageStream(dataset, 8)
+    with pytest.raises(ValueError, match="holds no image that can be read for this process"):
+        next(ImageStream(dataset, 8, channels=3).batches(6))
+
+
+def test_decoding_happens_once(fashion_mnist, monkeypatch):
+    dataset = load_dataset(str(fashion_mnist), split="test")
+    first = load_images(dataset, resolution=27)
+    monkeypatch.setattr(ImageDecoder, "_decode", None)
+    again = load_images(dataset, resolution=27)
+    assert torch.equal(again.images, first.images)
+    assert torch.equal(again.labels, first.labels)
