@@ -24,7 +24,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
 from datasets import load_dataset
 from diffusers import DiffusionPipeline
 from diffusers.utils import make_image_grid
@@ -197,22 +197,41 @@ def sample_grid(args, step):
     return Path(args.output_dir) / "samples" / f"step-{step:07d}.png"
 
 
-def save_samples(pipeline, args, step):
-    """Draws a grid with the weights as they are, from the same noise each time: one column a class where there are classes."""
+def save_samples(pipeline, args, step, write):
+    """
+    Draws a grid with the weights as they are, from the same noise each time: one column a class where there are classes. All
+    processes draw, for the network may be sharded, and one writes.
+    """
     columns = pipeline.num_classes or 8
     labels = [i % columns for i in range(4 * columns)] if pipeline.num_classes else None
     generators = [torch.Generator().manual_seed(seed) for seed in range(4 * columns)]
     images = pipeline(batch_size=len(generators), class_labels=labels, generator=generators).images
+    if not write:
+        return
     path = sample_grid(args, step)
     path.parent.mkdir(parents=True, exist_ok=True)
     make_image_grid(images, rows=4, cols=columns).save(path)
 
 
-def keep_best(pipeline, args, step, distance):
-    """Keeps the pipeline in `best/` if no earlier one was nearer to the data."""
-    best, partial = Path(args.output_dir, "best"), Path(args.output_dir, ".best.partial")
-    if best.is_dir() and json.loads((best / "distance.json").read_text())["frechet_distance"] <= distance:
-        return
+def gathered(accelerator, unet, pipeline):
+    """The pipeline with the whole network as it is, whose weights may be sharded; None but on the main process."""
+    state = accelerator.get_state_dict(unet)
+    if not accelerator.is_main_process:
+        return None
+    whole = type(pipeline.unet).from_config(pipeline.unet.config)
+    whole.load_state_dict(state)
+    return PFGMPPPipeline(whole.eval(), pipeline.scheduler, id2label=pipeline.config.id2label)
+
+
+def best_distance(output_dir):
+    """The least Fréchet distance of the run so far."""
+    path = Path(output_dir, "best", "distance.json")
+    return json.loads(path.read_text())["frechet_distance"] if path.is_file() else math.inf
+
+
+def keep_best(pipeline, output_dir, step, distance):
+    """Puts the pipeline into `best/`."""
+    best, partial = Path(output_dir, "best"), Path(output_dir, ".best.partial")
     pipeline.save_pretrained(partial)
     (partial / "distance.json").write_text(json.dumps({"frechet_distance": distance, "step": step}))
     shutil.rmtree(best, ignore_errors=True)
@@ -323,12 +342,6 @@ def main():
         "warmup_images": args.lr_warmup_images,
         "decay_images": args.lr_decay_images,
     }
-    averages = [HalfLifeEMA(unet.parameters(), batch_size=images_per_step, halflife=value) for value in args.ema_halflife]
-    powers = [PowerFunctionEMA(unet.parameters(), width) for width in args.ema_width]
-    ema = averages[0]
-    for average in averages + powers:
-        average.to(device)
-        accelerator.register_for_checkpointing(average)
     if accelerator.state.deepspeed_plugin:
         accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = args.train_batch_size
     unet, optimizer = accelerator.prepare(unet, optimizer)
@@ -337,6 +350,10 @@ def main():
         weighting = accelerator.prepare(weighting)
         trained += weighting.parameters()
     models = [unet, weighting] if weighting else [unet]
+    averages = [HalfLifeEMA(unet.parameters(), batch_size=images_per_step, halflife=value) for value in args.ema_halflife]
+    powers = [PowerFunctionEMA(unet.parameters(), width) for width in args.ema_width]
+    accelerator.register_for_checkpointing(*averages, *powers)
+    ema, names = averages[0], [name for name, _ in accelerator.unwrap_model(unet).named_parameters()]
 
     pipeline = PFGMPPPipeline(
         accelerator.unwrap_model(unet),
@@ -348,6 +365,7 @@ def main():
         frechet_distance = FrechetDistance(data, args.fid_images, accelerator) if args.fid_steps else None
     except ValueError as error:
         raise SystemExit(f"--fid_steps: {error}") from None
+    (best,) = broadcast_object_list([best_distance(args.output_dir)])
 
     # Resume
     step, data_state = 0, None
@@ -440,18 +458,20 @@ def main():
             ema.store(unet.parameters())
             ema.copy_to(unet.parameters())
             unet.eval()
-            if due(args.sample_steps) and accelerator.is_main_process:
-                save_samples(pipeline, args, step)
+            if due(args.sample_steps):
+                save_samples(pipeline, args, step, accelerator.is_main_process)
             if due(args.fid_steps):
                 distance = frechet_distance(pipeline, args.train_batch_size)
                 accelerator.log({"frechet_distance": distance}, step=step)
-                if accelerator.is_main_process:
-                    keep_best(pipeline, args, step, distance)
+                if distance < best:
+                    best, whole = distance, gathered(accelerator, unet, pipeline)
+                    if whole:
+                        keep_best(whole, args.output_dir, step, distance)
             unet.train()
             ema.restore(unet.parameters())
-        if powers and due(args.ema_snapshot_steps) and accelerator.is_main_process:
+        if due(args.ema_snapshot_steps):
             for power in powers:
-                power.save_snapshot(args.output_dir, step, accelerator.unwrap_model(unet))
+                power.save_snapshot(args.output_dir, step, names, accelerator.is_main_process)
         if due(args.logging_steps) or due(args.sample_steps) or due(args.fid_steps):
             clock, clock_step = time.monotonic(), step
 
@@ -470,23 +490,25 @@ def main():
         return
 
     # The result: a pipeline folder with the averaged weights
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        pipeline.unet.eval()
+    for average in reversed(averages):  # the first last, so that it stays
+        average.copy_to(unet.parameters())
+        whole = gathered(accelerator, unet, pipeline)
+        if whole is None:
+            continue
         if args.save_dtype != "float32":
-            pipeline.to(getattr(torch, args.save_dtype))
-        for average in averages[1:]:
-            average.copy_to(unet.parameters())
-            pipeline.unet.save_pretrained(os.path.join(args.output_dir, "unet"), variant=f"ema{average.halflife:.0f}")
-        ema.copy_to(unet.parameters())
-        pipeline.save_pretrained(args.output_dir)
+            whole.to(getattr(torch, args.save_dtype))
+        if average is ema:
+            whole.save_pretrained(args.output_dir)
+        else:
+            whole.unet.save_pretrained(os.path.join(args.output_dir, "unet"), variant=f"ema{average.halflife:.0f}")
+    if accelerator.is_main_process:
         grid = sample_grid(args, step)
         if grid.is_file():
             shutil.copyfile(grid, Path(args.output_dir) / "samples.png")
         images_seen = step * images_per_step
         write_model_card(
             args.output_dir,
-            pipeline,
+            whole,
             ORIGIN.format(
                 images=images_seen,
                 source=source,

@@ -13,6 +13,7 @@ import PIL.Image
 import pytest
 import torch
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT
 from datasets import load_dataset
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
@@ -20,6 +21,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DMode
 from pipeline_pfgmpp.convert import convert_diffusers
 from pipeline_pfgmpp.training import RECIPES, load_images
 from pipeline_pfgmpp.training.log import read_log
+from pipeline_pfgmpp.unet_pfgmpp import UNetBlock
 
 
 SMALL = ["--preset", "fashion-mnist-small", "--train_batch_size", "8", "--resolution", "8", "--lr_warmup_steps", "0"]
@@ -98,6 +100,25 @@ def test_two_processes_train_as_one(one_process, fashion_mnist, tmp_path):
     assert largest_difference(one_process, tmp_path / "out") < 1e-4
     for one, two in zip(read_log(one_process), read_log(tmp_path / "out")):
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)
+
+
+def test_sharded_weights_train_as_whole_ones():
+    """FSDP runs on GPUs alone in accelerate; its parts run here."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "tests/sharded_training.py"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert result.stdout.count("as without") == 2, result.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "pipeline_pfgmpp" / "training" / "configs").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_configurations_of_accelerate(path):
+    """accelerate refuses a file with a name it does not know."""
+    config = load_config_from_file(str(path))
+    assert config.num_processes == 8 * config.num_machines
+    if config.distributed_type == "FSDP":
+        assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] == UNetBlock.__name__
 
 
 def test_accumulated_passes_train_as_one(one_process, fashion_mnist, tmp_path):

@@ -14,9 +14,33 @@ import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-class HalfLifeEMA(EMAModel):
+class _ShardedEMAModel(EMAModel):
+    """diffusers' average, also of parameters that FSDP shards: then its state is saved whole."""
+
+    def __init__(self, parameters):
+        parameters = list(parameters)
+        super().__init__(parameters, foreach=not any(isinstance(parameter, DTensor) for parameter in parameters))
+
+    def state_dict(self):
+        """The state, the same on every process; under FSDP every process calls it."""
+        state = super().state_dict()
+        whole = [tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in self.shadow_params]
+        return {**state, "shadow_params": whole}
+
+    def load_state_dict(self, state_dict):
+        """Takes the state, each process its shards."""
+        sharded = self.shadow_params
+        super().load_state_dict(state_dict)
+        self.shadow_params = [
+            distribute_tensor(whole, shard.device_mesh, shard.placements) if isinstance(shard, DTensor) else whole.to(shard)
+            for shard, whole in zip(sharded, self.shadow_params)
+        ]
+
+
+class HalfLifeEMA(_ShardedEMAModel):
     r"""
     EDM's average: decay $2^{-B/h}$ for batches of B images and a half-life of
     $h = \min(h_{max}, \text{rampup} \cdot \text{images seen})$ (https://huggingface.co/papers/2206.00364, app. F.1).
@@ -35,7 +59,7 @@ class HalfLifeEMA(EMAModel):
         halflife: float = 500_000,
         rampup: float = 0.05,
     ):
-        super().__init__(parameters, foreach=True)
+        super().__init__(parameters)
         self.batch_size, self.halflife, self.rampup = batch_size, halflife, rampup
 
     def get_decay(self, optimization_step: int) -> float:
@@ -44,7 +68,7 @@ class HalfLifeEMA(EMAModel):
         return 0.5 ** (self.batch_size / min(self.halflife, self.rampup * images_seen))
 
 
-class PowerFunctionEMA(EMAModel):
+class PowerFunctionEMA(_ShardedEMAModel):
     r"""
     EDM2's average: decay $(1 - 1/t)^{\gamma + 1}$ at step t, so that the weights of step $\tau$ count as $\tau^\gamma$ and the
     average is as wide, relative to the training, at every time (https://huggingface.co/papers/2312.02696, sec. 3.1).
@@ -55,26 +79,29 @@ class PowerFunctionEMA(EMAModel):
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], width: float):
-        super().__init__(parameters, foreach=True)
+        super().__init__(parameters)
         self.width, self.exponent = width, power_of_width(width)
 
     def get_decay(self, optimization_step: int) -> float:
         """Decay of the given step, counted from 1."""
         return (1 - 1 / optimization_step) ** (self.exponent + 1)
 
-    def save_snapshot(self, run: str | os.PathLike, step: int, unet: torch.nn.Module) -> None:
+    def save_snapshot(self, run: str | os.PathLike, step: int, names: list[str], write: bool = True) -> None:
         """
-        Keeps the average as `ema/STEP-WIDTH.safetensors`.
+        Keeps the average as `ema/STEP-WIDTH.safetensors`; every process calls it.
 
         Args:
             run (`str` or `os.PathLike`): The run's folder.
             step (`int`): The optimisation steps done.
-            unet (`torch.nn.Module`): The network, for the names of its parameters.
+            names (`list[str]`): The names of the parameters.
+            write (`bool`, defaults to `True`): Whether this process is the one that writes.
         """
+        tensors = dict(zip(names, self.state_dict()["shadow_params"]))
+        if not write:
+            return
         path = Path(run) / "ema" / f"{step}-{self.width:g}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        names = [name for name, _ in unet.named_parameters()]
-        save_file(dict(zip(names, self.shadow_params)), path.with_suffix(".partial"))
+        save_file(tensors, path.with_suffix(".partial"))
         os.replace(path.with_suffix(".partial"), path)
 
 

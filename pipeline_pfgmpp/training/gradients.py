@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import torch
+from torch.distributed.tensor import DTensor
 
 
 @torch.no_grad()
@@ -19,7 +20,8 @@ def replace_nonfinite_gradients(parameters: Iterable[torch.nn.Parameter]) -> int
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if torch.nn.utils.get_total_norm(gradients).isfinite():
         return 0
-    count = sum((~gradient.isfinite()).sum() for gradient in gradients).item()
+    count = sum((~gradient.isfinite()).sum() for gradient in gradients)
+    count = (count.full_tensor() if isinstance(count, DTensor) else count).item()  # under FSDP, of all shards
     for gradient in gradients:
         gradient.nan_to_num_(nan=0.0, posinf=1e5, neginf=-1e5)
     return count
