@@ -309,7 +309,11 @@ def main():
         )
         scheduler = PFGMPPScheduler(D=args.D.middle, sigma_data=sigma_data)
     if args.d_conditioning and not unet.config.get("d_conditioning"):
-        raise SystemExit(f"The network of {args.pretrained_model_name_or_path} is not conditioned on D (see --d_conditioning).")
+        if not isinstance(unet, PFGMPPUNet2DModel):
+            raise SystemExit(f"The network of {args.pretrained_model_name_or_path} cannot be told D (see --d_conditioning).")
+        known = unet.state_dict()
+        unet = PFGMPPUNet2DModel.from_config(unet.config, d_conditioning=True)  # the new layer begins at zero
+        unet.load_state_dict(known, strict=False)
     if args.augment and unet.config.get("augment_dim") != Augmentation.num_labels:
         accelerator.print(f"{args.pretrained_model_name_or_path} takes no augmentation labels: training without --augment.")
         args.augment = 0.0

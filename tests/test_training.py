@@ -349,6 +349,18 @@ def test_training_one_network_for_every_d_on_the_field_of_a_larger_batch(fashion
     assert (pipe.unet.map_dimension.linear.weight != 0).any()
 
 
+def test_a_network_of_one_d_learns_the_others(stopped_run, fashion_mnist, tmp_path):
+    """Its new layer begins at zero, so nothing is lost."""
+    start, _ = stopped_run
+    common = ["--pretrained_model_name_or_path", start, "--train_data_dir", fashion_mnist, "--sample_steps", "0"]
+    common += ["--checkpointing_steps", "0", "--D", "16:inf", "--d_conditioning", "--max_train_steps", "2"]
+    train(*common, "--learning_rate", "1e-3", "--output_dir", tmp_path / "out")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert (pipe.unet.map_dimension.linear.weight != 0).any()
+    moved = (pipe.unet.map_layer0.weight - DiffusionPipeline.from_pretrained(start).unet.map_layer0.weight).abs().max().item()
+    assert 0 < moved < 3e-3
+
+
 @pytest.mark.parametrize("reason", ["SIGTERM", "SIGINT", "time"])
 def test_a_run_that_is_told_to_stop_saves_and_goes_on_later(reason, fashion_mnist, tmp_path):
     command = [
