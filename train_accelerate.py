@@ -525,7 +525,10 @@ def main():
         )
         print(json.dumps({"output_dir": args.output_dir, "steps": step, "images": images_seen}))
         if args.push_to_hub:
-            print(push_to_hub(args.output_dir, args.hub_model_id or Path(args.output_dir).resolve().name))
+            try:
+                print(push_to_hub(args.output_dir, args.hub_model_id or Path(args.output_dir).resolve().name))
+            except ValueError as error:
+                raise SystemExit(f"{args.output_dir} is complete, but: {error}") from None
     accelerator.end_training()
 
 

@@ -173,6 +173,40 @@ def evaluate(args):
         write_evaluation(args.model, results, own_command())
 
 
+def add_push_parser(commands):
+    parser = commands.add_parser(
+        "push",
+        help="upload a pipeline folder to the Hub",
+        description="Uploads weights, configurations, card and code of a pipeline folder in one commit, and nothing else.",
+    )
+    parser.set_defaults(run=push)
+    parser.add_argument("folder", help="the pipeline folder")
+    parser.add_argument("repo_id", help="the repository, organisation/name; it is made if it is not there")
+    parser.add_argument("--private", action="store_true", default=None, help="make a private repository")
+    parser.add_argument("--revision", help="branch to commit to (default: main)")
+    parser.add_argument("--create-pr", action="store_true", help="propose the commit instead")
+
+
+def push(args):
+    from .hub import push_to_hub
+
+    print(f"Pushed {args.folder}: {push_to_hub(args.folder, args.repo_id, args.private, args.revision, args.create_pr)}")
+
+
+def add_info_parser(commands):
+    parser = commands.add_parser("info", help="what a model is", description="D, noise levels, size, data and licence.")
+    parser.set_defaults(run=info)
+    parser.add_argument("model", help="a Hub id or a pipeline folder")
+
+
+def info(args):
+    from .hub import model_info
+
+    rows = model_info(args.model)
+    width = max(map(len, rows))
+    print("\n".join(f"{name:{width}}  {value}" for name, value in rows.items()))
+
+
 def own_command():
     return f"pfgmpp {shlex.join(sys.argv[1:])}"
 
@@ -199,6 +233,8 @@ def main(argv=None):
     add_sample_parser(commands)
     add_convert_parser(commands)
     add_evaluate_parser(commands)
+    add_push_parser(commands)
+    add_info_parser(commands)
     args = parser.parse_args(argv)
     try:
         args.run(args)

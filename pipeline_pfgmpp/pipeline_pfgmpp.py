@@ -3,8 +3,12 @@
 
 import inspect
 import math
+import os
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -79,6 +83,37 @@ class PFGMPPPipeline(DiffusionPipeline):
         self.register_modules(unet=unet, scheduler=scheduler, guidance_unet=guidance_unet)
         self.register_to_config(id2label=id2label and {str(number): name for number, name in id2label.items()})  # as in JSON
         self._interrupt = False
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """
+        Saves the pipeline as diffusers does, and with it the source files that load it where only diffusers is installed:
+        `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)`.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): The folder.
+            args, kwargs: As for [`~DiffusionPipeline.save_pretrained`].
+        """
+        self.write_code(save_directory)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def write_code(self, folder: str | os.PathLike) -> list[Path]:
+        """
+        Writes the source files of the pipeline and of its components, with the modules that they import, as diffusers looks for
+        them: `pipeline.py`, and in a component's folder the library that `model_index.json` names.
+
+        Args:
+            folder (`str` or `os.PathLike`): The pipeline's folder.
+
+        Returns:
+            `list[Path]`: The files.
+        """
+        written = _copy_module(Path(__file__), Path(folder, "pipeline.py"))
+        for name, component in self.components.items():
+            cls = type(getattr(component, "_orig_mod", component))  # not torch.compile's wrapper
+            if cls.__module__.split(".")[0] == __name__.split(".")[0]:
+                library, _ = self.config[name]
+                written += _copy_module(Path(inspect.getsourcefile(cls)), Path(folder, name, f"{library}.py"))
+        return written
 
     @property
     def num_classes(self) -> int:
@@ -504,3 +539,14 @@ class PFGMPPPipeline(DiffusionPipeline):
         if self.unet.config.get("label_dim"):  # weights of the classes, so that "no class" is expressible: all zeros
             class_labels = torch.nn.functional.one_hot(class_labels, num_classes).to(self.unet.dtype)
         return class_labels
+
+
+def _copy_module(source, target):
+    """Copies a module, and the modules that it imports relatively to beside it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.resolve() != target.resolve():
+        shutil.copyfile(source, target)
+    files = [target]
+    for name in re.findall(r"^from \.(\w+) import", source.read_text(encoding="utf-8"), re.MULTILINE):
+        files += _copy_module(source.with_name(f"{name}.py"), target.with_name(f"{name}.py"))
+    return files

@@ -46,12 +46,11 @@ def ten_images(fashion_mnist):
 
 @pytest.fixture
 def hub(tmp_path):
-    """Folder of an empty Hub on 127.0.0.1, and the environment in which the real client asks it with an empty cache."""
-    root = tmp_path / "hub"
-    root.mkdir()
-    with serve_hub(root) as endpoint:
-        env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-        yield root, {**env, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache")}
+    """An empty Hub on 127.0.0.1, and the environment in which the real client asks it with an empty cache and no token."""
+    with serve_hub() as hub:
+        env = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
+        own = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+        yield hub, {**env, **own}
 
 
 def pytest_collection_modifyitems(items):

@@ -1,104 +1,257 @@
-"""A Hub endpoint on 127.0.0.1 that serves folders, for the real huggingface_hub client to read from."""
+"""
+A Hub on 127.0.0.1 for the real huggingface_hub client: repositories with commits, branches and large files, permissions, and
+accidents.
 
+What the client stores through Xet on the real Hub it sends as LFS here (HF_HUB_DISABLE_XET).
+"""
+
+import base64
 import contextlib
 import hashlib
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
 
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+WRITER, READER = "hf_writer", "hf_reader"
+LARGE = 100_000  # bytes from which a file goes to the large file storage
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Serves `root/models/org/name` and `root/datasets/org/name`, each as the one commit of its repository."""
+def failure(status, code, message):
+    return JSONResponse({"error": message}, status, {"X-Error-Code": code, "X-Error-Message": message})
 
-    protocol_version = "HTTP/1.1"
 
-    def log_message(self, *args):
-        pass
+class Repository:
+    """Commits, each the whole of its files, and branches."""
 
-    def answer(self, status, body=b"", **headers):
-        self.send_response(status)
-        for name, value in {"Content-Length": len(body), "X-Repo-Commit": COMMIT, **headers}.items():
-            self.send_header(name.replace("_", "-"), str(value))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+    def __init__(self, private=False):
+        self.private, self.commits, self.branches = private, {}, {}
+        self.commit("main", {})
 
-    def answer_json(self, value, status=200, **headers):
-        self.answer(status, json.dumps(value).encode(), Content_Type="application/json", **headers)
+    def commit(self, branch, changes):
+        parent = self.branches.get(branch, self.branches.get("main"))
+        files = {**self.commits.get(parent, {}), **changes}
+        sha = hashlib.sha1(f"{parent}{len(self.commits)}".encode()).hexdigest()
+        self.commits[sha], self.branches[branch] = files, sha
+        return sha
 
-    def not_found(self, code):
-        self.answer_json({"error": code}, status=404, X_Error_Code=code, X_Error_Message=code)
+    def find(self, revision):
+        return self.branches.get(revision, revision if revision in self.commits else None)
 
-    def repository(self, parts):
-        """Splits a path's parts into the repository's folder and what follows, or None where there is no such repository."""
-        kind = parts.pop(0) if parts[:1] in (["models"], ["datasets"], ["spaces"]) else "models"
-        folder = self.server.root / kind / "/".join(parts[:2])
-        return (folder, kind, parts[2:]) if len(parts) >= 2 and folder.is_dir() else None
 
-    def entry(self, folder, path):
-        content = path.read_bytes()
-        oid = hashlib.sha1(content).hexdigest()
-        return {"type": "file", "path": path.relative_to(folder).as_posix(), "size": len(content), "oid": oid}
+class Hub:
+    """The state of the server, which tests look into: `files`, `requests`; and `accidents` they make."""
 
-    def do_HEAD(self):
-        self.do_GET()
+    def __init__(self):
+        self.repositories, self.large, self.requests = {}, {}, []
+        self.accidents = []  # (method, part of the path, status): the next such request fails
+        self.lock = threading.Lock()
+        self.endpoint = None
 
-    def do_GET(self):
-        parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
-        if parts[0] == "api":
-            found = self.repository(parts[1:])
-            if found is None:
-                return self.not_found("RepoNotFound")
-            folder, kind, rest = found
-            files = sorted(path for path in folder.rglob("*") if path.is_file())
-            if rest[:1] == ["tree"]:
-                below = folder / "/".join(rest[2:])
-                if not below.exists():
-                    return self.not_found("EntryNotFound")
-                recursive = "true" in parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower()
-                entries = [self.entry(folder, path) for path in files if below in path.parents]
-                if not recursive:
-                    entries = [entry for entry in entries if (folder / entry["path"]).parent == below]
-                return self.answer_json(entries)
-            if rest[:1] in ([], ["revision"]):
-                siblings = [{"rfilename": path.relative_to(folder).as_posix()} for path in files]
-                name = "/".join(folder.parts[-2:])
-                info = {
-                    "id": name,
-                    "sha": COMMIT,
-                    "siblings": siblings,
-                    "tags": [],
-                    "private": False,
-                    "downloads": 0,
-                    "likes": 0,
-                }
-                return self.answer_json({**info, ("modelId" if kind == "models" else "_id"): name})
-            return self.not_found("EntryNotFound")
-        found = self.repository(parts)
-        if found is None or found[2][:1] != ["resolve"]:
-            return self.not_found("RepoNotFound")
-        path = found[0] / "/".join(found[2][2:])
-        if not path.is_file():
-            return self.not_found("EntryNotFound")
-        content = path.read_bytes()
-        return self.answer(200, content, ETag=f'"{hashlib.sha1(content).hexdigest()}"')
+    def add(self, folder, repo_id, kind="models", branch="main"):
+        """Puts a folder's files onto a branch of a repository."""
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+        repository = self.repositories.setdefault((kind, repo_id), Repository())
+        self.large.update({hashlib.sha256(content).hexdigest(): content for content in files.values() if len(content) >= LARGE})
+        return repository.commit(branch, files)
+
+    def remove(self, repo_id, kind="models"):
+        del self.repositories[kind, repo_id]
+
+    def files(self, repo_id, kind="models", branch="main"):
+        repository = self.repositories[kind, repo_id]
+        return repository.commits[repository.branches[branch]]
+
+
+def create_app(hub):
+    app = FastAPI()
+
+    def kind_of(path_kind):
+        return path_kind if path_kind in ("models", "datasets", "spaces") else None
+
+    def entry(path, content):
+        item = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+        if len(content) >= LARGE:
+            item["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+        return item
+
+    def may_write(request, repo_id=None):
+        token = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not token:
+            return failure(401, "Unauthorized", "Invalid username or password.")
+        if token != WRITER or (repo_id and not repo_id.startswith(("org/", "writer/"))):
+            return failure(403, "Forbidden", "You don't have the rights to create or change this repository.")
+        return None
+
+    @app.middleware("http")
+    async def accidents(request: Request, call_next):
+        with hub.lock:
+            hub.requests.append((request.method, request.url.path))
+            for accident in hub.accidents:
+                method, part, status = accident
+                if request.method == method and part in request.url.path:
+                    hub.accidents.remove(accident)
+                    return JSONResponse({"error": "accident"}, status)
+        return await call_next(request)
+
+    @app.post("/api/validate-yaml")
+    def validate():
+        return {"errors": [], "warnings": []}
+
+    @app.get("/api/whoami-v2")
+    def whoami(request: Request):
+        refused = may_write(request)
+        if refused is not None and refused.status_code == 401:
+            return refused
+        return {"name": "writer", "type": "user", "orgs": [{"name": "org"}], "auth": {"accessToken": {"role": "write"}}}
+
+    @app.post("/api/repos/create")
+    async def create(request: Request):
+        asked = await request.json()
+        repo_id = f"{asked.get('organization') or 'writer'}/{asked['name']}"
+        kind = f"{asked.get('type') or 'model'}s"
+        if (refused := may_write(request, repo_id)) is not None:
+            return refused
+        address = f"{hub.endpoint}/{'' if kind == 'models' else kind + '/'}{repo_id}"
+        if (kind, repo_id) in hub.repositories:
+            return JSONResponse({"error": "You already created this repo", "url": address}, 409)
+        hub.repositories[kind, repo_id] = Repository(asked.get("private") or asked.get("visibility") == "private")
+        return {"url": address, "name": repo_id}
+
+    def repository(kind, repo_id):
+        return hub.repositories.get((kind, repo_id))
+
+    @app.get("/api/{kind}/{org}/{name}")
+    @app.get("/api/{kind}/{org}/{name}/revision/{revision:path}")
+    def info(kind: str, org: str, name: str, revision: str = "main"):
+        found = repository(kind_of(kind), f"{org}/{name}")
+        if found is None:
+            return failure(404, "RepoNotFound", "Repository not found")
+        sha = found.find(revision)
+        if sha is None:
+            return failure(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        siblings = [{"rfilename": path} for path in sorted(found.commits[sha])]
+        common = {"id": f"{org}/{name}", "sha": sha, "siblings": siblings, "tags": [], "private": found.private}
+        return {**common, "_id": name, "modelId": f"{org}/{name}", "downloads": 0, "likes": 0}
+
+    @app.get("/api/{kind}/{org}/{name}/tree/{revision}")
+    @app.get("/api/{kind}/{org}/{name}/tree/{revision}/{path:path}")
+    def tree(kind: str, org: str, name: str, revision: str, path: str = "", recursive: bool = False):
+        found = repository(kind_of(kind), f"{org}/{name}")
+        if found is None:
+            return failure(404, "RepoNotFound", "Repository not found")
+        if found.find(revision) is None:
+            return failure(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        below = f"{path}/" if path else ""
+        files = {file: content for file, content in found.commits[found.find(revision)].items() if file.startswith(below)}
+        if path and not files:
+            return failure(404, "EntryNotFound", f"{path} does not exist")
+        entries = [entry(file, content) for file, content in sorted(files.items())]
+        return [each for each in entries if recursive or "/" not in each["path"][len(below) :]]
+
+    @app.post("/api/{kind}/{org}/{name}/branch/{branch:path}")
+    def branch(request: Request, kind: str, org: str, name: str, branch: str):
+        if (refused := may_write(request, f"{org}/{name}")) is not None:
+            return refused
+        found = repository(kind_of(kind), f"{org}/{name}")
+        if branch in found.branches:
+            return JSONResponse({"error": "Reference already exists"}, 409)
+        found.branches[branch] = found.branches["main"]
+        return {}
+
+    @app.post("/api/{kind}/{org}/{name}/preupload/{revision:path}")
+    async def preupload(request: Request, kind: str, org: str, name: str, revision: str):
+        if (refused := may_write(request, f"{org}/{name}")) is not None:
+            return refused
+        files = (await request.json())["files"]
+        modes = [{**file, "uploadMode": "lfs" if file["size"] >= LARGE else "regular"} for file in files]
+        return {"files": [{"path": f["path"], "uploadMode": f["uploadMode"], "shouldIgnore": False} for f in modes]}
+
+    @app.post("/{org}/{name}.git/info/lfs/objects/batch")
+    async def batch(request: Request, org: str, name: str):
+        objects = []
+        for item in (await request.json())["objects"]:
+            upload = {"upload": {"href": f"{hub.endpoint}/lfs/{item['oid']}", "header": {}}}
+            objects.append(item if item["oid"] in hub.large else {**item, "actions": upload})
+        return {"transfer": "basic", "objects": objects}
+
+    @app.put("/lfs/{oid}")
+    async def upload(request: Request, oid: str):
+        content = await request.body()
+        if hashlib.sha256(content).hexdigest() != oid:
+            return JSONResponse({"error": "checksum"}, 400)
+        hub.large[oid] = content
+        return Response(status_code=200)
+
+    @app.post("/api/{kind}/{org}/{name}/commit/{revision:path}")
+    async def commit(request: Request, kind: str, org: str, name: str, revision: str):
+        if (refused := may_write(request, f"{org}/{name}")) is not None:
+            return refused
+        found, changes = repository(kind_of(kind), f"{org}/{name}"), {}
+        for line in (await request.body()).splitlines():
+            operation = json.loads(line)
+            value = operation["value"]
+            if operation["key"] == "file":
+                changes[value["path"]] = base64.b64decode(value["content"])
+            elif operation["key"] == "lfsFile":
+                changes[value["path"]] = hub.large[value["oid"]]
+        request_for_merge = "create_pr" in request.query_params
+        branch = f"refs/pr/{len(found.branches)}" if request_for_merge else revision
+        sha = found.commit(branch, changes)
+        address = f"{hub.endpoint}/{org}/{name}"
+        answer = {"success": True, "commitOid": sha, "commitUrl": f"{address}/commit/{sha}", "hookOutput": ""}
+        return {**answer, "pullRequestUrl": f"{address}/discussions/1"} if request_for_merge else answer
+
+    @app.api_route("/{org}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
+    @app.api_route("/{kind}/{org}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
+    def resolve(request: Request, org: str, name: str, revision: str, path: str, kind: str = "models"):
+        found = repository(kind_of(kind), f"{org}/{name}")
+        if found is None:
+            return failure(404, "RepoNotFound", "Repository not found")
+        sha = found.find(revision)
+        if sha is None:
+            return failure(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        content = found.commits[sha].get(path)
+        headers = {"X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
+        if content is None:
+            missing = failure(404, "EntryNotFound", f"{path} does not exist")
+            missing.headers.update(headers)
+            return missing
+        if len(content) >= LARGE:  # the pointer's tag, and what it points to
+            headers["X-Linked-Etag"] = f'"{hashlib.sha256(content).hexdigest()}"'
+            headers["X-Linked-Size"] = str(len(content))
+        headers["ETag"] = f'"{hashlib.sha1(content).hexdigest()}"'
+        status, wanted = 200, request.headers.get("range")
+        if wanted:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            first, last = int(first), int(last or len(content) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            content, status = content[first : last + 1], 206
+        if request.method == "HEAD":
+            return Response(None, status, {**headers, "Content-Length": str(len(content))})
+        return Response(content, status, headers, "application/octet-stream")
+
+    return app
 
 
 @contextlib.contextmanager
-def serve_hub(root: Path):
-    """Serves `root` until the block ends; gives the endpoint's address, for HF_ENDPOINT."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.root, server.daemon_threads = Path(root), True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+def serve_hub():
+    """A [`Hub`] that answers at its `endpoint` until the block ends."""
+    hub = Hub()
+    config = uvicorn.Config(create_app(hub), host="127.0.0.1", port=0, log_level="error")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    hub.endpoint = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield hub
     finally:
-        server.shutdown()
-        server.server_close()
+        server.should_exit = True
         thread.join()
