@@ -31,7 +31,8 @@ from diffusers.utils import make_image_grid
 from tqdm.auto import tqdm
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
-from pipeline_pfgmpp.hub import push_to_hub, write_model_card
+from pipeline_pfgmpp.cards import write_model_card
+from pipeline_pfgmpp.hub import push_to_hub
 from pipeline_pfgmpp.training import (
     RECIPES,
     SCHEDULES,

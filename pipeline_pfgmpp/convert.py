@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 
-from .hub import write_model_card
+from .cards import write_model_card
 from .inert_pickle import Record, load, rebuild_tensor, to_number
 from .pipeline_pfgmpp import PFGMPPPipeline
 from .scheduling_pfgmpp import PFGMPPScheduler

@@ -102,7 +102,8 @@ def test_the_command_line_and_the_card(checkpoint, tmp_path, capsys):
     output = tmp_path / "pfgmpp-cifar"
     main(["convert", str(checkpoint(".pt")), str(output), "--dtype", "float16"])
     assert capsys.readouterr().out.strip().endswith(str(output))
-    assert {path.name for path in output.iterdir()} == {"README.md", "model_index.json", "scheduler", "unet"}
+    code = {"pipeline.py", "scheduling_pfgmpp.py", "noise.py"}
+    assert {path.name for path in output.iterdir()} == {"README.md", "model_index.json", "scheduler", "unet", *code}
     weights = load_file(output / "unet" / "diffusion_pytorch_model.safetensors")
     assert {str(tensor.dtype) for name, tensor in weights.items() if "freqs" not in name} == {"torch.float16"}
     card = ModelCard.load(output / "README.md")

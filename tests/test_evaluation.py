@@ -8,6 +8,7 @@ import scipy.linalg
 import torch
 from conftest import ROOT
 from datasets import load_dataset
+from huggingface_hub import ModelCard
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler
 from pipeline_pfgmpp.evaluation import FashionMNISTClassifier, feature_statistics, frechet_distance
@@ -87,15 +88,16 @@ def test_evaluate_tells_good_from_bad(fashion_mnist):
 
 def test_results_are_kept_with_the_model(tmp_path):
     results = {
-        "frechet_distance": 12.5, "frechet_distance_of_real_halves": 0.75, "num_images": 5000,
+        "frechet_distance": 12.5, "frechet_distance_of_real_halves": 0.75, "num_images": 5000, "features": "fashion-mnist",
         "settings": {"num_inference_steps": 18, "scheduler": {"solver_type": "heun"}, "command": "pfgmpp sample here"},
     }  # fmt: skip
-    (tmp_path / "README.md").write_text("---\nlibrary_name: diffusers\n---\n\n# A model\n")
+    (tmp_path / "README.md").write_text("---\nlibrary_name: diffusers\n---\n\n# A model\n\n## Limits\n\nMany.\n")
     for _ in range(2):  # a second time replaces the first
         write_evaluation(tmp_path, results, "pfgmpp evaluate here")
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: diffusers\n---\n")
-    assert card.count("## Evaluation") == 1
+    assert card.count("## Evaluation") == card.count("## Limits\n\nMany.") == 1
+    assert ModelCard.load(tmp_path / "README.md").data.eval_results[0].metric_value == 12.5
     assert "| samples, 18 steps of heun | 12.5 |" in card
     assert "pfgmpp sample here\npfgmpp evaluate here\n" in card
     assert json.loads((tmp_path / "evaluation.json").read_text()) == {**results, "command": "pfgmpp evaluate here"}

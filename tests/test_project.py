@@ -19,10 +19,10 @@ def test_files_that_travel_import_only_each_other(name):
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             assert node.module in TRAVELLING
-        elif isinstance(node, ast.ImportFrom):
-            assert node.module.split(".")[0] in {"torch", "diffusers", "dataclasses", "collections"}
-        elif isinstance(node, ast.Import):  # numpy and PIL come with diffusers
-            assert {alias.name.split(".")[0] for alias in node.names} <= {"inspect", "math", "numpy", "PIL", "torch"}
+        names = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        # numpy and PIL come with diffusers
+        assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names | {"torch", "diffusers", "numpy", "PIL"}
 
 
 def test_importing_the_package_loads_nothing_heavy_beyond_diffusers():

@@ -2,10 +2,11 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard
 
 from .fashion_mnist_classifier import WEIGHTS, FashionMNISTClassifier
 from .frechet import feature_statistics, frechet_distance
@@ -59,12 +60,12 @@ def evaluate(samples: torch.Tensor, real_images: torch.Tensor, device: torch.dev
     }
 
 
-SECTION = "## Evaluation"
+SECTION, NEXT_SECTION = "## Evaluation", "## Limits"
 
 
 def write_evaluation(folder: str | os.PathLike, results: dict, command: str) -> None:
     """
-    Keeps results with a model: as `evaluation.json`, and as the last section of its card.
+    Keeps results with a model: as `evaluation.json`, and as a section of its card.
 
     Args:
         folder (`str` or `os.PathLike`): The model's folder.
@@ -89,5 +90,15 @@ half of the test images:
 ```
 """
     card = ModelCard.load(folder / "README.md")
-    card.text = f"{card.text.split(SECTION)[0].rstrip()}\n\n{section}"
+    text = re.sub(rf"^{SECTION}\n.*?(?=^## )", "", card.text, flags=re.DOTALL | re.MULTILINE)
+    card.text = text.replace(NEXT_SECTION, f"{section}\n{NEXT_SECTION}")
+    card.data.model_name = folder.resolve().name
+    card.data.eval_results = [
+        EvalResult(
+            task_type="unconditional-image-generation", dataset_type=next(iter(card.data.datasets or [results["features"]])),
+            dataset_name="Fashion-MNIST", dataset_split="test", metric_type="frechet_distance",
+            metric_name=f"Fréchet distance of a classifier's features, {results['num_images']:,} images",
+            metric_value=results["frechet_distance"],
+        )
+    ]  # fmt: skip
     card.save(folder / "README.md")
