@@ -1,4 +1,4 @@
-"""The command line: `pfgmpp sample MODEL`, `pfgmpp convert CHECKPOINT OUTPUT_DIR`, `pfgmpp evaluate MODEL --data DATA`."""
+"""The command line: `pfgmpp sample | convert | evaluate | robustness | push | info`."""
 
 import argparse
 import os
@@ -173,6 +173,64 @@ def evaluate(args):
         write_evaluation(args.model, results, own_command())
 
 
+def numbers(text):
+    """A list of numbers with commas between."""
+    return [float(part) for part in text.split(",") if part]
+
+
+def add_robustness_parser(commands):
+    parser = commands.add_parser(
+        "robustness",
+        help="measure how quality falls under noise, rounded weights and fewer steps, at several D",
+        description="Fréchet distance against injected noise, bits a weight and calls of the network, a line a D: tables, plots"
+        " and pictures. Interrupted and run again, it goes on.",
+    )
+    parser.set_defaults(run=robustness)
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="Hub ids or pipeline folders")
+    parser.add_argument("--data", required=True, help="data set with a test split")
+    parser.add_argument(
+        "--D", type=numbers, default=numbers("16,64,128,2048,inf"), help="of networks told D (default: 16,64,128,2048,inf)"
+    )
+    parser.add_argument("--noise", type=numbers, default=numbers("0,0.1,0.2,0.3"), help="α (default: 0,0.1,0.2,0.3)")
+    parser.add_argument("--bits", type=numbers, default=numbers("9,8,7,6,5"), help="bits a weight (default: 9,8,7,6,5)")
+    parser.add_argument("--nfe", type=numbers, default=numbers("35,19,11,7"), help="calls of the network (default: 35,19,11,7)")
+    parser.add_argument("--num-images", type=int, default=1000, help="images a distance (default: %(default)s)")
+    parser.add_argument("--groups", type=int, default=3, help="distances a point, for error bars (default: %(default)s)")
+    parser.add_argument("--output", default="robustness", help="folder to write to (default: %(default)s)")
+
+
+def robustness(args):
+    import math
+
+    from datasets import load_dataset
+    from diffusers import DiffusionPipeline
+
+    from .evaluation import robustness
+    from .training.data import load_images
+
+    disturbances = [
+        robustness.Disturbance(kind, int(level) if kind != "noise" else level)
+        for kind, levels in (("noise", args.noise), ("bits", args.bits), ("nfe", args.nfe))
+        for level in levels
+    ]
+    for kind, level in disturbances:
+        if level < {"noise": 0, "bits": 1, "nfe": 1}[kind]:
+            raise ValueError(f"--{kind} must not hold {level:g}.")
+    if args.num_images < 2 or args.groups < 1:
+        raise ValueError("--num-images must be at least 2 and --groups at least 1.")
+    dimensions = [None if math.isinf(D) else D for D in args.D]
+    pipelines = {Path(model).name: on_device(DiffusionPipeline.from_pretrained(model)) for model in args.models}
+    first = next(iter(pipelines.values()))
+    real = load_images(load_dataset(args.data, split="test"), first.unet.config.sample_size).images
+    output = Path(args.output)
+    entries = robustness.measure(pipelines, dimensions, disturbances, real, output, args.num_images, args.groups)
+    (output / "robustness.md").write_text(robustness.table(entries))
+    robustness.plot(entries, output / "robustness.png")
+    rows = dimensions if first.unet.config.get("d_conditioning") else [first.scheduler.config.D]
+    robustness.picture(first, rows, args.noise, output / "noise.png")
+    print(f"Wrote robustness.json, robustness.md, robustness.png and noise.png to {output.resolve()}")
+
+
 def add_push_parser(commands):
     parser = commands.add_parser(
         "push",
@@ -212,7 +270,6 @@ def own_command():
 
 
 def load_pipeline(args):
-    import torch
     from diffusers import DiffusionPipeline
 
     from .scheduling_pfgmpp import PFGMPPScheduler
@@ -221,6 +278,13 @@ def load_pipeline(args):
     given = {"solver_type": args.solver_type, "rho": args.rho, "sigma_min": args.sigma_min}
     given = {name: value for name, value in given.items() if value is not None}
     pipeline.scheduler = PFGMPPScheduler.from_config(pipeline.scheduler.config, **given)
+    return on_device(pipeline)
+
+
+def on_device(pipeline):
+    """The pipeline where it is fastest."""
+    import torch
+
     if torch.cuda.is_available():
         return pipeline.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     pipeline.unet.to(memory_format=torch.channels_last)  # what the CPU's convolutions are fastest in
@@ -233,6 +297,7 @@ def main(argv=None):
     add_sample_parser(commands)
     add_convert_parser(commands)
     add_evaluate_parser(commands)
+    add_robustness_parser(commands)
     add_push_parser(commands)
     add_info_parser(commands)
     args = parser.parse_args(argv)

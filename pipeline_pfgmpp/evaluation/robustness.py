@@ -1,0 +1,258 @@
+r"""
+How quality falls when sampling is disturbed, at several D (https://huggingface.co/papers/2302.04265, sec. 6):
+
+- noise: before each step $x \leftarrow x + \alpha\,\sigma_i\,g$ with $g \sim \mathcal{N}(0, I)$;
+- weights: every parameter tensor rounded to $2^k$ evenly spaced values between its least and its largest;
+- steps: fewer calls of the network.
+
+The paper's claim is that small D degrades later than D = infinity does.
+"""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm.auto import tqdm
+
+from ..cards import number
+from ..grid import labelled_grid
+from ..noise import sample_noise
+from ..pipeline_pfgmpp import PFGMPPPipeline
+from .evaluate import image_features
+from .fashion_mnist_classifier import WEIGHTS, FashionMNISTClassifier
+from .frechet import feature_statistics, frechet_distance
+
+
+@contextlib.contextmanager
+def quantised(module: torch.nn.Module, bits: int | None) -> Iterator[None]:
+    """
+    Rounds the weights while the block runs: uniform affine quantisation of each parameter tensor.
+
+    Args:
+        module (`torch.nn.Module`): The network.
+        bits (`int` or `None`): Bits a weight; None leaves them as they are.
+    """
+    if bits is None:
+        yield
+        return
+    kept = [parameter.data for parameter in module.parameters()]
+    try:
+        for parameter in module.parameters():
+            low, high = parameter.data.float().aminmax()
+            step = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(torch.float32).tiny)
+            rounded = ((parameter.data.float() - low) / step).round() * step + low
+            parameter.data = rounded.to(parameter.dtype)
+        yield
+    finally:
+        for parameter, data in zip(module.parameters(), kept):
+            parameter.data = data
+
+
+def draw(
+    pipeline: PFGMPPPipeline, seeds: list[int], noise: float = 0.0, D: float | None = None, batch_size: int = 50, **settings
+) -> torch.Tensor:
+    """
+    Draws an image a seed, with noise injected before each step.
+
+    Args:
+        pipeline ([`PFGMPPPipeline`]): What generates.
+        seeds (`list[int]`): One an image.
+        noise (`float`, defaults to 0): alpha, the standard deviation of what is injected, in units of the noise level.
+        D (`float`, *optional*): The augmented dimension; by default the model's.
+        batch_size (`int`, defaults to 50): Images at a time.
+        settings: Further arguments of the pipeline's call.
+
+    Returns:
+        `torch.Tensor` of shape `(len(seeds), C, H, W)`, uint8: The images.
+    """
+    config, images = pipeline.unet.config, []
+    size = (config.in_channels, config.sample_size, config.sample_size)
+    told = {} if D is None else {"D": D}
+    for start in range(0, len(seeds), batch_size):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
+        shape = (len(generators), *size)
+
+        def injected(sigma, generators=generators, shape=shape):
+            return noise * sigma * sample_noise(shape, None, generators, pipeline.device)
+
+        def after_step(pipe, index, timestep, tensors, injected=injected):
+            if noise and (index + 1) % pipe.scheduler.order == 0 and index + 1 < len(pipe.scheduler.timesteps):
+                return {"latents": tensors["latents"] + injected(pipe.scheduler.sigmas[index + 1])}
+            return tensors
+
+        prior = pipeline.scheduler.sample_noise(shape, generators, pipeline.device, **told)
+        latents = prior + injected(1.0) if noise else prior
+        drawn = pipeline(
+            len(generators), generator=generators, latents=latents, output_type="pt", callback_on_step_end=after_step,
+            **told, **settings,
+        ).images  # fmt: skip
+        images.append((drawn * 255).round().to("cpu", torch.uint8))
+    return torch.cat(images)
+
+
+class Disturbance(NamedTuple):
+    """One point of a curve: what is disturbed, and how much."""
+
+    kind: str
+    level: float
+
+    @property
+    def settings(self) -> dict:
+        """Noise, bits and calls of the network; what is not disturbed is None."""
+        return {**dict.fromkeys(("noise", "bits", "nfe")), self.kind: self.level}
+
+
+def measure(
+    pipelines: dict[str, PFGMPPPipeline],
+    dimensions: list[float | None],
+    disturbances: list[Disturbance],
+    real_images: torch.Tensor,
+    output: str | os.PathLike,
+    num_images: int = 1000,
+    num_groups: int = 3,
+    nfe: int = 35,
+) -> list[dict]:
+    """
+    Fréchet distances of every model at every D under every disturbance; what `robustness.json` holds is not measured again.
+
+    Args:
+        pipelines (`dict[str, PFGMPPPipeline]`): Models by name. One that serves a single D is measured at that D alone.
+        dimensions (`list`): Augmented dimensions for networks that are conditioned on D; None is infinity.
+        disturbances (`list[Disturbance]`): What to measure.
+        real_images (`torch.Tensor` of shape `(M, C, H, W)`, uint8): What to measure from.
+        output (`str` or `os.PathLike`): Folder for `robustness.json`.
+        num_images (`int`, defaults to 1000): Images a distance.
+        num_groups (`int`, defaults to 3): Distances a point, of other seeds.
+        nfe (`int`, defaults to 35): Calls of the network where they are not what is disturbed.
+
+    Returns:
+        `list[dict]`: An entry a point: `model`, `D`, `kind`, `level` and `distances`.
+    """
+    path = Path(output) / "robustness.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = json.loads(path.read_text()) if path.is_file() else []
+    device = next(iter(pipelines.values())).device
+    extractor = FashionMNISTClassifier.from_pretrained(WEIGHTS).eval().to(device)
+    target = feature_statistics(image_features(extractor, real_images))
+    points = [
+        (model, D, disturbance)
+        for disturbance in disturbances
+        for model, pipeline in pipelines.items()
+        for D in (dimensions if pipeline.unet.config.get("d_conditioning") else [pipeline.scheduler.config.D])
+    ]
+    progress = tqdm(points, desc="Robustness", unit="point")
+    for model, D, disturbance in progress:
+        key = {"model": model, "D": number(D), "kind": disturbance.kind, "level": disturbance.level, "num_images": num_images}
+        if any(key.items() <= entry.items() and len(entry["distances"]) >= num_groups for entry in entries):
+            continue
+        progress.set_postfix(D=number(D), **{disturbance.kind: disturbance.level})
+        pipeline, settings = pipelines[model], disturbance.settings
+        pipeline.set_progress_bar_config(disable=True)
+        steps = -(-int(settings["nfe"] or nfe) // pipeline.scheduler.order)  # Heun calls twice a step, but for the last
+        told = {"D": math.inf if D is None else D} if pipeline.unet.config.get("d_conditioning") else {}
+        distances = []
+        with quantised(pipeline.unet, settings["bits"]):
+            for group in range(num_groups):
+                seeds = list(range(group * 10_000, group * 10_000 + num_images))
+                images = draw(pipeline, seeds, settings["noise"] or 0.0, num_inference_steps=steps, **told)
+                statistics = feature_statistics(image_features(extractor, images))
+                distances.append(round(frechet_distance(*statistics, *target), 3))
+        entries = [entry for entry in entries if not key.items() <= entry.items()] + [{**key, "distances": distances}]
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(entries, indent=1) + "\n")
+        os.replace(partial, path)
+    return entries
+
+
+TITLES = {"noise": "noise injected, α", "bits": "bits a weight", "nfe": "calls of the network"}
+
+
+def _lines(entries, kind):
+    """Levels, means and standard deviations of each line of a panel."""
+    lines = {}
+    for entry in (entry for entry in entries if entry["kind"] == kind):
+        lines.setdefault((entry["model"], entry["D"]), []).append((entry["level"], torch.tensor(entry["distances"]).double()))
+    several = len({model for model, _ in lines}) > 1
+    for (model, D), points in lines.items():
+        levels, distances = zip(*sorted(points, key=lambda point: point[0]))
+        label = f"{model}, D = {D}" if several else f"D = {D}"
+        yield label, levels, [d.mean().item() for d in distances], [d.std().item() if len(d) > 1 else 0.0 for d in distances]
+
+
+def plot(entries: list[dict], path: str | os.PathLike) -> None:
+    """
+    Draws distance against noise, bits and calls, a line a D, with the standard deviation over the groups.
+
+    Args:
+        entries (`list[dict]`): What [`measure`] returned.
+        path (`str` or `os.PathLike`): The picture.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    kinds = [kind for kind in TITLES if any(entry["kind"] == kind for entry in entries)]
+    figure, axes = plt.subplots(1, len(kinds), figsize=(4.6 * len(kinds), 3.9), constrained_layout=True, squeeze=False)
+    for axis, kind in zip(axes[0], kinds):
+        for label, levels, means, deviations in _lines(entries, kind):
+            axis.errorbar(levels, means, deviations, marker="o", markersize=3.5, capsize=2, label=label)
+        axis.set(xlabel=TITLES[kind], yscale="log")
+        if kind != "noise":
+            axis.invert_xaxis()  # all panels get worse to the right
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("Fréchet distance")
+    axes[0][0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def picture(
+    pipeline: PFGMPPPipeline, dimensions: list[float | None], levels: list[float], path: str | os.PathLike, num_seeds: int = 3
+) -> None:
+    """
+    Draws the same seeds at each D, a row a D, with the noise growing to the right for each seed.
+
+    Args:
+        pipeline ([`PFGMPPPipeline`]): A model that serves every D.
+        dimensions (`list`): The rows; None is infinity.
+        levels (`list[float]`): alpha of the columns.
+        path (`str` or `os.PathLike`): The picture.
+        num_seeds (`int`, defaults to 3): Seeds, one after the other.
+    """
+    images = []
+    for D in dimensions:
+        told = {"D": math.inf if D is None else D} if pipeline.unet.config.get("d_conditioning") else {}
+        columns = [draw(pipeline, list(range(num_seeds)), level, **told) for level in levels]
+        images += [columns[index][seed] for seed in range(num_seeds) for index in range(len(levels))]
+    pixels = torch.stack(images).permute(0, 2, 3, 1).float().numpy() / 255
+    rows = [f"D = {number(D)}" for D in dimensions]
+    labelled_grid(PFGMPPPipeline.numpy_to_pil(pixels), num_seeds * len(levels), rows).save(path)
+
+
+def table(entries: list[dict]) -> str:
+    """
+    The same as Markdown, a table a kind: mean and standard deviation over the groups.
+
+    Args:
+        entries (`list[dict]`): What [`measure`] returned.
+
+    Returns:
+        `str`: The tables.
+    """
+    parts = []
+    for kind, title in TITLES.items():
+        lines = list(_lines(entries, kind))
+        if lines:
+            levels = sorted({level for _, levels, *_ in lines for level in levels}, reverse=kind != "noise")
+            rows = [f"| {title} | {' | '.join(f'{level:g}' for level in levels)} |", "|---" * (len(levels) + 1) + "|"]
+            for label, found, means, deviations in lines:
+                cells = {level: f"{m:.1f} ± {d:.1f}" for level, m, d in zip(found, means, deviations)}
+                rows.append(f"| {label} | {' | '.join(cells.get(level, '') for level in levels)} |")
+            parts.append("\n".join(rows))
+    return "\n\n".join(parts) + "\n"
