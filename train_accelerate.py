@@ -452,7 +452,8 @@ def main():
         progress.update()
 
         if due(args.logging_steps):
-            logs = meter.read(accelerator) | {"grad_norm": float(grad_norm), "lr": optimizer.param_groups[0]["lr"]}
+            logs = meter.read(accelerator) | {"lr": optimizer.param_groups[0]["lr"]}
+            logs |= {} if grad_norm is None else {"grad_norm": float(grad_norm)}  # DeepSpeed may keep it to itself
             logs["images_per_second"] = (step - clock_step) * images_per_step / (time.monotonic() - clock)
             logs["memory_gib"] = memory_in_use(device)
             logs |= {"nonfinite_gradients": nonfinite} if nonfinite else {}

@@ -71,7 +71,7 @@ def test_measuring_goes_on_where_it_was(pipe, fashion_mnist, tmp_path, monkeypat
 
     real = load_images(load_dataset(str(fashion_mnist), split="test"), 28).images
     points = [Disturbance("noise", 0.0), Disturbance("noise", 0.4), Disturbance("nfe", 3), Disturbance("bits", 2)]
-    arguments = {"num_images": 20, "num_groups": 2, "nfe": 5}
+    arguments = {"num_images": 20, "num_groups": 2, "nfe": 15}
     entries = measure({"model": pipe}, [16, None], points, real, tmp_path, **arguments)
     assert {entry["D"] for entry in entries} == {"128"}  # it serves one
     assert [(entry["kind"], entry["level"]) for entry in entries] == [("noise", 0), ("noise", 0.4), ("nfe", 3), ("bits", 2)]

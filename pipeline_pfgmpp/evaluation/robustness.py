@@ -71,7 +71,8 @@ def draw(
         `torch.Tensor` of shape `(len(seeds), C, H, W)`, uint8: The images.
     """
     config, images = pipeline.unet.config, []
-    size = (config.in_channels, config.sample_size, config.sample_size)
+    size = config.sample_size
+    size = (config.in_channels, *((size, size) if isinstance(size, int) else size))
     told = {} if D is None else {"D": D}
     for start in range(0, len(seeds), batch_size):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
