@@ -51,6 +51,7 @@ from pipeline_pfgmpp.training import (
     list_checkpoints,
     load_checkpoint,
     load_images,
+    power_of_width,
     prefetch,
     replace_nonfinite_gradients,
     save_checkpoint,
@@ -184,6 +185,10 @@ def parse_args(argv=None):
         parser.error(f"--D {args.D} is a range, which needs --d_conditioning")
     if args.report_to and args.report_to not in [str(tracker) for tracker in get_available_trackers()]:
         parser.error(f"--report_to {args.report_to}: accelerate finds no such tracker; is its package installed?")
+    try:
+        [power_of_width(width) for width in args.ema_width]
+    except ValueError as error:
+        parser.error(f"argument --ema_width: {error}")
     if not 0 <= args.augment <= 1:
         parser.error(f"--augment must lie in [0, 1], but is {args.augment:g}")
     if args.reference_batch_size and (args.class_conditional or args.augment):

@@ -95,7 +95,7 @@ def test_results_are_kept_with_the_model(tmp_path):
     for _ in range(2):  # a second time replaces the first
         write_evaluation(tmp_path, results, "pfgmpp evaluate here")
     card = (tmp_path / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: diffusers\n---\n")
+    assert card.startswith("---\nlibrary_name: diffusers\nmodel-index:\n")
     assert card.count("## Evaluation") == card.count("## Limits\n\nMany.") == 1
     assert ModelCard.load(tmp_path / "README.md").data.eval_results[0].metric_value == 12.5
     assert "| samples, 18 steps of heun | 12.5 |" in card

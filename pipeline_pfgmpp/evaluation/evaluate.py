@@ -90,8 +90,9 @@ half of the test images:
 ```
 """
     card = ModelCard.load(folder / "README.md")
-    text = re.sub(rf"^{SECTION}\n.*?(?=^## )", "", card.text, flags=re.DOTALL | re.MULTILINE)
-    card.text = text.replace(NEXT_SECTION, f"{section}\n{NEXT_SECTION}")
+    text = re.sub(rf"^{SECTION}\n.*?(?=^## |\Z)", "", card.text, flags=re.DOTALL | re.MULTILINE)
+    before, found, after = text.partition(NEXT_SECTION)
+    card.text = f"{before.rstrip()}\n\n{section}\n{found}{after}".rstrip() + "\n"
     card.data.model_name = folder.resolve().name
     card.data.eval_results = [
         EvalResult(

@@ -3,7 +3,7 @@
 from .augment import Augmentation
 from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from .data import ImageDataset, ImageStream, derived_seed, load_images, prefetch
-from .ema import HalfLifeEMA, PowerFunctionEMA
+from .ema import HalfLifeEMA, PowerFunctionEMA, power_of_width
 from .frechet import FrechetDistance
 from .gradients import replace_nonfinite_gradients
 from .log import JSONLTracker, LossMeter
@@ -31,6 +31,7 @@ __all__ = [
     "list_checkpoints",
     "load_checkpoint",
     "load_images",
+    "power_of_width",
     "prefetch",
     "replace_nonfinite_gradients",
     "save_checkpoint",
