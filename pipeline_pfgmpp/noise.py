@@ -186,17 +186,18 @@ def _draw(shape, D, extra_dims, generator, device, dtype):
             chi2.append(2 * torch._standard_gamma(half_dof, generator=g))
         else:
             chi2.append(gauss[-1].new_ones(rows, dtype=torch.float32))
-    gauss, chi2 = torch.cat(gauss), torch.cat(chi2)
+    gauss, chi2 = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in (gauss, chi2))
     if bool(dof.isinf().all()):
         return gauss, None, dof
     return gauss, chi2, dof.expand(shape[0]).to(chi2.device)
 
 
 def _scaled(gauss, squared_scale):
-    """The Gaussian times a factor an image, 1 where that is at infinity."""
+    """The Gaussian, which is overwritten, times a factor an image, 1 where that is at infinity."""
     scale = torch.where(squared_scale.isinf(), 1.0, squared_scale).sqrt().view(-1, *[1] * (gauss.ndim - 1))
     compute_dtype = torch.promote_types(gauss.dtype, torch.float32)
-    return (gauss * scale.to(compute_dtype)).to(gauss.dtype)
+    scale = scale.to(compute_dtype)
+    return gauss.mul_(scale) if gauss.dtype == compute_dtype else (gauss * scale).to(gauss.dtype)
 
 
 def _kernel_energy(squared_radius: torch.Tensor, dof: torch.Tensor, dims: int) -> torch.Tensor:
