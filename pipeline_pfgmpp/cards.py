@@ -43,7 +43,8 @@ images = pipe(batch_size=16, generator=torch.Generator().manual_seed(0)).images
 With diffusers alone, from the code files of this repository, which are the package's own:
 
 ```python
-pipe = DiffusionPipeline.from_pretrained("{{ path }}", custom_pipeline="{{ path }}", trust_remote_code=True)
+name = "{{ path }}"
+pipe = DiffusionPipeline.from_pretrained(name, custom_pipeline=name, trust_remote_code=True)
 ```
 
 From the command line: `pfgmpp sample {{ path }}`. A folder's path stands wherever a repository's name does, and what was loaded
