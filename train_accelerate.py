@@ -287,7 +287,7 @@ def main():
                 data = ImageStream(dataset, args.resolution, args.shuffle_window, **reading)
             else:
                 data = load_images(dataset, args.resolution, **reading)
-            sigma_data = args.sigma_data or round(data.sigma_data(), 4)
+            sigma_data = args.sigma_data or (None if pretrained else round(data.sigma_data(), 4))  # a network has its own
     except (ValueError, OSError) as error:
         raise SystemExit(f"The data set {source} cannot be used: {error}") from None
     if args.class_conditional and data.class_names is None:
@@ -424,16 +424,19 @@ def main():
         shape = (images_per_step, channels, args.resolution, args.resolution)
         perturbation = loss_function.draw(shape, rng, device)
         transforms = augmentation.draw(images_per_step, rng, device) if augmentation else None
-        flips = torch.rand(images_per_step, 1, 1, 1, generator=rng, device=device) < 0.5
+        flips = torch.rand(images_per_step, 1, 1, 1, generator=rng, device=device) < 0.5 if args.random_flip else None
         for index in range(args.gradient_accumulation_steps):
             part = slice(index * images_per_pass + rank, (index + 1) * images_per_pass, world)
-            batch, data_state = next(batches)
+            try:
+                batch, data_state = next(batches)
+            except ValueError as error:  # a stream with a broken image and --strict, or without one that can be read
+                raise SystemExit(f"The data set {source} cannot be used: {error}") from None
             with accelerator.accumulate(*models):
                 images = batch["images"].to(device, torch.float32) / 127.5 - 1
                 references = accelerator.gather(images) if args.reference_batch_size else None
                 images = images[: args.train_batch_size]
                 conditioning = {"class_labels": batch["class_labels"].to(device)} if args.class_conditional else {}
-                if args.random_flip:
+                if flips is not None:
                     images = torch.where(flips[part], images.flip(-1), images)
                 if augmentation:
                     images, conditioning["augment_labels"] = augmentation(images, transforms[part])

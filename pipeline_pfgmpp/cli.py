@@ -226,8 +226,7 @@ def robustness(args):
     entries = robustness.measure(pipelines, dimensions, disturbances, real, output, args.num_images, args.groups)
     (output / "robustness.md").write_text(robustness.table(entries))
     robustness.plot(entries, output / "robustness.png")
-    rows = dimensions if first.unet.config.get("d_conditioning") else [first.scheduler.config.D]
-    robustness.picture(first, rows, args.noise, output / "noise.png")
+    robustness.picture(first, robustness.served(first, dimensions), args.noise, output / "noise.png")
     print(f"Wrote robustness.json, robustness.md, robustness.png and noise.png to {output.resolve()}")
 
 

@@ -55,9 +55,8 @@ def test_published_cards_are_generated_and_hold_no_weights(tmp_path):
 
 def test_the_card_of_a_network_for_every_d_says_so(tmp_path):
     pipe = DiffusionPipeline.from_pretrained(BUNDLED)
-    config = {**pipe.unet.config, "d_conditioning": True}
     pipe.unet.register_to_config(d_conditioning=True)
-    assert config["d_conditioning"]
+    assert pipe.unet.config["d_conditioning"]
     write_model_card(tmp_path, pipe, "## Training\n\nNone.")
     text = (tmp_path / "README.md").read_text()
     assert "any augmented dimension D" in text

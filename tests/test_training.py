@@ -205,6 +205,14 @@ def test_a_broken_image_ends_a_strict_run(tmp_path):
         strict = train(*common, *streaming, "--strict", "--output_dir", folder / "strict", check=False)
         assert strict.returncode != 0
         assert "5.png cannot be read" in strict.stderr
+        assert "Traceback" not in strict.stderr
+    # in the middle of an epoch as well: here nothing is measured before
+    late = train(
+        *common, "--streaming", "--strict", "--sigma_data", "0.5", "--output_dir", tmp_path.with_name("late"), check=False
+    )
+    assert late.returncode != 0
+    assert "5.png cannot be read" in late.stderr
+    assert "Traceback" not in late.stderr
 
 
 def parse(*args):

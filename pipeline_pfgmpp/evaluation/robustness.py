@@ -63,7 +63,7 @@ def draw(
         pipeline ([`PFGMPPPipeline`]): What generates.
         seeds (`list[int]`): One an image.
         noise (`float`, defaults to 0): alpha, the standard deviation of what is injected, in units of the noise level.
-        D (`float`, *optional*): The augmented dimension; by default the model's.
+        D (`float`, *optional*): The augmented dimension, for networks that are conditioned on it; None is infinity.
         batch_size (`int`, defaults to 50): Images at a time.
         settings: Further arguments of the pipeline's call.
 
@@ -73,7 +73,7 @@ def draw(
     config, images = pipeline.unet.config, []
     size = config.sample_size
     size = (config.in_channels, *((size, size) if isinstance(size, int) else size))
-    told = {} if D is None else {"D": D}
+    told = {"D": math.inf if D is None else D} if config.get("d_conditioning") else {}
     for start in range(0, len(seeds), batch_size):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
         shape = (len(generators), *size)
@@ -94,6 +94,11 @@ def draw(
         ).images  # fmt: skip
         images.append((drawn * 255).round().to("cpu", torch.uint8))
     return torch.cat(images)
+
+
+def served(pipeline: PFGMPPPipeline, dimensions: list[float | None]) -> list[float | None]:
+    """The given dimensions for a network that is conditioned on D; for any other, the one that it was trained at."""
+    return dimensions if pipeline.unet.config.get("d_conditioning") else [pipeline.scheduler.config.D]
 
 
 class Disturbance(NamedTuple):
@@ -144,7 +149,7 @@ def measure(
         (model, D, disturbance)
         for disturbance in disturbances
         for model, pipeline in pipelines.items()
-        for D in (dimensions if pipeline.unet.config.get("d_conditioning") else [pipeline.scheduler.config.D])
+        for D in served(pipeline, dimensions)
     ]
     progress = tqdm(points, desc="Robustness", unit="point")
     for model, D, disturbance in progress:
@@ -155,12 +160,11 @@ def measure(
         pipeline, settings = pipelines[model], disturbance.settings
         pipeline.set_progress_bar_config(disable=True)
         steps = -(-int(settings["nfe"] or nfe) // pipeline.scheduler.order)  # Heun calls twice a step, but for the last
-        told = {"D": math.inf if D is None else D} if pipeline.unet.config.get("d_conditioning") else {}
         distances = []
         with quantised(pipeline.unet, settings["bits"]):
             for group in range(num_groups):
                 seeds = list(range(group * 10_000, group * 10_000 + num_images))
-                images = draw(pipeline, seeds, settings["noise"] or 0.0, num_inference_steps=steps, **told)
+                images = draw(pipeline, seeds, settings["noise"] or 0.0, D, num_inference_steps=steps)
                 statistics = feature_statistics(image_features(extractor, images))
                 distances.append(round(frechet_distance(*statistics, *target), 3))
         entries = [entry for entry in entries if not key.items() <= entry.items()] + [{**key, "distances": distances}]
@@ -228,8 +232,7 @@ def picture(
     """
     images = []
     for D in dimensions:
-        told = {"D": math.inf if D is None else D} if pipeline.unet.config.get("d_conditioning") else {}
-        columns = [draw(pipeline, list(range(num_seeds)), level, **told) for level in levels]
+        columns = [draw(pipeline, list(range(num_seeds)), level, D) for level in levels]
         images += [columns[index][seed] for seed in range(num_seeds) for index in range(len(levels))]
     pixels = torch.stack(images).permute(0, 2, 3, 1).float().numpy() / 255
     rows = [f"D = {number(D)}" for D in dimensions]
