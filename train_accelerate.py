@@ -159,6 +159,9 @@ def parse_args(argv=None):
         help="optimisation steps between Fréchet distances; the best snapshot is kept in best/",
     )
     add("--fid_images", type=int, default=2000, help="images a Fréchet distance (default: %(default)s)")
+    add(
+        "--fid_features", default="fashion-mnist", help="features that it is over, as in pfgmpp evaluate (default: %(default)s)"
+    )
     add("--save_dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="type of the saved weights")
     add("--push_to_hub", action="store_true", help="upload the result")
     add("--hub_model_id", help="repository to upload to (default: the name of the output folder, under your account)")
@@ -372,8 +375,8 @@ def main():
     )
     pipeline.set_progress_bar_config(disable=True)
     try:
-        frechet_distance = FrechetDistance(data, args.fid_images, accelerator) if args.fid_steps else None
-    except ValueError as error:
+        frechet_distance = FrechetDistance(data, args.fid_images, args.fid_features, accelerator) if args.fid_steps else None
+    except (OSError, ValueError) as error:
         raise SystemExit(f"--fid_steps: {error}") from None
     (best,) = broadcast_object_list([best_distance(args.output_dir)])
 

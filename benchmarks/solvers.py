@@ -19,9 +19,7 @@ from datasets import load_dataset
 from diffusers import DiffusionPipeline
 
 from pipeline_pfgmpp import PFGMPPScheduler
-from pipeline_pfgmpp.evaluation import FashionMNISTClassifier, feature_statistics, frechet_distance
-from pipeline_pfgmpp.evaluation.evaluate import image_features
-from pipeline_pfgmpp.evaluation.fashion_mnist_classifier import WEIGHTS
+from pipeline_pfgmpp.evaluation import ImageMetrics, load_features
 from pipeline_pfgmpp.sampling import load_samples, sample_to_files
 from pipeline_pfgmpp.training import load_images
 
@@ -107,13 +105,11 @@ def main():
         errors[solver, calls] = (solution(steps_of(solver, calls)) - fine).square().mean().sqrt().item()
 
     # Fréchet distance from the test images
-    extractor = FashionMNISTClassifier.from_pretrained(WEIGHTS).eval().to(state.device)
     real = load_images(load_dataset(args.data, split="test"), pipe.unet.config.sample_size).images
-    target = feature_statistics(image_features(extractor, real))
+    metrics = ImageMetrics(load_features("fashion-mnist", state.device), real)
 
     def distance(solver, calls, first, count):
-        images, _ = load_samples(path_of(solver, calls, first, count))
-        return frechet_distance(*feature_statistics(image_features(extractor, images)), *target)
+        return metrics(load_samples(path_of(solver, calls, first, count))[0])["fid"]
 
     compared = {
         f"{solver} at {calls} calls": {

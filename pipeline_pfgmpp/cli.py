@@ -1,10 +1,21 @@
 """The command line: `pfgmpp sample | convert | evaluate | robustness | push | info`."""
 
 import argparse
+import math
 import os
 import shlex
 import sys
 from pathlib import Path
+
+
+def numbers(text):
+    """A list of numbers with commas between."""
+    return [float(part) for part in text.split(",") if part]
+
+
+def dimensions(text):
+    """A list of augmented dimensions with commas between; None is infinity."""
+    return [None if math.isinf(D) else D for D in numbers(text)]
 
 
 def add_drawing_arguments(parser):
@@ -13,18 +24,17 @@ def add_drawing_arguments(parser):
     parser.add_argument("--solver-type", help="heun, euler, dpmpp_2m, dpmpp_3m or dpmpp_2m_sde (default: the model's)")
     parser.add_argument("--rho", type=float, help="exponent of the step spacing (default: the model's)")
     parser.add_argument("--sigma-min", type=float, help="least noise level of the steps (default: the model's)")
-    parser.add_argument("--D", type=float, help="augmented dimension of a model that serves several; inf is diffusion")
     parser.add_argument("--class-label", type=int, help="class of all images (default: drawn, each with equal probability)")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="1 is none (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (default: %(default)s)")
 
 
-def call_settings(args):
+def call_settings(args, D=None):
     """The pipeline's arguments among those of the command line."""
     settings = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
-    if args.D is not None:
-        settings["D"] = args.D
+    if D is not None:
+        settings["D"] = D
     if args.class_label is not None:
         settings["class_labels"] = args.class_label
     return settings
@@ -44,6 +54,7 @@ def add_sample_parser(commands):
     parser.add_argument("--seeds", help="many images, for seeds such as 0-49999 or 3,5,10-12")
     parser.add_argument("--columns", type=int, default=10, help="images in a row of the grid (default: %(default)s)")
     parser.add_argument("--rows", type=int, help="rows of the grid of an unconditional model (default: 8)")
+    parser.add_argument("--D", type=float, help="augmented dimension of a model that serves several; inf is diffusion")
     add_drawing_arguments(parser)
 
 
@@ -64,7 +75,7 @@ def sample_many(args):
     seeds = parse_seeds(args.seeds) if args.seeds else list(range(args.seed, args.seed + args.num_images))
     if args.num_images not in (None, len(seeds)):
         raise ValueError(f"--num-images is {args.num_images}, but --seeds names {len(seeds)}; leave one of them out.")
-    sample_to_files(load_pipeline(args), seeds, args.output, args.batch_size, own_command(), **call_settings(args))
+    sample_to_files(load_pipeline(args), seeds, args.output, args.batch_size, own_command(), **call_settings(args, args.D))
     print(f"Drew {len(seeds)} images: {Path(args.output).resolve()}")
 
 
@@ -86,7 +97,7 @@ def sample_grid(args):
     images = pipeline(
         batch_size=count,
         generator=[torch.Generator().manual_seed(args.seed + i) for i in range(count)],
-        **{**call_settings(args), **labels},
+        **{**call_settings(args, args.D), **labels},
     ).images
     row_labels = [names.get(str(number), str(number)) for number in classes] if pipeline.num_classes else None
     output = Path(args.output).resolve()
@@ -127,55 +138,92 @@ def convert(args):
     print(f"Converted {args.checkpoint}: {args.output_dir}")
 
 
+def add_measuring_arguments(parser):
+    """What images are measured against, for every command that measures some."""
+    parser.add_argument("--data", required=True, help="data set of real images")
+    parser.add_argument("--split", default="test", help="its split to measure against (default: %(default)s)")
+    parser.add_argument(
+        "--features",
+        default="fashion-mnist",
+        help="fashion-mnist, inception, a file of Inception's weights or of a TorchScript program (a path, or org/name/file on"
+        " the Hub), or a vision model of transformers such as facebook/dinov2-large (default: %(default)s)",
+    )
+    parser.add_argument("--trust-remote-code", action="store_true", help="let a TorchScript program run")
+
+
+def real_images(args, pipeline, split):
+    """The images of a split, as the model draws them."""
+    from datasets import load_dataset
+
+    from .training.data import load_images
+
+    config = pipeline.unet.config
+    return load_images(load_dataset(args.data, split=split), config.sample_size, channels=config.in_channels).images
+
+
 def add_evaluate_parser(commands):
     parser = commands.add_parser(
         "evaluate",
         help="measure a model's samples against real images",
-        description="Fréchet distance of a model's samples from Fashion-MNIST's test images, over a classifier's features.",
+        description="Draws images at each D and measures them against real ones: a table and evaluation.json. Under"
+        " `accelerate launch -m pipeline_pfgmpp evaluate ...` processes share the work; interrupted and run again, it goes on.",
     )
     parser.set_defaults(run=evaluate)
     parser.add_argument("model", help="a Hub id or a pipeline folder")
-    parser.add_argument("--data", required=True, help="data set with a test split")
-    parser.add_argument("--samples", help="images that `pfgmpp sample` drew (default: drawn here)")
-    parser.add_argument("--num-images", type=int, default=5000, help="samples (default: %(default)s)")
+    add_measuring_arguments(parser)
+    parser.add_argument("--baseline-split", help="another split, of which as many images are measured for comparison")
+    parser.add_argument(
+        "--metrics",
+        type=lambda text: text.split(","),
+        default=["fid"],
+        help="some of fid, kid, precision_recall, inception_score, with commas between (default: fid)",
+    )
+    parser.add_argument("--D", type=dimensions, help="of a network told D, such as 16,128,inf (default: the model's)")
+    parser.add_argument("--num-images", type=int, default=10_000, help="images a value (default: %(default)s)")
+    parser.add_argument("--groups", type=int, default=1, help="values a metric, of other seeds (default: %(default)s)")
     add_drawing_arguments(parser)
-    parser.add_argument("--write", action="store_true", help="keep the result in the model folder and its card")
+    parser.add_argument("--output", help="folder for images and results (default: outputs/evaluation/MODEL)")
+    parser.add_argument("--write", action="store_true", help="keep the results in the model folder and its card")
 
 
 def evaluate(args):
     import json
 
     import torch
-    from datasets import load_dataset
+    from accelerate import PartialState
 
-    from .evaluation.evaluate import evaluate, write_evaluation
-    from .sampling import describe, generate, load_samples
-    from .training.data import load_images
+    from .evaluation import ImageMetrics, load_features
+    from .evaluation.evaluate import evaluate, gather_features, report, table, write_evaluation
 
     if args.write and not Path(args.model, "README.md").is_file():
         raise ValueError(f"--write needs a local model folder with a README.md, but {args.model} is none.")
-    if args.num_images < 2:
-        raise ValueError(f"--num-images must be at least 2, but is {args.num_images}.")
+    if args.num_images < 2 or args.groups < 1:
+        raise ValueError("--num-images must be at least 2 and --groups at least 1.")
     pipeline = load_pipeline(args)
-    real = load_images(load_dataset(args.data, split="test"), pipeline.unet.config.sample_size)
-    if args.samples:
-        samples, settings = load_samples(args.samples)
-        if len(samples) < args.num_images:
-            raise ValueError(f"--num-images is {args.num_images}, but {args.samples} holds {len(samples)}.")
-        samples = samples[: args.num_images]
-    else:
-        settings = describe(pipeline, **call_settings(args))
-        seeds = list(range(args.seed, args.seed + args.num_images))
-        samples = torch.cat([images for _, images in generate(pipeline, seeds, args.batch_size, **call_settings(args))])
-    results = {**evaluate(samples, real.images, pipeline.device), "settings": settings}
-    print(json.dumps(results, indent=2))
+    state = PartialState(cpu=pipeline.device.type == "cpu")
+    with state.main_process_first():  # the others find its features of the real images
+        extractor = load_features(args.features, pipeline.device, args.trust_remote_code)
+        real = real_images(args, pipeline, args.split)
+        metrics = ImageMetrics(extractor, real, args.metrics, gather_features)
+        others = real_images(args, pipeline, args.baseline_split) if args.baseline_split else None
+    output, command = Path(args.output or Path("outputs", "evaluation", Path(args.model).resolve().name)), own_command()
+    settings, own = call_settings(args), [pipeline.scheduler.config.D]
+    entries = evaluate(
+        pipeline, metrics, args.D or own, output, args.num_images, args.groups, args.seed, args.batch_size, command, **settings
+    )
+    if others is not None:
+        chosen = torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[: args.num_images]
+        found = metrics(others[chosen[state.process_index :: state.num_processes]])
+        name = f"{len(chosen):,} real ones, {args.baseline_split} split"
+        entries.append({"images": name, **{metric: [float(f"{value:.5g}")] for metric, value in found.items()}})
+    if not state.is_main_process:
+        return
+    reference = f"the {len(real):,} images of the {args.split} split of `{args.data}`"
+    results = report(entries, pipeline, args.features, args.num_images, reference, command, **settings)
+    (output / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
     if args.write:
-        write_evaluation(args.model, results, own_command())
-
-
-def numbers(text):
-    """A list of numbers with commas between."""
-    return [float(part) for part in text.split(",") if part]
+        write_evaluation(args.model, results)
 
 
 def add_robustness_parser(commands):
@@ -187,26 +235,21 @@ def add_robustness_parser(commands):
     )
     parser.set_defaults(run=robustness)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="Hub ids or pipeline folders")
-    parser.add_argument("--data", required=True, help="data set with a test split")
-    parser.add_argument(
-        "--D", type=numbers, default=numbers("16,64,128,2048,inf"), help="of networks told D (default: 16,64,128,2048,inf)"
-    )
-    parser.add_argument("--noise", type=numbers, default=numbers("0,0.1,0.2,0.3"), help="α (default: 0,0.1,0.2,0.3)")
-    parser.add_argument("--bits", type=numbers, default=numbers("9,8,7,6,5"), help="bits a weight (default: 9,8,7,6,5)")
-    parser.add_argument("--nfe", type=numbers, default=numbers("35,19,11,7"), help="calls of the network (default: 35,19,11,7)")
+    add_measuring_arguments(parser)
+    parser.add_argument("--D", type=dimensions, default="16,64,128,2048,inf", help="of networks told D (default: %(default)s)")
+    parser.add_argument("--noise", type=numbers, default="0,0.1,0.2,0.3", help="α (default: %(default)s)")
+    parser.add_argument("--bits", type=numbers, default="9,8,7,6,5", help="bits a weight (default: %(default)s)")
+    parser.add_argument("--nfe", type=numbers, default="35,19,11,7", help="calls of the network (default: %(default)s)")
     parser.add_argument("--num-images", type=int, default=1000, help="images a distance (default: %(default)s)")
     parser.add_argument("--groups", type=int, default=3, help="distances a point, for error bars (default: %(default)s)")
-    parser.add_argument("--output", default="robustness", help="folder to write to (default: %(default)s)")
+    parser.add_argument("--output", default="outputs/robustness", help="folder to write to (default: %(default)s)")
 
 
 def robustness(args):
-    import math
-
-    from datasets import load_dataset
     from diffusers import DiffusionPipeline
 
-    from .evaluation import robustness
-    from .training.data import load_images
+    from .evaluation import ImageMetrics, load_features, robustness
+    from .evaluation.evaluate import served
 
     disturbances = [
         robustness.Disturbance(kind, int(level) if kind != "noise" else level)
@@ -218,15 +261,14 @@ def robustness(args):
             raise ValueError(f"--{kind} must not hold {level:g}.")
     if args.num_images < 2 or args.groups < 1:
         raise ValueError("--num-images must be at least 2 and --groups at least 1.")
-    dimensions = [None if math.isinf(D) else D for D in args.D]
     pipelines = {Path(model).name: on_device(DiffusionPipeline.from_pretrained(model)) for model in args.models}
     first = next(iter(pipelines.values()))
-    real = load_images(load_dataset(args.data, split="test"), first.unet.config.sample_size).images
-    output = Path(args.output)
-    entries = robustness.measure(pipelines, dimensions, disturbances, real, output, args.num_images, args.groups)
+    extractor = load_features(args.features, first.device, args.trust_remote_code)
+    metrics, output = ImageMetrics(extractor, real_images(args, first, args.split)), Path(args.output)
+    entries = robustness.measure(pipelines, args.D, disturbances, metrics, output, args.num_images, args.groups)
     (output / "robustness.md").write_text(robustness.table(entries))
     robustness.plot(entries, output / "robustness.png")
-    robustness.picture(first, robustness.served(first, dimensions), args.noise, output / "noise.png")
+    robustness.picture(first, served(first, args.D), args.noise, output / "noise.png")
     print(f"Wrote robustness.json, robustness.md, robustness.png and noise.png to {output.resolve()}")
 
 

@@ -137,12 +137,13 @@ def sample_to_files(
         _pack(folder, seeds, output)
 
 
-def load_samples(path: str | os.PathLike) -> tuple[torch.Tensor, dict]:
+def load_samples(path: str | os.PathLike, seeds: list[int] | None = None) -> tuple[torch.Tensor, dict]:
     """
-    Reads what [`sample_to_files`] wrote, in the order of the seeds.
+    Reads what [`sample_to_files`] wrote.
 
     Args:
         path (`str` or `os.PathLike`): A folder of PNGs or an `.npz` file.
+        seeds (`list[int]`, *optional*): Whose images; by default all, in the order of the seeds.
 
     Returns:
         `tuple[torch.Tensor, dict]`: The images of shape `(M, C, H, W)` as uint8, and what they were drawn with: the
@@ -154,12 +155,15 @@ def load_samples(path: str | os.PathLike) -> tuple[torch.Tensor, dict]:
     path = Path(path)
     try:
         if path.is_dir():
-            files = sorted(path.glob("*.png"), key=lambda file: int(file.stem))
-            images = np.stack([_read_png(file) for file in files])
+            found = sorted(int(file.stem) for file in path.glob("*.png"))
+            images = np.stack([_read_png(_path(path, seed)) for seed in (found if seeds is None else seeds)])
             settings = (path / SETTINGS).read_text()
         else:
             with np.load(path, allow_pickle=False) as archive:
                 images, settings = archive["images"], str(archive["settings"])
+                if seeds is not None:
+                    places = {seed: place for place, seed in enumerate(archive["seeds"].tolist())}
+                    images = images[[places[seed] for seed in seeds]]
         settings = json.loads(settings)
     except (KeyError, ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path} holds no images that `pfgmpp sample` drew: {error}") from None

@@ -57,16 +57,24 @@ def test_bad_input_ends_in_a_message_and_leaves_nothing(args, message, model, tm
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_evaluate_writes_into_the_card(model, fashion_mnist, capsys):
+@pytest.mark.filterwarnings("ignore:The Fréchet distance of")
+def test_evaluate_writes_into_the_card(model, fashion_mnist, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (model / "README.md").write_text("# A model\n")
-    cli.main(
-        ["evaluate", str(model), "--data", str(fashion_mnist), "--num-images", "50", "--num-inference-steps", "2", "--write"]
-    )
-    assert '"num_images": 50' in capsys.readouterr().out
-    assert "| samples, 2 steps of heun |" in (model / "README.md").read_text()
-    with pytest.raises(SystemExit):
-        cli.main(["evaluate", "org/somewhere", "--data", str(fashion_mnist), "--write"])
-    assert "--write needs a local model folder" in capsys.readouterr().err
+    few = ["--num-images", "50", "--num-inference-steps", "2"]
+    cli.main(["evaluate", str(model), "--data", str(fashion_mnist), *few, "--write"])
+    assert "| D = 16 |" in capsys.readouterr().out
+    assert "| D = 16 |" in (model / "README.md").read_text()
+    assert len(list((tmp_path / "outputs" / "evaluation" / "model" / "D-16").glob("*.png"))) == 50
+    for arguments, message in (
+        (["org/somewhere", "--write"], "--write needs a local model folder"),
+        ([str(model), "--metrics", "fjd"], "There is no metric 'fjd'; choose from fid, kid, precision_recall, inception_score"),
+        ([str(model), "--num-images", "1"], "--num-images must be at least 2"),
+        ([str(model), "--num-inference-steps", "3"], "holds images drawn with other settings"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["evaluate", "--data", str(fashion_mnist), *arguments])
+        assert message in capsys.readouterr().err
 
 
 def test_the_package_runs_as_a_module():

@@ -14,6 +14,8 @@ from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler
 from pipeline_pfgmpp.evaluation.robustness import Disturbance, draw, measure, plot, quantised, table
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:The Fréchet distance of")
+
 BUNDLED = ROOT / "model_cards" / "pfgmpp-fashion-mnist"
 
 
@@ -66,38 +68,27 @@ def test_noise_comes_before_each_step_in_units_of_its_level(solver_type):
 def test_measuring_goes_on_where_it_was(pipe, fashion_mnist, tmp_path, monkeypatch):
     from datasets import load_dataset
 
-    from pipeline_pfgmpp.evaluation import robustness
+    from pipeline_pfgmpp.evaluation import ImageMetrics, load_features, robustness
     from pipeline_pfgmpp.training import load_images
 
     real = load_images(load_dataset(str(fashion_mnist), split="test"), 28).images
+    metrics = ImageMetrics(load_features("fashion-mnist"), real)
     points = [Disturbance("noise", 0.0), Disturbance("noise", 0.4), Disturbance("nfe", 3), Disturbance("bits", 2)]
     arguments = {"num_images": 20, "num_groups": 2, "nfe": 15}
-    entries = measure({"model": pipe}, [16, None], points, real, tmp_path, **arguments)
+    entries = measure({"model": pipe}, [16, None], points, metrics, tmp_path, **arguments)
     assert {entry["D"] for entry in entries} == {"128"}  # it serves one
     assert [(entry["kind"], entry["level"]) for entry in entries] == [("noise", 0), ("noise", 0.4), ("nfe", 3), ("bits", 2)]
     assert entries[3]["distances"][0] > entries[0]["distances"][0]  # two bits are not enough
     monkeypatch.setattr(robustness, "draw", None)
-    assert measure({"model": pipe}, [16], points, real, tmp_path, **arguments) == entries
+    assert measure({"model": pipe}, [16], points, metrics, tmp_path, **arguments) == entries
     assert "| noise injected, α | 0 | 0.4 |" in table(entries)
     plot(entries, tmp_path / "plot.png")
     assert PIL.Image.open(tmp_path / "plot.png").width > 1000
 
 
 def test_the_command_line(fashion_mnist, tmp_path):
-    small = [
-        "--noise",
-        "0,0.2",
-        "--bits",
-        "",
-        "--nfe",
-        "",
-        "--num-images",
-        "4",
-        "--groups",
-        "1",
-        "--output",
-        str(tmp_path / "out"),
-    ]
+    output = str(tmp_path / "out")
+    small = ["--noise", "0,0.2", "--bits", "", "--nfe", "", "--num-images", "4", "--groups", "1", "--output", output]
     command = [sys.executable, "-m", "pipeline_pfgmpp", "robustness", str(BUNDLED), "--data", str(fashion_mnist), *small]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     names = {path.name for path in (tmp_path / "out").iterdir()}

@@ -439,7 +439,7 @@ def test_bad_arguments_end_in_one_sentence(args, message, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--fid_steps", "1"], "--fid_steps: the features are those of a classifier of grey 28×28 images"),
+        (["--fid_steps", "1"], "--fid_steps: `images` must be of shape (batch, 1, 28, 28)"),
         (["--image_column", "picture"], "cannot be used: `image_column` is 'picture'"),
     ],
 )

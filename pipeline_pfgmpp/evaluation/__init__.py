@@ -1,7 +1,8 @@
 """Measuring what a model generates."""
 
 from .fashion_mnist_classifier import FashionMNISTClassifier
-from .frechet import feature_statistics, frechet_distance
+from .features import image_features, load_features
+from .metrics import ImageMetrics, frechet_distance
 
 
-__all__ = ["FashionMNISTClassifier", "feature_statistics", "frechet_distance"]
+__all__ = ["FashionMNISTClassifier", "ImageMetrics", "frechet_distance", "image_features", "load_features"]

@@ -1,92 +1,161 @@
-"""Distance of a model's samples from real images, beside the distance of real images from each other."""
+"""Metrics of a model's samples at each D, beside those of other real images, as JSON, as a table and in the model's card."""
 
 import json
 import os
 import re
+import statistics
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from huggingface_hub import EvalResult, ModelCard
 
-from .fashion_mnist_classifier import WEIGHTS, FashionMNISTClassifier
-from .frechet import feature_statistics, frechet_distance
+from ..cards import number
+from ..pipeline_pfgmpp import PFGMPPPipeline
+from ..sampling import describe, load_samples, sample_to_files
+from .metrics import ImageMetrics
 
 
-@torch.no_grad()
-def image_features(extractor: FashionMNISTClassifier, images: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
+def served(pipeline: PFGMPPPipeline, dimensions: list[float | None]) -> list[float | None]:
+    """The given dimensions for a network that is conditioned on D; for any other, the one that it was trained at."""
+    return dimensions if pipeline.unet.config.get("d_conditioning") else [pipeline.scheduler.config.D]
+
+
+def evaluate(
+    pipeline: PFGMPPPipeline,
+    metrics: ImageMetrics,
+    dimensions: list[float | None],
+    output: str | os.PathLike,
+    num_images: int = 10_000,
+    num_groups: int = 1,
+    first_seed: int = 0,
+    batch_size: int = 64,
+    command: str | None = None,
+    **settings,
+) -> list[dict]:
     """
-    Features of many images.
+    Draws images at every D, shared among the processes, and measures them. What an interrupted run drew is not drawn again.
 
     Args:
-        extractor ([`FashionMNISTClassifier`]): What turns images into features.
-        images (`torch.Tensor` of shape `(M, C, H, W)`): Images, uint8 or float in [-1, 1].
-        batch_size (`int`, defaults to 500): Images at a time.
+        pipeline ([`PFGMPPPipeline`]): What generates, on its device.
+        metrics ([`ImageMetrics`]): What measures.
+        dimensions (`list`): Augmented dimensions for a network that is conditioned on D; None is infinity. Any other is
+            measured at its own.
+        output (`str` or `os.PathLike`): Folder for the images, a folder a D.
+        num_images (`int`, defaults to 10,000): Images a value.
+        num_groups (`int`, defaults to 1): Values a metric, of other seeds.
+        first_seed (`int`, defaults to 0): Seed of the first image.
+        batch_size (`int`, defaults to 64): Images at a time, in each process.
+        command (`str`, *optional*): The command that draws them, kept with the images.
+        settings: Further arguments of the pipeline's call.
 
     Returns:
-        `torch.Tensor` of shape `(M, K)`: The features.
-    """
-    device = extractor.device
-    batches = (batch.to(device) for batch in images.split(batch_size))
-    return torch.cat([extractor.features(b.float() / 127.5 - 1 if b.dtype == torch.uint8 else b).cpu() for b in batches])
-
-
-def evaluate(samples: torch.Tensor, real_images: torch.Tensor, device: torch.device | str = "cpu") -> dict:
-    """
-    Fréchet distance of samples from one half of the real images, and of the other half from it, at equal numbers.
-
-    Args:
-        samples (`torch.Tensor` of shape `(M, 1, 28, 28)`, uint8): What a model drew.
-        real_images (`torch.Tensor` of shape `(R, 1, 28, 28)`, uint8): Real images, at least twice as many.
-        device (`torch.device`, defaults to the CPU): Where features are computed.
-
-    Returns:
-        `dict`: The distances and what they are distances of, ready for JSON.
+        `list[dict]`: For each D a `dict` of `D` and the lists of values of the metrics.
 
     Raises:
-        ValueError: There are too few real images.
+        ValueError: The folder holds images drawn with other settings, or an argument does not fit the pipeline.
     """
-    count = len(samples)
-    if len(real_images) < 2 * count:
-        raise ValueError(f"{count} samples need {2 * count} real images, but there are {len(real_images)}.")
-    extractor = FashionMNISTClassifier.from_pretrained(WEIGHTS).eval().to(device)
-    shuffled = real_images[torch.randperm(len(real_images), generator=torch.Generator().manual_seed(0))]
-    sets = (samples, shuffled[:count], shuffled[count : 2 * count])
-    drawn, reference, real = (feature_statistics(image_features(extractor, images)) for images in sets)
-    return {
-        "frechet_distance": round(frechet_distance(*drawn, *reference), 3),
-        "frechet_distance_of_real_halves": round(frechet_distance(*real, *reference), 3),
-        "features": "fashion-mnist",
-        "num_images": count,
+    state, entries = PartialState(cpu=pipeline.device.type == "cpu"), []
+    for D in served(pipeline, dimensions):
+        told = {"D": float("inf") if D is None else D} if pipeline.unet.config.get("d_conditioning") else {}
+        folder = Path(output) / f"D-{number(D)}"
+        seeds = list(range(first_seed, first_seed + num_groups * num_images))
+        sample_to_files(pipeline, seeds, folder, batch_size, command, **settings, **told)
+        entry = {"D": number(D)}
+        for group in range(num_groups):
+            mine = seeds[group * num_images : (group + 1) * num_images][state.process_index :: state.num_processes]
+            for name, value in metrics(load_samples(folder, mine)[0]).items():
+                entry.setdefault(name, []).append(float(f"{value:.5g}"))
+        entries.append(entry)
+    return entries
+
+
+def gather_features(features: torch.Tensor) -> torch.Tensor:
+    """The features that all processes computed, for [`ImageMetrics`]."""
+    return torch.cat(gather_object([features]))
+
+
+def report(
+    entries: list[dict], pipeline: PFGMPPPipeline, features: str, num_images: int, reference: str, command: str, **settings
+) -> dict:
+    """
+    Results with all that they depend on, ready for JSON.
+
+    Args:
+        entries (`list[dict]`): What [`evaluate`] returned, and perhaps one with `images` for real images in place of `D`.
+        pipeline ([`PFGMPPPipeline`]): What generated.
+        features (`str`): Name of the features.
+        num_images (`int`): Images a value.
+        reference (`str`): What the images were measured against.
+        command (`str`): The command that measured.
+        settings: The arguments of the pipeline's call.
+
+    Returns:
+        `dict`: The report.
+    """
+    measured = {"features": features, "num_images": num_images, "reference": reference, "command": command}
+    return {"results": entries, **measured, "settings": describe(pipeline, **settings)}
+
+
+def title(metric: str, features: str) -> str:
+    """What a metric is called over these features."""
+    names = {
+        "fid": "FID" if features == "inception" else "Fréchet distance",
+        "kid": "KID",
+        "inception_score": "Inception score",
     }
+    return names.get(metric, metric)
+
+
+def table(results: dict) -> str:
+    """
+    Results as Markdown: a row a D, with the standard deviation where there are several values.
+
+    Args:
+        results (`dict`): A [`report`].
+
+    Returns:
+        `str`: The table.
+    """
+    entries = results["results"]
+    metrics = [name for name, values in entries[0].items() if isinstance(values, list)]
+    rows = [
+        f"| images | {' | '.join(title(name, results['features']) for name in metrics)} |",
+        "|---" * (len(metrics) + 1) + "|",
+    ]
+    for entry in entries:
+        cells = []
+        for name in metrics:
+            values = entry[name]
+            spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.5g}{spread}")
+        rows.append(f"| {entry.get('images') or 'D = ' + entry['D']} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
 
 
 SECTION, NEXT_SECTION = "## Evaluation", "## Limits"
 
 
-def write_evaluation(folder: str | os.PathLike, results: dict, command: str) -> None:
+def write_evaluation(folder: str | os.PathLike, results: dict) -> None:
     """
-    Keeps results with a model: as `evaluation.json`, and as a section of its card.
+    Keeps results with a model: as `evaluation.json`, and as a section and metadata of its card.
 
     Args:
         folder (`str` or `os.PathLike`): The model's folder.
-        results (`dict`): What [`evaluate`] returned, with the `settings` that the samples were drawn with.
-        command (`str`): The command that measured it; before it stands the one that drew the samples, where it was another.
+        results (`dict`): A [`report`].
     """
-    folder, settings = Path(folder), results["settings"]
-    commands = "\n".join(filter(None, (settings.get("command"), command)))
-    (folder / "evaluation.json").write_text(json.dumps({**results, "command": command}, indent=2) + "\n")
+    folder, settings, count = Path(folder), results["settings"], f"{results['num_images']:,} images"
+    (folder / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
+    steps, solver, guidance = settings["num_inference_steps"], settings["scheduler"]["solver_type"], settings["guidance_scale"]
     section = f"""{SECTION}
 
-Fréchet distance over the features of a small Fashion-MNIST classifier, {results["num_images"]:,} images each, against the same
-half of the test images:
+Over the features `{results["features"]}`, {count} a value, against {results["reference"]};
+{steps} steps of {solver}{f", guidance {guidance:g}" if guidance != 1 else ""}.
 
-| images | Fréchet distance |
-|---|---|
-| samples, {settings["num_inference_steps"]} steps of {settings["scheduler"]["solver_type"]} | {results["frechet_distance"]} |
-| the other half of the test images | {results["frechet_distance_of_real_halves"]} |
-
+{table(results)}
 ```bash
-{commands}
+{results["command"]}
 ```
 """
     card = ModelCard.load(folder / "README.md")
@@ -94,12 +163,14 @@ half of the test images:
     before, found, after = text.partition(NEXT_SECTION)
     card.text = f"{before.rstrip()}\n\n{section}\n{found}{after}".rstrip() + "\n"
     card.data.model_name = folder.resolve().name
+    dataset = next(iter(card.data.datasets or [results["reference"]]))
     card.data.eval_results = [
         EvalResult(
-            task_type="unconditional-image-generation", dataset_type=next(iter(card.data.datasets or [results["features"]])),
-            dataset_name="Fashion-MNIST", dataset_split="test", metric_type="frechet_distance",
-            metric_name=f"Fréchet distance of a classifier's features, {results['num_images']:,} images",
-            metric_value=results["frechet_distance"],
+            task_type="unconditional-image-generation", dataset_type=dataset, dataset_name=dataset.rpartition("/")[2],
+            metric_type=name, metric_value=float(f"{statistics.mean(values):.5g}"),
+            metric_name=f"{title(name, results['features'])} over {results['features']} features, {count}, D = {entry['D']}",
         )
+        for entry in results["results"] if "D" in entry
+        for name, values in entry.items() if isinstance(values, list)
     ]  # fmt: skip
     card.save(folder / "README.md")

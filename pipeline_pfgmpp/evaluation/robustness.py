@@ -23,9 +23,8 @@ from ..cards import number
 from ..grid import labelled_grid
 from ..noise import sample_noise
 from ..pipeline_pfgmpp import PFGMPPPipeline
-from .evaluate import image_features
-from .fashion_mnist_classifier import WEIGHTS, FashionMNISTClassifier
-from .frechet import feature_statistics, frechet_distance
+from .evaluate import served
+from .metrics import ImageMetrics
 
 
 @contextlib.contextmanager
@@ -96,11 +95,6 @@ def draw(
     return torch.cat(images)
 
 
-def served(pipeline: PFGMPPPipeline, dimensions: list[float | None]) -> list[float | None]:
-    """The given dimensions for a network that is conditioned on D; for any other, the one that it was trained at."""
-    return dimensions if pipeline.unet.config.get("d_conditioning") else [pipeline.scheduler.config.D]
-
-
 class Disturbance(NamedTuple):
     """One point of a curve: what is disturbed, and how much."""
 
@@ -117,7 +111,7 @@ def measure(
     pipelines: dict[str, PFGMPPPipeline],
     dimensions: list[float | None],
     disturbances: list[Disturbance],
-    real_images: torch.Tensor,
+    metrics: ImageMetrics,
     output: str | os.PathLike,
     num_images: int = 1000,
     num_groups: int = 3,
@@ -130,7 +124,7 @@ def measure(
         pipelines (`dict[str, PFGMPPPipeline]`): Models by name. One that serves a single D is measured at that D alone.
         dimensions (`list`): Augmented dimensions for networks that are conditioned on D; None is infinity.
         disturbances (`list[Disturbance]`): What to measure.
-        real_images (`torch.Tensor` of shape `(M, C, H, W)`, uint8): What to measure from.
+        metrics ([`ImageMetrics`]): What measures the Fréchet distance.
         output (`str` or `os.PathLike`): Folder for `robustness.json`.
         num_images (`int`, defaults to 1000): Images a distance.
         num_groups (`int`, defaults to 3): Distances a point, of other seeds.
@@ -142,9 +136,6 @@ def measure(
     path = Path(output) / "robustness.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     entries = json.loads(path.read_text()) if path.is_file() else []
-    device = next(iter(pipelines.values())).device
-    extractor = FashionMNISTClassifier.from_pretrained(WEIGHTS).eval().to(device)
-    target = feature_statistics(image_features(extractor, real_images))
     points = [
         (model, D, disturbance)
         for disturbance in disturbances
@@ -165,8 +156,7 @@ def measure(
             for group in range(num_groups):
                 seeds = list(range(group * 10_000, group * 10_000 + num_images))
                 images = draw(pipeline, seeds, settings["noise"] or 0.0, D, num_inference_steps=steps)
-                statistics = feature_statistics(image_features(extractor, images))
-                distances.append(round(frechet_distance(*statistics, *target), 3))
+                distances.append(round(metrics(images)["fid"], 3))
         entries = [entry for entry in entries if not key.items() <= entry.items()] + [{**key, "distances": distances}]
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(entries, indent=1) + "\n")

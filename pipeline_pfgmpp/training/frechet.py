@@ -5,9 +5,7 @@ from itertools import islice
 import torch
 from accelerate import Accelerator
 
-from ..evaluation import FashionMNISTClassifier, feature_statistics, frechet_distance
-from ..evaluation.evaluate import image_features
-from ..evaluation.fashion_mnist_classifier import WEIGHTS
+from ..evaluation import ImageMetrics, load_features
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..sampling import generate
 from .data import ImageDataset, ImageStream
@@ -18,22 +16,25 @@ class FrechetDistance:
     Draws images for the seeds 0, 1, …, shared among the processes, and measures their distance from 10,000 of the data.
 
     Args:
-        data ([`ImageDataset`] or [`ImageStream`]): The data, grey and 28 pixels wide and high, which the classifier knows.
+        data ([`ImageDataset`] or [`ImageStream`]): The data.
         num_images (`int`): Images to draw, rounded up to fill the processes.
+        features (`str`): What they are measured over, as [`~pipeline_pfgmpp.evaluation.load_features`] takes it.
         accelerator (`Accelerator`): The processes.
 
     Raises:
-        ValueError: The classifier does not take such images.
+        OSError: There are no such features.
+        ValueError: They are not of such images.
     """
 
-    def __init__(self, data: ImageDataset | ImageStream, num_images: int, accelerator: Accelerator):
+    def __init__(self, data: ImageDataset | ImageStream, num_images: int, features: str, accelerator: Accelerator):
         batches = [batch["images"] for batch, _ in islice(data.batches(500), 20)]
-        if batches[0].shape[1:] != (1, 28, 28):
-            shape = "×".join(map(str, batches[0].shape[1:]))
-            raise ValueError(f"the features are those of a classifier of grey 28×28 images, but the images are {shape}.")
         self.accelerator, self.seeds_a_process = accelerator, -(-num_images // accelerator.num_processes)
-        self.extractor = FashionMNISTClassifier.from_pretrained(WEIGHTS).eval().to(accelerator.device)
-        self.target = feature_statistics(image_features(self.extractor, torch.cat(batches)))
+        with accelerator.main_process_first():  # the others find its features of the data, where those are the same
+            extractor = load_features(features, accelerator.device)
+            self.metrics = ImageMetrics(extractor, torch.cat(batches), gather=self._gather)
+
+    def _gather(self, features):
+        return self.accelerator.gather(features.to(self.accelerator.device)).cpu()
 
     def __call__(self, pipeline: PFGMPPPipeline, batch_size: int) -> float:
         """
@@ -47,5 +48,4 @@ class FrechetDistance:
         first = self.accelerator.process_index * self.seeds_a_process
         seeds = list(range(first, first + self.seeds_a_process))
         images = torch.cat([images for _, images in generate(pipeline, seeds, batch_size, "Fréchet distance")])
-        features = image_features(self.extractor, images).to(self.accelerator.device)
-        return frechet_distance(*feature_statistics(self.accelerator.gather(features).cpu()), *self.target)
+        return self.metrics(images)["fid"]
