@@ -5,6 +5,7 @@ Model cards, all from one template: of pipelines as they are saved, and of publi
 """
 
 import argparse
+import math
 import os
 from pathlib import Path
 
@@ -89,7 +90,7 @@ LICENCES = {
 
 def number(D: float | None) -> str:
     """An augmented dimension for people."""
-    return "∞" if D is None else f"{D:g}"
+    return "∞" if D in (None, math.inf) else f"{D:g}"
 
 
 def _card(folder, unet, D, num_classes, id2label, origin, limits=LIMITS, **metadata):

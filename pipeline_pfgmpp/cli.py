@@ -1,7 +1,6 @@
 """The command line: `pfgmpp sample | convert | evaluate | robustness | push | info`."""
 
 import argparse
-import math
 import os
 import shlex
 import sys
@@ -11,11 +10,6 @@ from pathlib import Path
 def numbers(text):
     """A list of numbers with commas between."""
     return [float(part) for part in text.split(",") if part]
-
-
-def dimensions(text):
-    """A list of augmented dimensions with commas between; None is infinity."""
-    return [None if math.isinf(D) else D for D in numbers(text)]
 
 
 def add_drawing_arguments(parser):
@@ -30,11 +24,9 @@ def add_drawing_arguments(parser):
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (default: %(default)s)")
 
 
-def call_settings(args, D=None):
+def call_settings(args):
     """The pipeline's arguments among those of the command line."""
     settings = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
-    if D is not None:
-        settings["D"] = D
     if args.class_label is not None:
         settings["class_labels"] = args.class_label
     return settings
@@ -54,7 +46,17 @@ def add_sample_parser(commands):
     parser.add_argument("--seeds", help="many images, for seeds such as 0-49999 or 3,5,10-12")
     parser.add_argument("--columns", type=int, default=10, help="images in a row of the grid (default: %(default)s)")
     parser.add_argument("--rows", type=int, help="rows of the grid of an unconditional model (default: 8)")
-    parser.add_argument("--D", type=float, help="augmented dimension of a model that serves several; inf is diffusion")
+    parser.add_argument(
+        "--D",
+        type=numbers,
+        help="augmented dimension of a network told D, inf is diffusion; of several, such as 16,128,inf, each gets a row",
+    )
+    parser.add_argument(
+        "--noise",
+        type=numbers,
+        default="0",
+        help="α of noise that is injected before each step; of several, each gets a grid (default: %(default)s)",
+    )
     add_drawing_arguments(parser)
 
 
@@ -75,37 +77,67 @@ def sample_many(args):
     seeds = parse_seeds(args.seeds) if args.seeds else list(range(args.seed, args.seed + args.num_images))
     if args.num_images not in (None, len(seeds)):
         raise ValueError(f"--num-images is {args.num_images}, but --seeds names {len(seeds)}; leave one of them out.")
-    sample_to_files(load_pipeline(args), seeds, args.output, args.batch_size, own_command(), **call_settings(args, args.D))
+    if len(args.D or []) > 1 or len(args.noise) != 1:
+        raise ValueError("Many images are drawn at one --D and one --noise.")
+    settings = {
+        **call_settings(args),
+        **({"D": args.D[0]} if args.D else {}),
+        **({"noise": args.noise[0]} if args.noise[0] else {}),
+    }
+    sample_to_files(load_pipeline(args), seeds, args.output, args.batch_size, own_command(), **settings)
     print(f"Drew {len(seeds)} images: {Path(args.output).resolve()}")
 
 
 def sample_grid(args):
     import torch
+    from tqdm.auto import tqdm
 
-    from .grid import labelled_grid
+    from .cards import number
+    from .grid import labelled_grid, stacked
+    from .pipeline_pfgmpp import PFGMPPPipeline
+    from .sampling import generate
 
     if not args.output.lower().endswith(".png"):
         raise ValueError(f"--output must end in .png for a grid, but is {args.output}; --num-images draws many images.")
     if args.columns < 1 or (args.rows is not None and args.rows < 1):
         raise ValueError(f"--columns and --rows must be positive, but are {args.columns} and {args.rows}.")
     pipeline = load_pipeline(args)
-    names = pipeline.config.get("id2label") or {}
-    classes = range(pipeline.num_classes) if args.class_label is None else [args.class_label] * (args.rows or 8)
-    rows = len(classes) or args.rows or 8
-    count = rows * args.columns
-    labels = {"class_labels": [classes[i // args.columns] for i in range(count)]} if pipeline.num_classes else {}
-    images = pipeline(
-        batch_size=count,
-        generator=[torch.Generator().manual_seed(args.seed + i) for i in range(count)],
-        **{**call_settings(args, args.D), **labels},
-    ).images
-    row_labels = [names.get(str(number), str(number)) for number in classes] if pipeline.num_classes else None
+    names, num_classes, columns = pipeline.config.get("id2label") or {}, pipeline.num_classes, range(args.columns)
+    # A row is its name, its seeds and what else it is drawn with.
+    if len(args.D or []) > 1:  # a row a D: the same seeds in each, and a class a column
+        classes = [i % num_classes if args.class_label is None else args.class_label for i in columns] if num_classes else None
+        rows = [(f"D = {number(D)}", [args.seed + i for i in columns], D, classes) for D in args.D]
+    else:  # a row a class
+        D = args.D[0] if args.D else None
+        classes = range(num_classes) if args.class_label is None else [args.class_label] * (args.rows or 8)
+        classes = list(classes) if num_classes else [None] * (args.rows or 8)
+        rows = [
+            (
+                names.get(str(label), str(label)) if num_classes else None,
+                [args.seed + row * args.columns + i for i in columns],
+                D,
+                None if label is None else [label] * args.columns,
+            )
+            for row, label in enumerate(classes)
+        ]
+    settings = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
+    drawn = [
+        next(generate(pipeline, seeds, args.columns, None, noise, D=D, class_labels=labels, **settings))[1]
+        for noise, (_, seeds, D, labels) in tqdm([(noise, row) for noise in args.noise for row in rows], "Sampling", unit="row")
+    ]
+    labels = [name for name, *_ in rows] if rows[0][0] is not None else None
+    panels = {}
+    for index, noise in enumerate(args.noise):
+        images = torch.cat(drawn[index * len(rows) : (index + 1) * len(rows)]).permute(0, 2, 3, 1).float().numpy() / 255
+        title = f"noise α = {noise:g} injected before each step" if noise else "undisturbed"
+        panels[title] = labelled_grid(PFGMPPPipeline.numpy_to_pil(images), args.columns, labels)
     output = Path(args.output).resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")
-    labelled_grid(images, args.columns, row_labels).save(partial, format="PNG")
+    picture = stacked(panels) if len(panels) > 1 else next(iter(panels.values()))
+    picture.save(partial, format="PNG")
     os.replace(partial, output)
-    print(f"Drew {count} images: {output}")
+    print(f"Drew {len(drawn) * args.columns} images: {output}")
 
 
 def add_convert_parser(commands):
@@ -178,7 +210,7 @@ def add_evaluate_parser(commands):
         default=["fid"],
         help="some of fid, kid, precision_recall, inception_score, with commas between (default: fid)",
     )
-    parser.add_argument("--D", type=dimensions, help="of a network told D, such as 16,128,inf (default: the model's)")
+    parser.add_argument("--D", type=numbers, help="of a network told D, such as 16,128,inf (default: the model's)")
     parser.add_argument("--num-images", type=int, default=10_000, help="images a value (default: %(default)s)")
     parser.add_argument("--groups", type=int, default=1, help="values a metric, of other seeds (default: %(default)s)")
     add_drawing_arguments(parser)
@@ -207,9 +239,9 @@ def evaluate(args):
         metrics = ImageMetrics(extractor, real, args.metrics, gather_features)
         others = real_images(args, pipeline, args.baseline_split) if args.baseline_split else None
     output, command = Path(args.output or Path("outputs", "evaluation", Path(args.model).resolve().name)), own_command()
-    settings, own = call_settings(args), [pipeline.scheduler.config.D]
+    settings = call_settings(args)
     entries = evaluate(
-        pipeline, metrics, args.D or own, output, args.num_images, args.groups, args.seed, args.batch_size, command, **settings
+        pipeline, metrics, args.D, output, args.num_images, args.groups, args.seed, args.batch_size, command, **settings
     )
     if others is not None:
         chosen = torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[: args.num_images]
@@ -236,10 +268,15 @@ def add_robustness_parser(commands):
     parser.set_defaults(run=robustness)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="Hub ids or pipeline folders")
     add_measuring_arguments(parser)
-    parser.add_argument("--D", type=dimensions, default="16,64,128,2048,inf", help="of networks told D (default: %(default)s)")
+    parser.add_argument("--D", type=numbers, default="16,64,128,2048,inf", help="of networks told D (default: %(default)s)")
     parser.add_argument("--noise", type=numbers, default="0,0.1,0.2,0.3", help="α (default: %(default)s)")
     parser.add_argument("--bits", type=numbers, default="9,8,7,6,5", help="bits a weight (default: %(default)s)")
-    parser.add_argument("--nfe", type=numbers, default="35,19,11,7", help="calls of the network (default: %(default)s)")
+    parser.add_argument(
+        "--nfe",
+        type=numbers,
+        default="35,19,11,7",
+        help="calls of the network, the most of which serve noise and bits (default: %(default)s)",
+    )
     parser.add_argument("--num-images", type=int, default=1000, help="images a distance (default: %(default)s)")
     parser.add_argument("--groups", type=int, default=3, help="distances a point, for error bars (default: %(default)s)")
     parser.add_argument("--output", default="outputs/robustness", help="folder to write to (default: %(default)s)")
@@ -265,7 +302,8 @@ def robustness(args):
     first = next(iter(pipelines.values()))
     extractor = load_features(args.features, first.device, args.trust_remote_code)
     metrics, output = ImageMetrics(extractor, real_images(args, first, args.split)), Path(args.output)
-    entries = robustness.measure(pipelines, args.D, disturbances, metrics, output, args.num_images, args.groups)
+    nfe = int(max(args.nfe, default=35))
+    entries = robustness.measure(pipelines, args.D, disturbances, metrics, output, args.num_images, args.groups, nfe)
     (output / "robustness.md").write_text(robustness.table(entries))
     robustness.plot(entries, output / "robustness.png")
     robustness.picture(first, served(first, args.D), args.noise, output / "noise.png")

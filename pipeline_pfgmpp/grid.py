@@ -34,3 +34,27 @@ def labelled_grid(
         enlarged = image.resize((width, height), Image.Resampling.NEAREST)
         grid.paste(enlarged, (margin + column * (width + gap), gap + row * (height + gap)))
     return grid
+
+
+def stacked(panels: dict[str, Image.Image], gap: int = 8) -> Image.Image:
+    """
+    Puts pictures one below the other, each under its title.
+
+    Args:
+        panels (`dict[str, PIL.Image.Image]`): Pictures of one mode by title.
+        gap (`int`, defaults to 8): Space around the titles, in pixels.
+
+    Returns:
+        `PIL.Image.Image`: The whole.
+    """
+    font = ImageFont.load_default(size=15)
+    line = 15 + 2 * gap
+    pictures = list(panels.values())
+    size = (max(picture.width for picture in pictures), sum(line + picture.height for picture in pictures))
+    whole = Image.new(pictures[0].mode, size, "white")
+    draw, top = ImageDraw.Draw(whole), 0
+    for title, picture in panels.items():
+        draw.text((gap, top + line // 2), title, fill="black", font=font, anchor="lm")
+        whole.paste(picture, (0, top + line))
+        top += line + picture.height
+    return whole

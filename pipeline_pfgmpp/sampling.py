@@ -1,5 +1,6 @@
 """Many images, one a seed: the same for a seed whatever the number of processes, and continued where they were interrupted."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,8 +13,15 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .noise import sample_noise
+
 
 SETTINGS = "settings.json"
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A seed of 63 bits for one purpose, from another seed and what tells the purpose from all others."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -56,7 +64,12 @@ def describe(pipeline: DiffusionPipeline, **settings) -> dict:
 
 
 def generate(
-    pipeline: DiffusionPipeline, seeds: list[int], batch_size: int, desc: str = "Sampling", **settings
+    pipeline: DiffusionPipeline,
+    seeds: list[int],
+    batch_size: int,
+    desc: str | None = "Sampling",
+    noise: float = 0.0,
+    **settings,
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """
     Images for seeds, a batch at a time; each depends on its seed alone.
@@ -65,7 +78,8 @@ def generate(
         pipeline ([`PFGMPPPipeline`]): What generates.
         seeds (`list[int]`): One an image.
         batch_size (`int`): Images at a time.
-        desc (`str`, defaults to `"Sampling"`): What stands before the progress bar.
+        desc (`str`, *optional*, defaults to `"Sampling"`): What stands before the progress bar; with None there is none.
+        noise (`float`, defaults to 0): alpha of the noise that [`injected_noise`] disturbs the sampling with.
         settings: Further arguments of the pipeline's call, such as `num_inference_steps`.
 
     Yields:
@@ -76,12 +90,47 @@ def generate(
     """
     batches = _batches(seeds, batch_size)
     pipeline.set_progress_bar_config(disable=True)
-    with tqdm(total=len(seeds), desc=desc, unit="image") as progress:
+    with tqdm(total=len(seeds), desc=desc, unit="image", disable=desc is None) as progress:
         for batch in batches:
             generators = [torch.Generator().manual_seed(seed) for seed in batch]
-            images = pipeline(len(batch), generator=generators, output_type="pt", **settings).images
+            disturbed = injected_noise(pipeline, batch, generators, noise, settings.get("D")) if noise else {}
+            images = pipeline(len(batch), generator=generators, output_type="pt", **disturbed, **settings).images
             yield batch, (images * 255).round().to("cpu", torch.uint8)
             progress.update(len(batch))
+
+
+def injected_noise(
+    pipeline: DiffusionPipeline, seeds: list[int], generators: list[torch.Generator], noise: float, D: float | None = None
+) -> dict:
+    r"""
+    Disturbs the sampling as the PFGM++ paper does (https://huggingface.co/papers/2302.04265, sec. 6): before each step
+    $x \leftarrow x + \alpha\,\sigma_i\,g$ with $g \sim \mathcal{N}(0, I)$. All else stays that of the seeds.
+
+    Args:
+        pipeline ([`PFGMPPPipeline`]): What generates.
+        seeds (`list[int]`): One an image.
+        generators (`list[torch.Generator]`): Those of the seeds, as the pipeline is given them.
+        noise (`float`): alpha.
+        D (`float`, *optional*): The augmented dimension, `inf` for infinity; by default the scheduler's.
+
+    Returns:
+        `dict`: Arguments of the pipeline's call.
+    """
+    config, device = pipeline.unet.config, pipeline.device
+    height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
+    shape = (len(seeds), config.in_channels, height, width)
+    others = [torch.Generator().manual_seed(derived_seed(seed, "injected noise")) for seed in seeds]
+
+    def gaussian():
+        return noise * sample_noise(shape, None, others, device)
+
+    def before_the_next_step(pipe, index, timestep, tensors):
+        if (index + 1) % pipe.scheduler.order == 0 and index + 1 < len(pipe.scheduler.timesteps):
+            return {"latents": tensors["latents"] + pipe.scheduler.sigmas[index + 1] * gaussian()}
+        return tensors
+
+    prior = sample_noise(shape, pipeline.scheduler.config.D if D is None else D, generators, device)
+    return {"latents": prior + gaussian(), "callback_on_step_end": before_the_next_step}
 
 
 def sample_to_files(

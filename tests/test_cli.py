@@ -39,6 +39,22 @@ def test_sample_draws_a_labelled_grid(model, tmp_path, capsys):
     assert not np.array_equal(np.asarray(PIL.Image.open(output)), first)
 
 
+def test_sample_draws_a_row_a_dimension_and_a_panel_a_noise(tmp_path):
+    unet = PFGMPPUNet2DModel(
+        sample_size=28, in_channels=1, out_channels=1, model_channels=16, channel_mult=(1,), num_blocks=1, d_conditioning=True
+    )
+    PFGMPPPipeline(unet, PFGMPPScheduler(D=16)).save_pretrained(tmp_path / "model")
+    draw = ["sample", str(tmp_path / "model"), "--columns", "3", "--num-inference-steps", "2", "--output"]
+    for name, arguments in (("both", ["--D", "8,inf", "--noise", "0,0.3"]), ("plain", ["--D", "8,inf"])):
+        cli.main([*draw, str(tmp_path / f"{name}.png"), *arguments])
+    both, plain = (np.asarray(PIL.Image.open(tmp_path / f"{name}.png")) for name in ("both", "plain"))
+    assert both.shape == (2 * (plain.shape[0] + 31), plain.shape[1])
+    np.testing.assert_array_equal(both[31 : 31 + len(plain)], plain)
+    assert not np.array_equal(both[-len(plain) :], plain)
+    with pytest.raises(SystemExit):
+        cli.main([*draw, str(tmp_path / "folder"), "--num-images", "4", "--D", "8,inf"])
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

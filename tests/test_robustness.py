@@ -11,7 +11,8 @@ from conftest import ROOT
 from diffusers import DiffusionPipeline
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler
-from pipeline_pfgmpp.evaluation.robustness import Disturbance, draw, measure, plot, quantised, table
+from pipeline_pfgmpp.evaluation.robustness import Disturbance, measure, plot, quantised, table
+from pipeline_pfgmpp.sampling import generate
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Fréchet distance of")
@@ -37,12 +38,17 @@ def test_quantised_weights_take_so_many_values_and_come_back(bits, pipe):
     assert all(torch.equal(parameter, original) for parameter, original in zip(pipe.unet.parameters(), before))
 
 
-def test_without_noise_nothing_changes(pipe):
-    images = draw(pipe, [3, 4], num_inference_steps=3)
-    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
-    plain = pipe(2, generator=generators, num_inference_steps=3, output_type="pt").images
-    assert torch.equal(images, (plain * 255).round().to(torch.uint8))
-    assert torch.equal(draw(pipe, [4, 3], batch_size=1, num_inference_steps=3).flip(0), images)
+def test_injected_noise_changes_nothing_else(pipe):
+    """Noise too small to matter leaves the picture of a seed as it is, its class included."""
+
+    def drawn(seeds, noise, batch_size=2):
+        return torch.cat([images for _, images in generate(pipe, seeds, batch_size, None, noise, num_inference_steps=3)])
+
+    plain = drawn([3, 4], 0).int()
+    assert (drawn([3, 4], 1e-7).int() - plain).abs().max() <= 1
+    noisy = drawn([3, 4], 0.2).int()
+    assert (noisy - plain).abs().float().mean() > 1
+    assert (drawn([4, 3], 0.2, batch_size=1).flip(0).int() - noisy).abs().max() <= 1
 
 
 @pytest.mark.parametrize("solver_type", ["heun", "euler"])
@@ -60,7 +66,7 @@ def test_noise_comes_before_each_step_in_units_of_its_level(solver_type):
         return step(model_output, timestep, sample, *args, **kwargs)
 
     scheduler.step = spy
-    draw(pipe, [0, 1, 2, 3], alpha, num_inference_steps=steps)
+    next(generate(pipe, [0, 1, 2, 3], 4, None, alpha, num_inference_steps=steps))
     expected = [(1 + alpha**2 * (index + 1)) ** 0.5 for index in range(steps)]
     assert seen[:: scheduler.order] == pytest.approx(expected, rel=0.1)
 
@@ -79,7 +85,7 @@ def test_measuring_goes_on_where_it_was(pipe, fashion_mnist, tmp_path, monkeypat
     assert {entry["D"] for entry in entries} == {"128"}  # it serves one
     assert [(entry["kind"], entry["level"]) for entry in entries] == [("noise", 0), ("noise", 0.4), ("nfe", 3), ("bits", 2)]
     assert entries[3]["distances"][0] > entries[0]["distances"][0]  # two bits are not enough
-    monkeypatch.setattr(robustness, "draw", None)
+    monkeypatch.setattr(robustness, "generate", None)
     assert measure({"model": pipe}, [16], points, metrics, tmp_path, **arguments) == entries
     assert "| noise injected, α | 0 | 0.4 |" in table(entries)
     plot(entries, tmp_path / "plot.png")

@@ -1,6 +1,7 @@
 """Metrics of a model's samples at each D, beside those of other real images, as JSON, as a table and in the model's card."""
 
 import json
+import math
 import os
 import re
 import statistics
@@ -17,15 +18,16 @@ from ..sampling import describe, load_samples, sample_to_files
 from .metrics import ImageMetrics
 
 
-def served(pipeline: PFGMPPPipeline, dimensions: list[float | None]) -> list[float | None]:
-    """The given dimensions for a network that is conditioned on D; for any other, the one that it was trained at."""
-    return dimensions if pipeline.unet.config.get("d_conditioning") else [pipeline.scheduler.config.D]
+def served(pipeline: PFGMPPPipeline, dimensions: list[float] | None = None) -> list[float]:
+    """The given dimensions for a network that is conditioned on D; otherwise, and by default, that of the scheduler."""
+    own = pipeline.scheduler.config.D
+    return dimensions if dimensions and pipeline.unet.config.get("d_conditioning") else [math.inf if own is None else own]
 
 
 def evaluate(
     pipeline: PFGMPPPipeline,
     metrics: ImageMetrics,
-    dimensions: list[float | None],
+    dimensions: list[float] | None,
     output: str | os.PathLike,
     num_images: int = 10_000,
     num_groups: int = 1,
@@ -40,8 +42,8 @@ def evaluate(
     Args:
         pipeline ([`PFGMPPPipeline`]): What generates, on its device.
         metrics ([`ImageMetrics`]): What measures.
-        dimensions (`list`): Augmented dimensions for a network that is conditioned on D; None is infinity. Any other is
-            measured at its own.
+        dimensions (`list[float]`, *optional*): Augmented dimensions, `inf` for infinity, for a network that is conditioned on
+            D; any other is measured at its own.
         output (`str` or `os.PathLike`): Folder for the images, a folder a D.
         num_images (`int`, defaults to 10,000): Images a value.
         num_groups (`int`, defaults to 1): Values a metric, of other seeds.
@@ -58,10 +60,9 @@ def evaluate(
     """
     state, entries = PartialState(cpu=pipeline.device.type == "cpu"), []
     for D in served(pipeline, dimensions):
-        told = {"D": float("inf") if D is None else D} if pipeline.unet.config.get("d_conditioning") else {}
         folder = Path(output) / f"D-{number(D)}"
         seeds = list(range(first_seed, first_seed + num_groups * num_images))
-        sample_to_files(pipeline, seeds, folder, batch_size, command, **settings, **told)
+        sample_to_files(pipeline, seeds, folder, batch_size, command, D=D, **settings)
         entry = {"D": number(D)}
         for group in range(num_groups):
             mine = seeds[group * num_images : (group + 1) * num_images][state.process_index :: state.num_processes]

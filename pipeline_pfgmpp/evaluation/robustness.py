@@ -10,7 +10,6 @@ The paper's claim is that small D degrades later than D = infinity does.
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +20,8 @@ from tqdm.auto import tqdm
 
 from ..cards import number
 from ..grid import labelled_grid
-from ..noise import sample_noise
 from ..pipeline_pfgmpp import PFGMPPPipeline
+from ..sampling import generate
 from .evaluate import served
 from .metrics import ImageMetrics
 
@@ -52,49 +51,6 @@ def quantised(module: torch.nn.Module, bits: int | None) -> Iterator[None]:
             parameter.data = data
 
 
-def draw(
-    pipeline: PFGMPPPipeline, seeds: list[int], noise: float = 0.0, D: float | None = None, batch_size: int = 50, **settings
-) -> torch.Tensor:
-    """
-    Draws an image a seed, with noise injected before each step.
-
-    Args:
-        pipeline ([`PFGMPPPipeline`]): What generates.
-        seeds (`list[int]`): One an image.
-        noise (`float`, defaults to 0): alpha, the standard deviation of what is injected, in units of the noise level.
-        D (`float`, *optional*): The augmented dimension, for networks that are conditioned on it; None is infinity.
-        batch_size (`int`, defaults to 50): Images at a time.
-        settings: Further arguments of the pipeline's call.
-
-    Returns:
-        `torch.Tensor` of shape `(len(seeds), C, H, W)`, uint8: The images.
-    """
-    config, images = pipeline.unet.config, []
-    size = config.sample_size
-    size = (config.in_channels, *((size, size) if isinstance(size, int) else size))
-    told = {"D": math.inf if D is None else D} if config.get("d_conditioning") else {}
-    for start in range(0, len(seeds), batch_size):
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
-        shape = (len(generators), *size)
-
-        def injected(sigma, generators=generators, shape=shape):
-            return noise * sigma * sample_noise(shape, None, generators, pipeline.device)
-
-        def after_step(pipe, index, timestep, tensors, injected=injected):
-            if noise and (index + 1) % pipe.scheduler.order == 0 and index + 1 < len(pipe.scheduler.timesteps):
-                return {"latents": tensors["latents"] + injected(pipe.scheduler.sigmas[index + 1])}
-            return tensors
-
-        prior = pipeline.scheduler.sample_noise(shape, generators, pipeline.device, **told)
-        latents = prior + injected(1.0) if noise else prior
-        drawn = pipeline(
-            len(generators), generator=generators, latents=latents, output_type="pt", callback_on_step_end=after_step,
-            **told, **settings,
-        ).images  # fmt: skip
-        images.append((drawn * 255).round().to("cpu", torch.uint8))
-    return torch.cat(images)
-
-
 class Disturbance(NamedTuple):
     """One point of a curve: what is disturbed, and how much."""
 
@@ -109,7 +65,7 @@ class Disturbance(NamedTuple):
 
 def measure(
     pipelines: dict[str, PFGMPPPipeline],
-    dimensions: list[float | None],
+    dimensions: list[float],
     disturbances: list[Disturbance],
     metrics: ImageMetrics,
     output: str | os.PathLike,
@@ -122,7 +78,7 @@ def measure(
 
     Args:
         pipelines (`dict[str, PFGMPPPipeline]`): Models by name. One that serves a single D is measured at that D alone.
-        dimensions (`list`): Augmented dimensions for networks that are conditioned on D; None is infinity.
+        dimensions (`list`): Augmented dimensions for networks that are conditioned on D; `inf` for infinity.
         disturbances (`list[Disturbance]`): What to measure.
         metrics ([`ImageMetrics`]): What measures the Fréchet distance.
         output (`str` or `os.PathLike`): Folder for `robustness.json`.
@@ -149,13 +105,13 @@ def measure(
             continue
         progress.set_postfix(D=number(D), **{disturbance.kind: disturbance.level})
         pipeline, settings = pipelines[model], disturbance.settings
-        pipeline.set_progress_bar_config(disable=True)
         steps = -(-int(settings["nfe"] or nfe) // pipeline.scheduler.order)  # Heun calls twice a step, but for the last
         distances = []
         with quantised(pipeline.unet, settings["bits"]):
             for group in range(num_groups):
                 seeds = list(range(group * 10_000, group * 10_000 + num_images))
-                images = draw(pipeline, seeds, settings["noise"] or 0.0, D, num_inference_steps=steps)
+                drawn = generate(pipeline, seeds, 50, None, settings["noise"] or 0.0, D=D, num_inference_steps=steps)
+                images = torch.cat([images for _, images in drawn])
                 distances.append(round(metrics(images)["fid"], 3))
         entries = [entry for entry in entries if not key.items() <= entry.items()] + [{**key, "distances": distances}]
         partial = path.with_suffix(".partial")
@@ -208,21 +164,21 @@ def plot(entries: list[dict], path: str | os.PathLike) -> None:
 
 
 def picture(
-    pipeline: PFGMPPPipeline, dimensions: list[float | None], levels: list[float], path: str | os.PathLike, num_seeds: int = 3
+    pipeline: PFGMPPPipeline, dimensions: list[float], levels: list[float], path: str | os.PathLike, num_seeds: int = 3
 ) -> None:
     """
     Draws the same seeds at each D, a row a D, with the noise growing to the right for each seed.
 
     Args:
         pipeline ([`PFGMPPPipeline`]): A model that serves every D.
-        dimensions (`list`): The rows; None is infinity.
+        dimensions (`list`): The rows; `inf` for infinity.
         levels (`list[float]`): alpha of the columns.
         path (`str` or `os.PathLike`): The picture.
         num_seeds (`int`, defaults to 3): Seeds, one after the other.
     """
     images = []
     for D in dimensions:
-        columns = [draw(pipeline, list(range(num_seeds)), level, D) for level in levels]
+        columns = [next(generate(pipeline, list(range(num_seeds)), num_seeds, None, level, D=D))[1] for level in levels]
         images += [columns[index][seed] for seed in range(num_seeds) for index in range(len(levels))]
     pixels = torch.stack(images).permute(0, 2, 3, 1).float().numpy() / 255
     rows = [f"D = {number(D)}" for D in dimensions]

@@ -5,7 +5,6 @@ What images come in which step, and at which place, depends on the seed alone, n
 passes or of restarts. A stream is the one exception: its files are shared among the processes.
 """
 
-import hashlib
 import math
 import os
 import shutil
@@ -19,6 +18,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
+
+from ..sampling import derived_seed
 
 
 def _pick_column(dataset, wanted, feature_type, what):
@@ -339,11 +340,6 @@ class ImageStream:
             if whole and not found:
                 raise ValueError("The stream holds no image that can be read for this process.")
             epoch, window, first = epoch + 1, None, 0
-
-
-def derived_seed(*parts: int | str) -> int:
-    """A seed of 63 bits for one purpose, from the run's seed and what tells the purpose from all others."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
 
 
 def prefetch(iterator: Iterator, depth: int = 2) -> Iterator:
