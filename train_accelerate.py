@@ -99,6 +99,7 @@ def parse_args(argv=None):
     )
     add("--D", default="2048", help="augmented dimension, any number above 0, or inf; with --d_conditioning a range, 16:inf")
     add("--d_conditioning", action="store_true", help="tell the network D: one network for every D of the range")
+    add("--max_noise_norm", type=float, help="norm, in units of √N, that longer noise is shortened to; PFGM, D = 1, needs one")
     add("--reference_batch_size", type=int, help="aim at the field of this many images, over all processes, not at one image")
     classes = "condition the network on the data set's classes (default: the preset's)"
     add("--class_conditional", action=argparse.BooleanOptionalAction, default=False, help=classes)
@@ -298,8 +299,9 @@ def main():
 
     # Network, scheduler, loss
     channels, num_classes = data.channels, len(data.class_names) if args.class_conditional else 0
+    own = {"D": args.D.middle, "max_noise_norm": args.max_noise_norm}
     if pretrained:
-        unet, scheduler = pretrained.unet, PFGMPPScheduler.from_config(pretrained.scheduler.config, D=args.D.middle)
+        unet, scheduler = pretrained.unet, PFGMPPScheduler.from_config(pretrained.scheduler.config, **own)
         if (unet.config.in_channels, pretrained.num_classes) != (channels, num_classes):
             raise SystemExit(
                 f"The network of {args.pretrained_model_name_or_path} has {unet.config.in_channels} channels and"
@@ -316,7 +318,7 @@ def main():
             augment_dim=Augmentation.num_labels if args.augment else 0,
             d_conditioning=args.d_conditioning,
         )
-        scheduler = PFGMPPScheduler(D=args.D.middle, sigma_data=sigma_data)
+        scheduler = PFGMPPScheduler(sigma_data=sigma_data, **own)
     if args.d_conditioning and not unet.config.get("d_conditioning"):
         if not isinstance(unet, PFGMPPUNet2DModel):
             raise SystemExit(f"The network of {args.pretrained_model_name_or_path} cannot be told D (see --d_conditioning).")

@@ -52,6 +52,7 @@ def sample_noise(
     generator: torch.Generator | list[torch.Generator] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    max_norm: float | None = None,
 ) -> torch.Tensor:
     r"""
     Draws unit Student-t noise $\varepsilon = g\sqrt{D/\chi^2_D}$, one $\chi^2_D$ an image.
@@ -66,6 +67,7 @@ def sample_noise(
             Source of randomness. With a list, one an image, image i depends on generator i alone, whatever the batch.
         device (`torch.device`, *optional*): Device of the result; by default the generator's, else torch's default.
         dtype (`torch.dtype`, *optional*): Type of the result; by default torch's. The Gamma is drawn in float64.
+        max_norm (`float`, *optional*): Norm, in units of $\sqrt N$, that what is longer is shortened to. None is no limit.
 
     Returns:
         `torch.Tensor`: Noise of scale 1, of the given shape.
@@ -78,6 +80,9 @@ def sample_noise(
         raise ValueError(f"`shape` must be (batch, ...) with positive sizes, but is {shape}.")
     gauss, chi2, dof = _draw(shape, D, 0, generator, device, dtype)
     noise = gauss if chi2 is None else _scaled(gauss, dof / chi2)
+    if max_norm is not None:
+        squared = noise.flatten(1).to(torch.promote_types(noise.dtype, torch.float32)).square().mean(1)
+        noise = _scaled(noise, (max_norm**2 / squared).clamp_max(1))
     return noise if device is None else noise.to(device)
 
 

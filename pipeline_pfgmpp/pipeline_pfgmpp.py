@@ -243,7 +243,7 @@ class PFGMPPPipeline(DiffusionPipeline):
         height, width = self._size
         shape = (batch_size, config.in_channels, height, width)
         if latents is None:
-            latents = sample_noise(shape, D, generator=generator, device=device, dtype=dtype)
+            latents = sample_noise(shape, D, generator, device, dtype, scheduler.config.get("max_noise_norm"))
         elif latents.ndim != 4 or latents.shape[1] != config.in_channels:
             raise ValueError(f"`latents` must be of shape {shape}, but are {tuple(latents.shape)}.")
         conditioning = {"class_labels": self._prepare_class_labels(class_labels, batch_size, generator, device), "D": D}

@@ -129,7 +129,8 @@ def injected_noise(
             return {"latents": tensors["latents"] + pipe.scheduler.sigmas[index + 1] * gaussian()}
         return tensors
 
-    prior = sample_noise(shape, pipeline.scheduler.config.D if D is None else D, generators, device)
+    scheduler = pipeline.scheduler.config
+    prior = sample_noise(shape, scheduler.D if D is None else D, generators, device, max_norm=scheduler.get("max_noise_norm"))
     return {"latents": prior + gaussian(), "callback_on_step_end": before_the_next_step}
 
 

@@ -76,6 +76,9 @@ class PFGMPPScheduler(EDMEulerScheduler):
         sigma_schedule (`str`, defaults to `"karras"`): `"karras"` (with `rho`) or `"exponential"`.
         prediction_type (`str`, defaults to `"epsilon"`): As in `EDMEulerScheduler`; `"epsilon"` is EDM's preconditioning.
         final_sigmas_type (`str`, defaults to `"zero"`): Where the last step ends: `"zero"` or `"sigma_min"`.
+        max_noise_norm (`float` or `None`, defaults to `None`): Norm, in units of $\sqrt N$, that longer unit noise is shortened
+            to, in training and in the prior. For D up to 2 the squared norm has no mean, and so neither has the loss: a
+            network learns little near the data and is lost far out without a limit. `None` is none, and exact.
 
     Raises:
         ValueError: An argument is out of range; the message names it.
@@ -102,13 +105,19 @@ class PFGMPPScheduler(EDMEulerScheduler):
         prediction_type: str = "epsilon",
         final_sigmas_type: str = "zero",
         lower_order_final: bool = True,
+        max_noise_norm: float | None = None,
     ):
         dof = degrees_of_freedom(D)
         if dof.ndim:
             raise ValueError(f"`D` of a scheduler must be one number, inf or None, but is {D}.")
         if not 0 < sigma_min < sigma_max:
             raise ValueError(f"0 < `sigma_min` < `sigma_max` must hold, but they are {sigma_min} and {sigma_max}.")
-        for name, value in (("sigma_data", sigma_data), ("rho", rho), ("num_train_timesteps", num_train_timesteps)):
+        for name, value in (
+            ("sigma_data", sigma_data),
+            ("rho", rho),
+            ("num_train_timesteps", num_train_timesteps),
+            ("max_noise_norm", max_noise_norm or 1),
+        ):
             if not value > 0:
                 raise ValueError(f"`{name}` must be positive, but is {value}.")
         if not s_churn >= 0:
@@ -189,7 +198,7 @@ class PFGMPPScheduler(EDMEulerScheduler):
             `torch.Tensor`: Student-t noise of scale 1.
         """
         D = self.config.D if D is ... else D
-        return sample_noise(shape, D, generator=generator, device=device, dtype=dtype)
+        return sample_noise(shape, D, generator, device, dtype, self.config.max_noise_norm)
 
     def set_timesteps(
         self,

@@ -41,6 +41,25 @@ def test_each_image_comes_with_equal_probability(ten_images, D):
     assert scipy.stats.chisquare(counts.numpy()).pvalue > 1e-3
 
 
+def test_pfgm_in_its_own_terms(ten_images):
+    """At D = 1 the steps of Euler are those of dx/dz = E_x / E_z in the field of charges at z = 0, with z falling as PFGM's."""
+    data = torch.nn.functional.avg_pool2d(ten_images, 4).double()
+    scheduler = PFGMPPScheduler(D=1, sigma_min=1e-3, sigma_max=40.0, solver_type="euler", sigma_schedule="exponential")
+    scheduler.set_timesteps(30)
+    x = scheduler.sigmas[0] * scheduler.sample_noise((6, 1, 7, 7), torch.Generator().manual_seed(0), dtype=torch.float64)
+    unet, charges = EmpiricalDenoiser(data), torch.nn.functional.pad(data.flatten(1), (0, 1))
+    point = x.flatten(1)
+    heights = 40.0 * (1e-3 / 40.0) ** (torch.arange(30).double() / 29)
+    for t, z, after in zip(scheduler.timesteps, heights, [*heights[1:], 0]):
+        x = scheduler.step(unet(scheduler.scale_model_input(x, t), t, D=1).sample, t, x).prev_sample
+        augmented = torch.cat([point, z.expand(6, 1)], dim=1)
+        apart = augmented[:, None] - charges[None]
+        distance = apart.norm(dim=2, keepdim=True)
+        field = (apart / distance * (distance.amin(1, keepdim=True) / distance) ** 49).sum(1)  # N = 49, so 1 / distance^N
+        point = point + field[:, :-1] / field[:, -1:] * (after - z)
+    torch.testing.assert_close(x.flatten(1), point, rtol=1e-3, atol=1e-4)
+
+
 def solve(data, D, solver_type, steps, levels):
     """From noise at the first level to the last, in float64."""
     scheduler = PFGMPPScheduler(D=D, solver_type=solver_type, final_sigmas_type="sigma_min", lower_order_final=False)

@@ -142,6 +142,18 @@ def test_what_does_not_fit_is_refused_in_one_sentence(kwargs, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_noise_that_is_too_long_is_shortened(dtype):
+    dims, limit = 50, 2.0
+    free, bounded = (sample_noise((4000, dims), 1, generator(3), dtype=dtype, max_norm=norm).float() for norm in (None, limit))
+    norm = free.norm(dim=1) / dims**0.5
+    assert 0.3 < (norm > limit).float().mean() < 0.5  # the share of |g| < 1/2, 0.38
+    torch.testing.assert_close(bounded[norm < limit], free[norm < limit], rtol=0, atol=0)
+    torch.testing.assert_close(bounded.norm(dim=1) / dims**0.5, norm.clamp_max(limit), rtol=2e-3, atol=0)
+    directions = torch.nn.functional.cosine_similarity(bounded, free)
+    assert directions.min() > 0.999
+
+
 def exact_log_density(squared_radius, dims, D, sigma):
     with mpmath.workdps(50):
         N, q, s = mpmath.mpf(dims), mpmath.mpf(squared_radius), mpmath.mpf(sigma)

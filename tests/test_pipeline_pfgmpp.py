@@ -78,6 +78,18 @@ def test_latents_are_unit_noise(D):
     assert torch.equal(given, drawn)
 
 
+def test_the_norm_of_the_prior_is_limited_on_demand():
+    free, limited = pipeline(D=1), pipeline(D=1, max_noise_norm=2.0)
+    kwargs = {"num_inference_steps": 3, "output_type": "latent"}
+    drawn = limited(batch_size=8, generator=generator(), **kwargs).images
+    eps = sample_noise((8, 3, 8, 8), 1, generator(), max_norm=2.0)
+    assert (eps.flatten(1).norm(dim=1) < 2.001 * 192**0.5).all()
+    assert torch.equal(drawn, limited(latents=eps, **kwargs).images)
+    assert not torch.allclose(drawn, free(batch_size=8, generator=generator(), **kwargs).images)
+    with pytest.raises(ValueError, match="`max_noise_norm` must be positive, but is -1"):
+        PFGMPPScheduler(max_noise_norm=-1)
+
+
 @pytest.mark.parametrize("class_labels", [None, 1])
 def test_with_a_list_of_generators_an_image_depends_on_its_own(class_labels):
     # In float64, since kernels round differently at another batch size

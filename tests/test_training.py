@@ -351,11 +351,12 @@ def test_training_goes_on_from_a_ddpm_of_diffusers(fashion_mnist, tmp_path):
 def test_training_one_network_for_every_d_on_the_field_of_a_larger_batch(fashion_mnist, tmp_path):
     train(
         "--train_data_dir", fashion_mnist, "--D", "16:inf", "--d_conditioning", "--reference_batch_size", "32",
-        "--max_train_steps", "2", "--sample_steps", "0", "--checkpointing_steps", "0", "--output_dir", tmp_path / "out",
+        "--max_noise_norm", "3", "--max_train_steps", "2", "--sample_steps", "0", "--checkpointing_steps", "0",
+        "--output_dir", tmp_path / "out",
     )  # fmt: skip
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert pipe.unet.config.d_conditioning
-    assert pipe.scheduler.config.D == 2048
+    assert (pipe.scheduler.config.D, pipe.scheduler.config.max_noise_norm) == (2048, 3)
     assert pipe(D=float("inf"), num_inference_steps=2, output_type="pt").images.isfinite().all()
     assert (pipe.unet.map_dimension.linear.weight != 0).any()
 
