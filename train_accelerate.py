@@ -335,6 +335,8 @@ def main():
     weighting = UncertaintyWeighting() if args.uncertainty_weighting else None
 
     # Optimisation
+    if device.type == "cpu":
+        unet.to(memory_format=torch.channels_last)  # what the CPU's convolutions are fastest in
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if args.compile:

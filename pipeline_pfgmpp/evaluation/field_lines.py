@@ -139,16 +139,17 @@ def plot_norms(path: str | os.PathLike, dimensions: tuple = (1.0, 16.0, 128.0, 2
     """
     figure, axis = _figure(1)
     figure.set_size_inches(6, 3.6)
-    edges = torch.logspace(-0.7, 1, 160)
+    radius = torch.logspace(-0.7, 1, 1000, dtype=torch.float64)
+    points = torch.zeros(len(radius), num_dims, dtype=torch.float64)
+    points[:, 0] = radius * math.sqrt(num_dims)
+    log_sphere = math.log(2) + num_dims / 2 * math.log(math.pi) - math.lgamma(num_dims / 2)  # area of the unit sphere
     for D in dimensions:
-        noise = sample_noise((20_000, num_dims), D, torch.Generator().manual_seed(0))
-        radius = noise.norm(dim=1) / math.sqrt(num_dims)
-        density = torch.histogram(radius, edges).hist / len(radius) / (edges[1:] / edges[:-1]).log()
-        axis.plot((edges[1:] * edges[:-1]).sqrt(), density, label=f"D = {number(D)}")
+        density = (log_density(points, D) + log_sphere + num_dims * points[:, 0].log()).exp()
+        axis.plot(radius, density, label=f"D = {number(D)}")
     axis.set(
         xscale="log",
         yscale="log",
-        ylim=(1e-2, None),
+        ylim=(1e-2, 30),
         xlabel=f"‖x − y‖ / σ√N,  N = {num_dims}",
         ylabel="density of its logarithm",
     )

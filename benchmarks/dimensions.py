@@ -1,0 +1,84 @@
+"""
+One network for every D against networks of a single D, and how its pictures change with D.
+
+    pfgmpp evaluate ANY_D --data data/fashion-mnist --D 16,128,2048,inf --groups 3    # and each network of a single D
+    python benchmarks/dimensions.py ANY_D outputs/evaluation/ANY_D outputs/evaluation/SINGLE_D ...
+
+Reads what was evaluated, draws the same seeds along D, and writes dimensions.md and dimensions.png beside this file.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from tqdm import tqdm
+
+from pipeline_pfgmpp import PFGMPPScheduler
+from pipeline_pfgmpp.cards import number
+from pipeline_pfgmpp.grid import labelled_grid
+from pipeline_pfgmpp.sampling import generate
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="the network of every D")
+    parser.add_argument("evaluations", nargs="*", type=Path, help="folders that pfgmpp evaluate wrote, the network's own first")
+    parser.add_argument("--seeds", type=int, default=30, help="pictures a D (default: %(default)s)")
+    args = parser.parse_args()
+    folder, parts = Path(__file__).parent, []
+    if args.evaluations:
+        parts.append(comparison([json.loads((path / "evaluation.json").read_text()) for path in args.evaluations]))
+    pipe = DiffusionPipeline.from_pretrained(args.model)
+    pipe.unet.to(memory_format=torch.channels_last)
+    pipe.scheduler = PFGMPPScheduler.from_config(pipe.scheduler.config, solver_type="dpmpp_3m", rho=10.0, sigma_min=0.06)
+    parts.append(continuity(pipe, args.seeds, folder / "dimensions.png"))
+    (folder / "dimensions.md").write_text("\n".join(parts))
+    print("\n".join(parts))
+
+
+def comparison(evaluations):
+    """Fréchet distances at each D: of the network of every D, of that of this D, and their ratio."""
+    every, *single = ({entry["D"]: entry["fid"] for entry in each["results"] if "D" in entry} for each in evaluations)
+    single = {D: values for each in single for D, values in each.items()}
+    lines = ["| D | one network for every D | a network of this D | ratio |", "|---|---|---|---|"]
+    for D in single:
+        means = [statistics.mean(values[D]) for values in (every, single)]
+        spreads = [statistics.stdev(values[D]) for values in (every, single)]
+        cells = [f"{mean:.2f} ± {spread:.2f}" for mean, spread in zip(means, spreads)]
+        lines.append(f"| {D} | {cells[0]} | {cells[1]} | {means[0] / means[1]:.3f} |")
+    return "\n".join([*lines, ""])
+
+
+def continuity(pipe, count, path):
+    """How far pictures of the same seeds are apart at neighbouring D, for finer and finer steps of D."""
+    finest, octaves = 8, 14  # steps an octave, from 16 up to 2^18
+    dimensions = [16 * 2 ** (step / finest) for step in range(finest * octaves + 1)]
+    pictures = torch.stack(
+        [
+            next(generate(pipe, list(range(count)), count, None, D=D, num_inference_steps=16))[1].float() / 127.5 - 1
+            for D in tqdm([*dimensions, math.inf], desc="Along D")
+        ]
+    )
+    strangers = (pictures[0] - pictures[0].roll(1, 0)).square().mean().sqrt().item()
+    lines = ["| step of D | root mean square between neighbours | largest of one picture |", "|---|---|---|"]
+    for factor in (8, 4, 2, 1):
+        chosen = pictures[:-1][::factor]
+        apart = (chosen[1:] - chosen[:-1]).square().mean((2, 3, 4)).sqrt()
+        lines.append(f"| × {2 ** (factor / finest):.2f} | {apart.mean():.4f} | {apart.max():.4f} |")
+    last = (pictures[-1] - pictures[-2]).square().mean((1, 2, 3)).sqrt()
+    lines.append(f"| 2^18 to ∞ | {last.mean():.4f} | {last.max():.4f} |")
+    lines.append(f"| pictures of other seeds | {strangers:.4f} | |")
+
+    rows = [*range(0, len(dimensions), 2 * finest), len(dimensions)]
+    shown = (pictures[rows, :10].flatten(0, 1).permute(0, 2, 3, 1).numpy() / 2 + 0.5).clip(0, 1)
+    names = [f"D = {number([*dimensions, None][row])}" for row in rows]
+    labelled_grid(pipe.numpy_to_pil(shown), 10, names).save(path)
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    main()
