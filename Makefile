@@ -2,10 +2,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCE ?= /usr/share/datasets/fashion-mnist
 
-.PHONY: help demo test data clean
+.PHONY: help demo space test data clean
 
 help:
 	@echo "make demo   install into .venv and draw a grid of clothes from the bundled model"
+	@echo "make space  install into .venv and open the Space, which prints its address"
 	@echo "make test   install into .venv and run the tests"
 	@echo "make data   turn Debian's dataset-fashion-mnist into data/fashion-mnist"
 	@echo "make clean  remove .venv and what the demo wrote"
@@ -17,6 +18,9 @@ help:
 
 demo: .venv/installed
 	$(BIN)/pfgmpp sample model_cards/pfgmpp-fashion-mnist --output outputs/demo.png
+
+space: .venv/installed
+	cd space && ../$(BIN)/python app.py
 
 test: .venv/installed
 	$(BIN)/python -m pytest

@@ -313,11 +313,13 @@ def robustness(args):
 def add_push_parser(commands):
     parser = commands.add_parser(
         "push",
-        help="upload a pipeline folder to the Hub",
-        description="Uploads weights, configurations, card and code of a pipeline folder in one commit, and nothing else.",
+        help="upload a pipeline folder or a Space to the Hub",
+        description="Uploads weights, configurations, card and code of a pipeline folder in one commit, and nothing else; or a"
+        " Space, with the package and its local models beside it.",
     )
     parser.set_defaults(run=push)
-    parser.add_argument("folder", help="the pipeline folder")
+    parser.add_argument("folder", help="the pipeline folder, or that of the Space")
+    parser.add_argument("--repo-type", choices=["model", "space"], default="model", help="default: model")
     parser.add_argument("repo_id", help="the repository, organisation/name; it is made if it is not there")
     parser.add_argument("--private", action="store_true", default=None, help="make a private repository")
     parser.add_argument("--revision", help="branch to commit to (default: main)")
@@ -325,9 +327,10 @@ def add_push_parser(commands):
 
 
 def push(args):
-    from .hub import push_to_hub
+    from .hub import push_space, push_to_hub
 
-    print(f"Pushed {args.folder}: {push_to_hub(args.folder, args.repo_id, args.private, args.revision, args.create_pr)}")
+    upload = push_space if args.repo_type == "space" else push_to_hub
+    print(f"Pushed {args.folder}: {upload(args.folder, args.repo_id, args.private, args.revision, args.create_pr)}")
 
 
 def add_info_parser(commands):

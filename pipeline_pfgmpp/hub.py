@@ -6,8 +6,9 @@ from pathlib import Path
 
 import diffusers
 import torch
+import yaml
 from diffusers import DiffusionPipeline
-from huggingface_hub import HfApi, ModelCard, snapshot_download
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 
 from .cards import number
@@ -76,34 +77,83 @@ def push_to_hub(
     Raises:
         ValueError: The folder holds no pipeline, or it cannot be uploaded; the repository is as it was.
     """
-    folder = Path(folder)
+    files = _pipeline_files(Path(folder))
+    return _commit(files, repo_id, "model", "model_index.json", private, revision, create_pr)
+
+
+def push_space(
+    folder: str | os.PathLike,
+    repo_id: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """
+    Uploads a Space in one commit: its app, with the package's own source files and the local models of its `models.yaml` beside
+    it, for the package is on no index.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder with `app.py`.
+        repo_id (`str`): The Space, `name` or `organisation/name`; it is made if it is not there.
+        private, revision, create_pr: As for [`push_to_hub`].
+
+    Returns:
+        `str`: Address of the commit, or of the proposal.
+
+    Raises:
+        ValueError: The folder holds no Space, or it cannot be uploaded; the Space is as it was.
+    """
+    folder, package = Path(folder), Path(__file__).parent
+    if not (folder / "app.py").is_file():
+        raise ValueError(f"{folder} holds no Space: it has no app.py.")
+    kinds = {".py", ".md", ".txt", ".yaml", ".png", ".gif"}
+    own = [path for path in folder.rglob("*") if path.suffix in kinds and "__pycache__" not in path.parts]
+    files = {path.relative_to(folder).as_posix(): path for path in own}
+    sources = [path for path in package.rglob("*") if path.suffix in {".py", ".json", ".yaml", ".safetensors"}]
+    files |= {f"{package.name}/{path.relative_to(package).as_posix()}": path for path in sources}
+    for entry in yaml.safe_load((folder / "models.yaml").read_text()):
+        for name in [entry["model"]] if "model" in entry else entry["models"].values():
+            for local in (folder / name, folder.resolve().parent / name):
+                if local.is_dir():
+                    files |= {f"{name}/{path}": file for path, file in _pipeline_files(local).items()}
+                    break
+    return _commit(files, repo_id, "space", "app.py", private, revision, create_pr)
+
+
+def _pipeline_files(folder):
+    """The files of a pipeline that are uploaded, by their path in the repository."""
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} holds no pipeline: it has no model_index.json.")
     try:
         pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} holds no pipeline that can be uploaded: {error}") from None
-    code = [path.relative_to(folder).as_posix() for path in pipeline.write_code(folder)]
-    parts = [name for name, component in pipeline.components.items() if component is not None]
-    patterns = ["model_index.json", "README.md", "evaluation.json", *code]
-    files = [path.name for path in folder.glob("*.png")]
-    for part in parts:
-        files += [f"{part}/{path.name}" for kind in ("json", "safetensors") for path in (folder / part).glob(f"*.{kind}")]
+    paths = [folder / name for name in ("model_index.json", "README.md", "evaluation.json") if (folder / name).is_file()]
+    paths += [*pipeline.write_code(folder), *folder.glob("*.png")]
+    for part, component in pipeline.components.items():
+        if component is not None:
+            paths += [path for kind in ("json", "safetensors") for path in (folder / part).glob(f"*.{kind}")]
+    return {path.relative_to(folder).as_posix(): path for path in paths}
+
+
+def _commit(files, repo_id, repo_type, mark, private, revision, create_pr):
+    """Commits files to a repository, which is made if it is not there; one that holds something else lacks the `mark`."""
     api = HfApi()
     try:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        there = set(api.list_repo_files(repo_id)) - {".gitattributes", "README.md"}
-        if there and "model_index.json" not in there:
+        sdk = "gradio" if repo_type == "space" else None
+        repo_id = api.create_repo(repo_id, repo_type=repo_type, space_sdk=sdk, private=private, exist_ok=True).repo_id
+        there = set(api.list_repo_files(repo_id, repo_type=repo_type)) - {".gitattributes", "README.md"}
+        if there and mark not in there:
             raise ValueError(f"it is taken by something else, which holds {min(there)}")
         if revision:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            allow_patterns=[*patterns, *files],
+            api.create_branch(repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
+        commit = api.create_commit(
+            repo_id,
+            [CommitOperationAdd(path, local) for path, local in sorted(files.items())],
+            repo_type=repo_type,
             revision=revision,
             create_pr=create_pr,
-            commit_message=f"Upload {type(pipeline).__name__}",
+            commit_message=f"Upload a {'Space' if repo_type == 'space' else 'pipeline'}",
         )
     except Exception as error:
         raise ValueError(_reason(error, repo_id)) from error

@@ -68,6 +68,10 @@ class Hub:
         return repository.commits[repository.branches[branch]]
 
 
+class MissingError(Exception):
+    """What is asked for is not there; the Hub's name for that, and a sentence."""
+
+
 def create_app(hub):
     app = FastAPI()
 
@@ -123,18 +127,24 @@ def create_app(hub):
         hub.repositories[kind, repo_id] = Repository(asked.get("private") or asked.get("visibility") == "private")
         return {"url": address, "name": repo_id}
 
-    def repository(kind, repo_id):
-        return hub.repositories.get((kind, repo_id))
+    @app.exception_handler(MissingError)
+    def missing(request: Request, error: MissingError):
+        return failure(404, *error.args)
+
+    def commit_of(kind, repo_id, revision):
+        """A repository, and the commit that a revision of it names."""
+        found = hub.repositories.get((kind_of(kind), repo_id))
+        if found is None:
+            raise MissingError("RepoNotFound", "Repository not found")
+        sha = found.find(revision)
+        if sha is None:
+            raise MissingError("RevisionNotFound", f"Invalid rev id: {revision}")
+        return found, sha
 
     @app.get("/api/{kind}/{org}/{name}")
     @app.get("/api/{kind}/{org}/{name}/revision/{revision:path}")
     def info(kind: str, org: str, name: str, revision: str = "main"):
-        found = repository(kind_of(kind), f"{org}/{name}")
-        if found is None:
-            return failure(404, "RepoNotFound", "Repository not found")
-        sha = found.find(revision)
-        if sha is None:
-            return failure(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        found, sha = commit_of(kind, f"{org}/{name}", revision)
         siblings = [{"rfilename": path} for path in sorted(found.commits[sha])]
         common = {"id": f"{org}/{name}", "sha": sha, "siblings": siblings, "tags": [], "private": found.private}
         return {**common, "_id": name, "modelId": f"{org}/{name}", "downloads": 0, "likes": 0}
@@ -142,13 +152,9 @@ def create_app(hub):
     @app.get("/api/{kind}/{org}/{name}/tree/{revision}")
     @app.get("/api/{kind}/{org}/{name}/tree/{revision}/{path:path}")
     def tree(kind: str, org: str, name: str, revision: str, path: str = "", recursive: bool = False):
-        found = repository(kind_of(kind), f"{org}/{name}")
-        if found is None:
-            return failure(404, "RepoNotFound", "Repository not found")
-        if found.find(revision) is None:
-            return failure(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        found, sha = commit_of(kind, f"{org}/{name}", revision)
         below = f"{path}/" if path else ""
-        files = {file: content for file, content in found.commits[found.find(revision)].items() if file.startswith(below)}
+        files = {file: content for file, content in found.commits[sha].items() if file.startswith(below)}
         if path and not files:
             return failure(404, "EntryNotFound", f"{path} does not exist")
         entries = [entry(file, content) for file, content in sorted(files.items())]
@@ -158,7 +164,7 @@ def create_app(hub):
     def branch(request: Request, kind: str, org: str, name: str, branch: str):
         if (refused := may_write(request, f"{org}/{name}")) is not None:
             return refused
-        found = repository(kind_of(kind), f"{org}/{name}")
+        found, _ = commit_of(kind, f"{org}/{name}", "main")
         if branch in found.branches:
             return JSONResponse({"error": "Reference already exists"}, 409)
         found.branches[branch] = found.branches["main"]
@@ -173,7 +179,8 @@ def create_app(hub):
         return {"files": [{"path": f["path"], "uploadMode": f["uploadMode"], "shouldIgnore": False} for f in modes]}
 
     @app.post("/{org}/{name}.git/info/lfs/objects/batch")
-    async def batch(request: Request, org: str, name: str):
+    @app.post("/{kind}/{org}/{name}.git/info/lfs/objects/batch")
+    async def batch(request: Request, org: str, name: str, kind: str = "models"):
         objects = []
         for item in (await request.json())["objects"]:
             upload = {"upload": {"href": f"{hub.endpoint}/lfs/{item['oid']}", "header": {}}}
@@ -192,7 +199,7 @@ def create_app(hub):
     async def commit(request: Request, kind: str, org: str, name: str, revision: str):
         if (refused := may_write(request, f"{org}/{name}")) is not None:
             return refused
-        found, changes = repository(kind_of(kind), f"{org}/{name}"), {}
+        (found, _), changes = commit_of(kind, f"{org}/{name}", "main"), {}
         for line in (await request.body()).splitlines():
             operation = json.loads(line)
             value = operation["value"]
@@ -210,12 +217,7 @@ def create_app(hub):
     @app.api_route("/{org}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
     @app.api_route("/{kind}/{org}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
     def resolve(request: Request, org: str, name: str, revision: str, path: str, kind: str = "models"):
-        found = repository(kind_of(kind), f"{org}/{name}")
-        if found is None:
-            return failure(404, "RepoNotFound", "Repository not found")
-        sha = found.find(revision)
-        if sha is None:
-            return failure(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        found, sha = commit_of(kind, f"{org}/{name}", revision)
         content = found.commits[sha].get(path)
         headers = {"X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
         if content is None:

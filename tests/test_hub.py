@@ -288,3 +288,32 @@ def test_info_of_a_folder():
     assert info["licence"] == "apache-2.0"
     assert json.loads((BUNDLED / "scheduler" / "scheduler_config.json").read_text())["D"] == pipe.scheduler.config.D
     assert torch.device("meta") != pipe.device
+
+
+def test_a_space_is_pushed_with_the_package_and_its_models(hub, tmp_path):
+    server, env = hub
+    env = {**env, "HF_TOKEN": WRITER}
+    push = [sys.executable, "-m", "pipeline_pfgmpp", "push", str(ROOT / "space"), "org/dial", "--repo-type", "space"]
+    result = subprocess.run(push, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    files = server.files("org/dial", kind="spaces")
+    for name in ("app.py", "models.py", "models.yaml", "README.md", "requirements.txt", "pictures/norms.png"):
+        assert files[name] == (ROOT / "space" / name).read_bytes()
+    assert files["pipeline_pfgmpp/noise.py"] == (ROOT / "pipeline_pfgmpp" / "noise.py").read_bytes()
+    assert "model_cards/pfgmpp-fashion-mnist/unet/diffusion_pytorch_model.safetensors" in files
+    assert not [name for name in files if name.endswith((".pyc", ".pkl", ".bin"))]
+    # What was uploaded finds its own copy of the package, and its models
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    program = """
+import pipeline_pfgmpp
+from models import read_models
+
+print(pipeline_pfgmpp.__file__)
+print(read_models()["Fashion-MNIST"].pipeline(128).unet.dtype)
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert result.stdout.splitlines() == [str(tmp_path / "pipeline_pfgmpp" / "__init__.py"), "torch.float32"], result.stderr
+    again = [*push[:3], "push", str(tmp_path / "pictures"), "org/dial", "--repo-type", "space"]
+    assert "holds no Space: it has no app.py" in subprocess.run(again, env=env, capture_output=True, text=True).stderr

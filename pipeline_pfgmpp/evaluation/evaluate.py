@@ -8,8 +8,6 @@ import statistics
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from huggingface_hub import EvalResult, ModelCard
 
 from ..cards import number
@@ -58,6 +56,8 @@ def evaluate(
     Raises:
         ValueError: The folder holds images drawn with other settings, or an argument does not fit the pipeline.
     """
+    from accelerate import PartialState
+
     state, entries = PartialState(cpu=pipeline.device.type == "cpu"), []
     for D in served(pipeline, dimensions):
         folder = Path(output) / f"D-{number(D)}"
@@ -74,6 +74,8 @@ def evaluate(
 
 def gather_features(features: torch.Tensor) -> torch.Tensor:
     """The features that all processes computed, for [`ImageMetrics`]."""
+    from accelerate.utils import gather_object
+
     return torch.cat(gather_object([features]))
 
 

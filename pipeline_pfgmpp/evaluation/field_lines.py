@@ -22,6 +22,7 @@ from ..scheduling_pfgmpp import PFGMPPScheduler
 
 
 DIMENSIONS = (1.0, 8.0, 128.0, None)
+SHAPES = ("heart", "spiral", "moons", "ring")
 SIGMA_MAX = 4.0
 
 
@@ -54,8 +55,8 @@ def shape(name: str, count: int = 200) -> torch.Tensor:
         ),
         "ring": (angle.cos() * 0.9, angle.sin() * 0.9),
     }
-    if name not in shapes:
-        raise ValueError(f"`name` must be one of {list(shapes)}, but is {name!r}.")
+    if name not in SHAPES:
+        raise ValueError(f"`name` must be one of {list(SHAPES)}, but is {name!r}.")
     return torch.stack(shapes[name], dim=1)
 
 

@@ -26,25 +26,34 @@ from .evaluate import served
 from .metrics import ImageMetrics
 
 
+def quantise(module: torch.nn.Module, bits: int) -> None:
+    """
+    Rounds weights in place: uniform affine quantisation of each parameter tensor.
+
+    Args:
+        module (`torch.nn.Module`): The network.
+        bits (`int`): Bits a weight.
+    """
+    for parameter in module.parameters():
+        low, high = parameter.data.float().aminmax()
+        step = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(torch.float32).tiny)
+        rounded = ((parameter.data.float() - low) / step).round() * step + low
+        parameter.data = rounded.to(parameter.dtype)
+
+
 @contextlib.contextmanager
 def quantised(module: torch.nn.Module, bits: int | None) -> Iterator[None]:
     """
-    Rounds the weights while the block runs: uniform affine quantisation of each parameter tensor.
+    Rounds weights as [`quantise`] does while the block runs.
 
     Args:
         module (`torch.nn.Module`): The network.
         bits (`int` or `None`): Bits a weight; None leaves them as they are.
     """
-    if bits is None:
-        yield
-        return
     kept = [parameter.data for parameter in module.parameters()]
     try:
-        for parameter in module.parameters():
-            low, high = parameter.data.float().aminmax()
-            step = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(torch.float32).tiny)
-            rounded = ((parameter.data.float() - low) / step).round() * step + low
-            parameter.data = rounded.to(parameter.dtype)
+        if bits is not None:
+            quantise(module, bits)
         yield
     finally:
         for parameter, data in zip(module.parameters(), kept):

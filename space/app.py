@@ -1,0 +1,538 @@
+"""PFGM++ in a browser: turn D like a dial. `python app.py` prints the address."""
+
+import base64
+import html
+import io
+import math
+import queue
+import tempfile
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import gradio as gr
+import torch
+from models import HERE, read_models
+from PIL import Image
+
+from pipeline_pfgmpp import PFGMPPPipeline, sample_noise
+from pipeline_pfgmpp.cards import number
+from pipeline_pfgmpp.evaluation.field_lines import SHAPES, shape, trajectories
+from pipeline_pfgmpp.grid import labelled_grid
+from pipeline_pfgmpp.sampling import injected_noise
+
+
+try:
+    import spaces  # there on the Hub
+
+    gpu = spaces.GPU  # lends a GPU to what is decorated
+except ImportError:
+
+    def gpu(function):
+        return function
+
+
+MODELS = read_models()
+SOLVERS = ["heun", "dpmpp_3m", "dpmpp_2m", "euler", "dpmpp_2m_sde"]
+ANY_CLASS = "any"
+INFINITY = 19.0  # the stop of a dial of log2 D that stands for infinity
+COMPARED = [16.0, 64.0, 128.0, 512.0, 2048.0, 16384.0, math.inf]
+AS_TRAINED = "as trained"
+PREVIEWS = 8  # a run
+PLANE, REACH = 480, 3.0  # the playground: its pixels, and half its width
+MODEL_WORK = {"concurrency_id": "model", "concurrency_limit": 1}
+
+
+# What comes from the browser, or from anybody: checked before it is used
+
+
+def whole(value, low, high, name):
+    """A whole number in a range."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or not low <= value <= high:
+        raise gr.Error(f"{name} must be a whole number from {low} to {high}.")
+    return int(value)
+
+
+def real(value, low, high, name):
+    """A number in a range."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise gr.Error(f"{name} must be a number from {low:g} to {high:g}.")
+    return float(value)
+
+
+def one_of(value, choices, name):
+    """One of several things."""
+    if value not in choices:
+        raise gr.Error(f"{name} must be one of those offered.")
+    return value
+
+
+def turned(dial):
+    """The D of a dial of log2 D."""
+    dial = real(dial, 0, INFINITY, "The dial of D")
+    return math.inf if dial > INFINITY - 1 else float(f"{2**dial:.3g}")
+
+
+def chosen_dimension(model, dial, fixed):
+    """The D that is asked of a model: of the dial, or one of a family's."""
+    if model.load().dimensions:
+        return one_of(fixed, model.dimensions, "D")
+    return min(max(turned(dial), model.low), model.high)
+
+
+def chosen_model(name):
+    """The model of a name."""
+    return MODELS[one_of(name, list(MODELS), "The model")]
+
+
+def classes_of(pipe, name, count):
+    """Class of each of `count` images, and the names of the classes; None for a model that knows none."""
+    names = list((pipe.config.id2label or {}).values()) or [str(index) for index in range(pipe.num_classes)]
+    if not names:
+        return None, []
+    one_of(name, [ANY_CLASS, *names], "The class")
+    return [names.index(name) if name != ANY_CLASS else index % len(names) for index in range(count)], names
+
+
+def loaded(model, D, **settings):
+    """A pipeline, or a message for the browser."""
+    try:
+        return model.pipeline(D, **settings)
+    except ValueError as error:
+        raise gr.Error(str(error)) from None
+
+
+# Pictures
+
+
+def to_pil(images):
+    """Images in [-1, 1], as PIL."""
+    return PFGMPPPipeline.numpy_to_pil((images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().float().numpy())
+
+
+def as_html(picture, alt, width=None):
+    """A picture with a text for those who do not see it, inside the page: no file is written."""
+    data = io.BytesIO()
+    picture.save(data, format="PNG")
+    source = base64.b64encode(data.getvalue()).decode()
+    style = f' style="width:{width}px"' if width else ""
+    return f'<img class="pixels" alt="{html.escape(alt)}" src="data:image/png;base64,{source}"{style}>'
+
+
+def figure_to_pil(figure):
+    """A figure of matplotlib, as PIL."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=100)
+    return Image.open(data)
+
+
+# Sampling
+
+
+def run(pipe, count, previews=PREVIEWS, **settings):
+    """
+    Calls the pipeline in a thread and yields what it sees on the way: the number of calls so far and the denoised images, at
+    last with `done`. Closing this generator, as the cancel button does, stops the pipeline.
+    """
+    seen = queue.Queue()
+
+    def after_call(pipe, index, timestep, tensors):
+        calls = len(pipe.scheduler.timesteps)
+        if index % max(1, calls // previews) == 0 and index + 1 < calls:
+            seen.put((index + 1, tensors["pred_original_sample"], False))
+        return {}
+
+    def work():
+        try:
+            images = pipe(
+                count, output_type="latent", callback_on_step_end=after_call,
+                callback_on_step_end_tensor_inputs=["pred_original_sample"], **settings,
+            ).images  # fmt: skip
+            seen.put((len(pipe.scheduler.timesteps), images, True))
+        except Exception as error:
+            seen.put(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        done = False
+        while not done:
+            item = seen.get()
+            if isinstance(item, ValueError):
+                raise gr.Error(str(item))
+            if isinstance(item, Exception):
+                raise item
+            done = item[-1]
+            yield item
+    finally:
+        pipe._interrupt = True
+        thread.join()
+
+
+def generators_of(seed, count):
+    return [torch.Generator().manual_seed(seed + index) for index in range(count)]
+
+
+def code_of(source, count, seed, steps, solver, settings):
+    """The program that draws the same images."""
+    arguments = "".join(f"    {name}={value!r},\n" for name, value in settings.items()).replace("=inf", '=float("inf")')
+    return f"""import torch
+from diffusers import DiffusionPipeline
+from pipeline_pfgmpp import PFGMPPScheduler
+
+pipe = DiffusionPipeline.from_pretrained({source!r})
+pipe.scheduler = PFGMPPScheduler.from_config(pipe.scheduler.config, solver_type={solver!r})
+images = pipe(
+    batch_size={count},
+    num_inference_steps={steps},
+{arguments}    generator=[torch.Generator().manual_seed({seed} + index) for index in range({count})],
+).images
+"""
+
+
+@gpu
+def sample(model, dial, fixed, label, count, steps, solver, guidance, seed):
+    """Draws images: a gallery that fills, what it took, a zip file, and the code that draws the same."""
+    model = chosen_model(model)
+    D = chosen_dimension(model, dial, fixed)
+    count, steps = whole(count, 1, 64, "The number of images"), whole(steps, 1, 100, "The number of steps")
+    seed, guidance = whole(seed, 0, 2**31 - 65, "The seed"), real(guidance, 0, 10, "Guidance")
+    pipe = loaded(model, D, solver_type=one_of(solver, SOLVERS, "The solver"))
+    labels, names = classes_of(pipe, label, count)
+    settings = {"D": D, "class_labels": labels, "guidance_scale": guidance}
+    if not names:
+        settings = {"D": D}
+    captions = [f"{names[labels[index]]}, seed {seed + index}" if names else f"seed {seed + index}" for index in range(count)]
+    code, start = code_of(model.source(D), count, seed, steps, solver, settings), time.monotonic()
+    for calls, images, done in run(pipe, count, num_inference_steps=steps, generator=generators_of(seed, count), **settings):
+        pictures = list(zip(to_pil(images), captions))
+        total = len(pipe.scheduler.timesteps)
+        took = f"{count} images, D = {number(D)}, {calls} of {total} calls of the network, {time.monotonic() - start:.1f} s"
+        if not done:
+            yield pictures, took, gr.skip(), code
+    with tempfile.TemporaryDirectory() as folder:  # gradio takes its copy before it asks for more
+        path = Path(folder) / f"pfgmpp-D{D:g}-seed{seed}.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for picture, caption in pictures:
+                with archive.open(f"{caption.replace('/', '-')}.png", "w") as file:
+                    picture.save(file, format="PNG")
+        yield pictures, took, gr.update(value=str(path), interactive=True), code
+
+
+@gpu
+def compare(model, dimensions, label, steps, seed):
+    """The same seeds at several D: a row each, as they are drawn."""
+    model = chosen_model(model)
+    offered = model.load().dimensions or COMPARED
+    if not isinstance(dimensions, list) or not 1 <= len(dimensions) <= 5:
+        raise gr.Error("Choose one to five D.")
+    dimensions = sorted(one_of(D, offered, "D") for D in dimensions)
+    steps, seed = whole(steps, 1, 100, "The number of steps"), whole(seed, 0, 2**31 - 65, "The seed")
+    rows, columns = [], 8
+    for D in dimensions:
+        pipe = loaded(model, D)
+        labels, _ = classes_of(pipe, label, columns)
+        told = {"class_labels": labels} if labels else {}
+        for _, images, done in run(
+            pipe, columns, 1, num_inference_steps=steps, D=D, generator=generators_of(seed, columns), **told
+        ):
+            if done:
+                rows += to_pil(images)
+        names = [f"D = {number(D)}" for D in dimensions[: len(rows) // columns]]
+        yield as_html(
+            labelled_grid(rows, columns, names), f"The seeds {seed} to {seed + columns - 1}, a row each for {', '.join(names)}"
+        )
+
+
+@gpu
+def disturb(model, noise, bits, small, large, label, steps, seed):
+    """The same seeds at a small and a large D, undisturbed and disturbed."""
+    model = chosen_model(model)
+    offered = model.load().dimensions or COMPARED
+    noise, steps = real(noise, 0, 1, "The noise"), whole(steps, 1, 100, "The number of steps")
+    seed = whole(seed, 0, 2**31 - 65, "The seed")
+    bits = None if bits == AS_TRAINED else whole(bits, 2, 16, "Bits a weight")
+    rows, names, columns = [], [], 8
+    for D in (one_of(small, offered, "The small D"), one_of(large, offered, "The large D")):
+        for alpha, rounded in ((0.0, None), (noise, bits)):
+            pipe = loaded(model, D, **({} if rounded is None else {"bits": rounded}))
+            labels, _ = classes_of(pipe, label, columns)
+            settings = {"num_inference_steps": steps, "D": D, "output_type": "latent"}
+            if labels:
+                settings["class_labels"] = labels
+            seeds, generators = range(seed, seed + columns), generators_of(seed, columns)
+            disturbance = injected_noise(pipe, list(seeds), generators, alpha, D) if alpha else {}
+            rows += to_pil(pipe(columns, generator=generators, **settings, **disturbance).images)
+            names.append(f"D = {number(D)}, {'disturbed' if alpha or rounded else 'as it is'}")
+            alt = f"The seeds {seed} to {seed + columns - 1}, a row each for {'; '.join(names)}"
+            yield as_html(labelled_grid(rows, columns, names), alt)
+
+
+# One sample's way
+
+
+@gpu
+def follow(model, dial, fixed, label, steps, seed):
+    """A sample at every step of its way from the prior to the image."""
+    model = chosen_model(model)
+    D = chosen_dimension(model, dial, fixed)
+    steps, seed = whole(steps, 2, 100, "The number of steps"), whole(seed, 0, 2**31 - 65, "The seed")
+    pipe = loaded(model, D)
+    labels, _ = classes_of(pipe, label, 1)
+    told = {"class_labels": labels} if labels else {}
+    generator = torch.Generator().manual_seed(seed)
+    size = pipe.unet.config.sample_size
+    prior = pipe.scheduler.sample_noise((1, pipe.unet.config.in_channels, size, size), [generator], D=D)
+    samples, denoised = [], []
+
+    def keep(pipe, index, timestep, tensors):
+        if (index + 1) % pipe.scheduler.order == 0 or index + 1 == len(pipe.scheduler.timesteps):
+            samples.append(tensors["latents"].cpu())
+            denoised.append(tensors["pred_original_sample"].cpu())
+        return {}
+
+    pipe(
+        1, steps, D=D, latents=prior, generator=[generator], output_type="latent", callback_on_step_end=keep,
+        callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"], **told,
+    )  # fmt: skip
+    sigmas = [*pipe.scheduler.sigmas[: -1 : pipe.scheduler.order].tolist()[:steps], 0.0]
+    samples, denoised = [sigmas[0] * prior.cpu(), *samples], [denoised[0], *denoised]
+    frames = []
+    for sigma, x, image in zip(sigmas, samples, denoised):
+        norm = x.norm().item() / x[0].numel() ** 0.5
+        scaled = x / max(1.0, norm)
+        pair = labelled_grid([*to_pil(scaled), *to_pil(image)], 2, cell=224)
+        frames.append((as_html(pair, f"The sample at sigma {sigma:.3g}, and what the network makes of it"), sigma, norm))
+    return frames, gr.update(maximum=steps, value=steps, visible=True), show_frame(frames, steps), plot_way(frames, D)
+
+
+def show_frame(frames, index):
+    """One step of the way."""
+    if not frames:
+        return ""
+    picture, sigma, norm = frames[whole(index, 0, len(frames) - 1, "The step")]
+    return f"{picture}<p>left the sample, right what the network makes of it: σ = {sigma:.3g}, ‖x‖ / √N = {norm:.3g}</p>"
+
+
+def plot_way(frames, D):
+    """Height and norm along the way."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 2.8), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([sigma for _, sigma, _ in frames], label="σ", marker=".")
+    axis.plot([norm for *_, norm in frames], label="‖x‖ / √N", marker=".")
+    axis.set(xlabel="step", yscale="symlog", title=f"D = {number(D)}")
+    axis.set_yscale("symlog", linthresh=0.01)
+    axis.legend()
+    axis.grid(alpha=0.3)
+    return as_html(figure_to_pil(figure), "Sigma and the norm of the sample at each step", 460)
+
+
+# The playground
+
+
+def play(charges, dial):
+    """The way of sixty samples of the exact field of charges, on a plane from -REACH to REACH."""
+    from matplotlib.figure import Figure
+
+    D = turned(dial)
+    figure = Figure(figsize=(PLANE / 100, PLANE / 100))
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(-REACH, REACH), ylim=(-REACH, REACH), xticks=[], yticks=[])
+    if charges:
+        points, _ = trajectories(torch.tensor(charges), D, sample_noise((60, 2), D, torch.Generator().manual_seed(0)), 40, 2.0)
+        axis.plot(points[:, :, 0], points[:, :, 1], color="tab:blue", linewidth=0.8, alpha=0.7)
+        axis.plot(*points[0].T, ".", color="0.4", markersize=4)
+        axis.plot(*zip(*charges), ".", color="tab:red", markersize=5)
+    return figure_to_pil(figure), f"Charges: {len(charges)}. D = {number(D)}."
+
+
+def add_charge(charges, dial, event: gr.SelectData):
+    """A charge where the picture was clicked."""
+    if len(charges) >= 300:
+        raise gr.Error("There is room for 300 charges.")
+    x, y = (real(place, 0, PLANE, "The place") / PLANE * 2 * REACH - REACH for place in event.index)
+    charges = [*charges, (x, -y)]
+    return charges, *play(charges, dial)
+
+
+def take_shape(name, dial):
+    """The charges of a shape."""
+    charges = (1.2 * shape(one_of(name, SHAPES, "The shape"), 100)).tolist()
+    return charges, *play(charges, dial)
+
+
+# The page
+
+
+SHOW_D = f"(dial) => dial > {INFINITY - 1} ? '### D = ∞ (diffusion)' : `### D = ${{Number((2 ** dial).toPrecision(3))}}`"
+ROLL = "() => Math.floor(Math.random() * 1e6)"
+CSS = """
+.pixels, .grid-wrap img, .preview img { image-rendering: pixelated; }
+.pixels { max-width: 100%; height: auto; background: white; border-radius: 4px; }
+.grid-wrap .caption-label { opacity: 0; }
+.grid-wrap button:hover .caption-label, .grid-wrap button:focus .caption-label { opacity: 1; }
+"""
+THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+INTRODUCTION = """# PFGM++: turn D like a dial
+Images are electric charges in a space with D more dimensions, and the field lines lead from noise home to them. D = 1 is
+Poisson flow, D = ∞ is diffusion; small D is robust, large D is rigid."""
+
+
+def number_choices(dimensions):
+    return [(number(D), D) for D in dimensions]
+
+
+def dial_of_dimension(model):
+    """The dial, for a network that is told D; the choice, for a family; and what D it is."""
+    dial = gr.Slider(
+        math.log2(model.low), INFINITY, 7.0, step=0.5, label="log₂ D", info="The right end is ∞, which is diffusion."
+    )
+    fixed = gr.Radio([], label="D", visible=False)
+    shown = gr.Markdown("### D = 128")
+    dial.change(None, dial, shown, js=SHOW_D, api_visibility="private")
+    return dial, fixed, shown
+
+
+def offer(name):
+    """What the page offers for a model, which is loaded now."""
+    model = chosen_model(name)
+    try:
+        pipe = model.load().pipeline((model.dimensions or [model.low])[0])
+    except ValueError as error:
+        return [f"**{error}** The others can be used.", *[gr.skip()] * 10, *[gr.update(interactive=False) for _ in range(4)]]
+    _, names = classes_of(pipe, ANY_CLASS, 1)
+    dimensions = model.dimensions
+
+    def choice_of_dimension():
+        family = bool(dimensions)
+        return [
+            gr.update(visible=not family, minimum=math.log2(model.low)),
+            gr.update(visible=family, choices=number_choices(dimensions), value=dimensions[0] if family else None),
+            gr.update(visible=not family),
+        ]
+
+    offered = dimensions or COMPARED
+    compared = gr.update(choices=number_choices(offered), value=dimensions[:5] or [16.0, 128.0, 2048.0, math.inf])
+    small, large = (gr.update(choices=number_choices(offered), value=D) for D in (offered[0], offered[-1]))
+    label = gr.update(choices=[ANY_CLASS, *names], value=ANY_CLASS, visible=bool(names))
+    size, parameters = pipe.unet.config.sample_size, pipe.unet.num_parameters()
+    said = f"{size}×{size} pixels, {parameters:,} parameters"
+    on = [gr.update(interactive=True) for _ in range(4)]
+    return [said, label, *choice_of_dimension(), *choice_of_dimension(), compared, small, large, *on]
+
+
+def build():
+    """The page."""
+    first = next(iter(MODELS.values()))
+    with gr.Blocks(title="PFGM++", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.Markdown(INTRODUCTION)
+        with gr.Row():
+            model = gr.Dropdown(list(MODELS), value=first.name, label="Model")
+            label = gr.Dropdown([ANY_CLASS], value=ANY_CLASS, label="Class", allow_custom_value=True)
+            steps = gr.Slider(1, 100, 18, step=1, label="Steps")
+            with gr.Column(min_width=160):
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 65)
+                dice = gr.Button("🎲 another seed", size="sm")
+        dice.click(None, None, seed, js=ROLL, api_visibility="private")
+        said = gr.Markdown()
+
+        with gr.Tab("Sample"):
+            with gr.Row():
+                with gr.Column(scale=1):
+                    dial, fixed, dial_text = dial_of_dimension(first)
+                    count = gr.Slider(1, 64, 16, step=1, label="Images")
+                    solver = gr.Dropdown(SOLVERS, value=SOLVERS[0], label="Solver")
+                    guidance = gr.Slider(0, 10, 1.0, step=0.1, label="Guidance", info="1 is none, more is more typical")
+                    with gr.Row():
+                        draw = gr.Button("Draw", variant="primary", min_width=80)
+                        cancel = gr.Button("Cancel", min_width=80)
+                with gr.Column(scale=2):
+                    gallery = gr.Gallery(label="Images", columns=4, format="png", object_fit="contain", height="auto")
+                    took = gr.Markdown()
+                    archive = gr.DownloadButton("Download all as zip", interactive=False, size="sm")
+                    code = gr.Code(label="The code that draws these images", language="python", interactive=False)
+            drawing = draw.click(
+                sample, [model, dial, fixed, label, count, steps, solver, guidance, seed], [gallery, took, archive, code],
+                api_name="sample", **MODEL_WORK,
+            )  # fmt: skip
+            cancel.click(None, cancels=[drawing], api_visibility="private")
+
+        with gr.Tab("Compare D"):
+            gr.Markdown("The same seeds, a row each for up to five D.")
+            compared = gr.CheckboxGroup(number_choices(COMPARED), value=[16.0, 128.0, 2048.0, math.inf], label="D")
+            with gr.Row():
+                compare_button = gr.Button("Compare", variant="primary")
+                cancel = gr.Button("Cancel")
+            comparison = gr.HTML(label="Comparison")
+            comparing = compare_button.click(
+                compare, [model, compared, label, steps, seed], comparison, api_name="compare", **MODEL_WORK
+            )
+            cancel.click(None, cancels=[comparing], api_visibility="private")
+
+        with gr.Tab("Robustness"):
+            gr.Markdown("Disturb the sampling: a network of small D has seen more of what is off the way, and bears more.")
+            with gr.Row():
+                noise = gr.Slider(
+                    0, 1, 0.2, step=0.05, label="Noise α", info="injected before each step, in units of its level"
+                )
+                bits = gr.Radio([AS_TRAINED, 8, 7, 6, 5, 4], value=AS_TRAINED, label="Bits a weight")
+                small = gr.Radio(number_choices(COMPARED), value=16.0, label="Small D")
+                large = gr.Radio(number_choices(COMPARED), value=math.inf, label="Large D")
+            with gr.Row():
+                disturb_button = gr.Button("Disturb", variant="primary")
+                cancel = gr.Button("Cancel")
+            disturbed = gr.HTML(label="Disturbed samples")
+            disturbing = disturb_button.click(
+                disturb, [model, noise, bits, small, large, label, steps, seed], disturbed, api_name="disturb", **MODEL_WORK
+            )
+            cancel.click(None, cancels=[disturbing], api_visibility="private")
+
+        with gr.Tab("Follow a field line"):
+            with gr.Row():
+                with gr.Column():
+                    follow_dial, follow_fixed, follow_text = dial_of_dimension(first)
+                    follow_button = gr.Button("Follow one sample", variant="primary")
+                    place = gr.Slider(0, 18, 18, step=1, label="Step", visible=False)
+                    frame, way = gr.HTML(), gr.HTML()
+                with gr.Column():
+                    gr.Markdown("**On a plane:** click to put a charge, or take a shape, and turn D. The field is exact.")
+                    with gr.Row():
+                        plane_shape = gr.Dropdown(list(SHAPES), value="heart", label="Shape")
+                        clear = gr.Button("Clear")
+                    plane_dial = gr.Slider(0, INFINITY, 3.0, step=0.5, label="log₂ D on the plane", info="From 1 to ∞.")
+                    plane = gr.Image(
+                        label="Plane", show_label=False, type="pil", interactive=False, width=PLANE, height=PLANE, buttons=[]
+                    )
+                    plane_said = gr.Markdown()
+            frames, charges = gr.State([]), gr.State([])
+            follow_button.click(
+                follow, [model, follow_dial, follow_fixed, label, steps, seed], [frames, place, frame, way],
+                api_visibility="private", **MODEL_WORK,
+            )  # fmt: skip
+            place.change(show_frame, [frames, place], frame, show_progress="hidden", api_visibility="private")
+            quiet = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "always_last"}
+            shown = [charges, plane, plane_said]
+            plane.select(add_charge, [charges, plane_dial], shown, **quiet)
+            plane_dial.change(play, [charges, plane_dial], shown[1:], **quiet)
+            plane_shape.change(take_shape, [plane_shape, plane_dial], shown, **quiet)
+            clear.click(lambda dial: ([], *play([], dial)), plane_dial, shown, **quiet)
+            page.load(take_shape, [plane_shape, plane_dial], shown, **quiet)
+
+        with gr.Tab("About"):
+            gr.Markdown((HERE / "about.md").read_text())
+
+        buttons = [draw, compare_button, disturb_button, follow_button]
+        dials = [dial, fixed, dial_text, follow_dial, follow_fixed, follow_text]
+        offered = [said, label, *dials, compared, small, large, *buttons]
+        for event in (page.load, model.change):
+            event(offer, model, offered, api_visibility="private", show_progress="minimal")
+    return page.queue(default_concurrency_limit=4, max_size=100)
+
+
+gr.set_static_paths([HERE / "pictures"])
+page = build()
+
+if __name__ == "__main__":
+    page.launch(css=CSS, theme=THEME, ssr_mode=False, show_error=False, footer_links=["api"])

@@ -1,0 +1,107 @@
+"""The models that the Space offers: loaded when they are first asked for, and kept."""
+
+import copy
+import math
+import os
+import threading
+from pathlib import Path
+
+import torch
+import yaml
+from diffusers import DiffusionPipeline
+
+from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler
+from pipeline_pfgmpp.cards import number
+from pipeline_pfgmpp.evaluation.robustness import quantise
+
+
+HERE = Path(__file__).parent
+
+
+class Model:
+    """
+    A network that is told D, or a family of networks, one a D.
+
+    Args:
+        name (`str`): What it is called.
+        sources (`dict[float | None, str]`): Hub id or folder for each D; for a network that is told D, one under None.
+        low, high (`float`): The range of D of a network that is told it.
+    """
+
+    def __init__(self, name: str, sources: dict[float | None, str], low: float = 16.0, high: float = math.inf):
+        self.name, self.sources, self.low, self.high = name, sources, low, high
+        self._loaded, self._lock = {}, threading.Lock()
+
+    @property
+    def dimensions(self) -> list[float]:
+        """The D of a family, ascending; of a network that is told D, none."""
+        return sorted(D for D in self.sources if D is not None)
+
+    def load(self) -> "Model":
+        """Loads the first network, which says whether it is told D; returns itself."""
+        if None in self.sources:
+            loaded = self._load(self.sources[None])
+            if not loaded.unet.config.get("d_conditioning"):
+                own = loaded.scheduler.config.D
+                self.sources = {math.inf if own is None else own: self.sources[None]}
+        return self
+
+    def source(self, D: float) -> str:
+        """Where the network for D comes from."""
+        sources = self.load().sources
+        if None not in sources and D not in sources:
+            raise ValueError(f"{self.name} is there for D = {', '.join(map(number, self.dimensions))} alone.")
+        return sources.get(D) or sources[None]
+
+    def pipeline(self, D: float, bits: int | None = None, **scheduler) -> PFGMPPPipeline:
+        """
+        A pipeline of its own for one request; the network, which has no state, is shared.
+
+        Args:
+            D (`float`): The augmented dimension.
+            bits (`int`, *optional*): Bits that each weight is rounded to, in a copy of the network.
+            scheduler: Entries of the scheduler's configuration.
+
+        Returns:
+            [`PFGMPPPipeline`]: The pipeline.
+
+        Raises:
+            ValueError: The model cannot be loaded.
+        """
+        loaded = self._load(self.source(D))
+        unet = loaded.unet
+        if bits is not None:
+            unet = copy.deepcopy(unet)
+            quantise(unet, bits)
+        pipe = PFGMPPPipeline(
+            unet, PFGMPPScheduler.from_config(loaded.scheduler.config, **scheduler), id2label=loaded.config.id2label
+        )
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def _load(self, source):
+        with self._lock:
+            if source not in self._loaded:
+                local = [folder / source for folder in (HERE, HERE.parent) if (folder / source).is_dir()]
+                try:
+                    pipe = DiffusionPipeline.from_pretrained(local[0] if local else source)
+                except Exception as error:  # whatever the Hub or the files make of it: the others go on
+                    status = getattr(getattr(error, "response", None), "status_code", None)
+                    reason = f"the Hub answers {status}" if status else "there is no such model, or the Hub cannot be reached"
+                    raise ValueError(f"{self.name} cannot be loaded: {reason}.") from error
+                self._loaded[source] = pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+            return self._loaded[source]
+
+
+def read_models() -> dict[str, Model]:
+    """The models of `SPACE_MODELS`, Hub ids with commas between, or else of models.yaml, by name."""
+    ids = [text.strip() for text in os.environ.get("SPACE_MODELS", "").split(",") if text.strip()]
+    entries = [{"name": source, "model": source} for source in ids] or yaml.safe_load((HERE / "models.yaml").read_text())
+    models = {}
+    for entry in entries:
+        if "models" in entry:
+            models[entry["name"]] = Model(entry["name"], {float(D): source for D, source in entry["models"].items()})
+        else:
+            low, high = map(float, str(entry.get("D", "16:inf")).split(":"))
+            models[entry["name"]] = Model(entry["name"], {None: entry["model"]}, low, high)
+    return models
