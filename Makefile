@@ -5,7 +5,7 @@ SOURCE ?= /usr/share/datasets/fashion-mnist
 .PHONY: help demo space test data clean
 
 help:
-	@echo "make demo   install into .venv and draw a grid of clothes from the bundled model"
+	@echo "make demo   install into .venv and draw clothes at several D, undisturbed and disturbed"
 	@echo "make space  install into .venv and open the Space, which prints its address"
 	@echo "make test   install into .venv and run the tests"
 	@echo "make data   turn Debian's dataset-fashion-mnist into data/fashion-mnist"
@@ -17,7 +17,7 @@ help:
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/pfgmpp sample model_cards/pfgmpp-fashion-mnist --output outputs/demo.png
+	$(BIN)/pfgmpp sample model_cards/pfgmpp-fashion-mnist --D 16,128,2048,inf --noise 0,0.2 --output outputs/demo.png
 
 space: .venv/installed
 	cd space && ../$(BIN)/python app.py

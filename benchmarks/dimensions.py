@@ -18,7 +18,6 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from pipeline_pfgmpp import PFGMPPScheduler
-from pipeline_pfgmpp.cards import number
 from pipeline_pfgmpp.grid import labelled_grid
 from pipeline_pfgmpp.sampling import generate
 
@@ -57,9 +56,12 @@ def continuity(pipe, count, path):
     """How far pictures of the same seeds are apart at neighbouring D, for finer and finer steps of D."""
     finest, octaves = 8, 14  # steps an octave, from 16 up to 2^18
     dimensions = [16 * 2 ** (step / finest) for step in range(finest * octaves + 1)]
+    # Classes are given: where they are drawn, it is after the noise, which takes less of the generator at infinity.
+    labels = [seed % pipe.num_classes for seed in range(count)] if pipe.num_classes else None
+    settings = {"num_inference_steps": 16, "class_labels": labels}
     pictures = torch.stack(
         [
-            next(generate(pipe, list(range(count)), count, None, D=D, num_inference_steps=16))[1].float() / 127.5 - 1
+            next(generate(pipe, list(range(count)), count, None, D=D, **settings))[1].float() / 127.5 - 1
             for D in tqdm([*dimensions, math.inf], desc="Along D")
         ]
     )
@@ -75,7 +77,7 @@ def continuity(pipe, count, path):
 
     rows = [*range(0, len(dimensions), 2 * finest), len(dimensions)]
     shown = (pictures[rows, :10].flatten(0, 1).permute(0, 2, 3, 1).numpy() / 2 + 0.5).clip(0, 1)
-    names = [f"D = {number([*dimensions, None][row])}" for row in rows]
+    names = [f"D = {[*dimensions, math.inf][row]:g}" for row in rows]
     labelled_grid(pipe.numpy_to_pil(shown), 10, names).save(path)
     return "\n".join([*lines, ""])
 

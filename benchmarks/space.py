@@ -47,7 +47,9 @@ def connect(address):
 def draw(client, seed, steps):
     arguments = ["Fashion-MNIST", 7, None, "any", 4, steps, "heun", 1, seed]
     gallery, *_ = client.predict(*arguments, api_name="/sample")
-    return np.stack([np.asarray(Image.open(item["image"]).convert("L")) for item in gallery])
+    images = [item["image"] for item in gallery]
+    paths = [image["path"] if isinstance(image, dict) else image for image in images]
+    return np.stack([np.asarray(Image.open(path).convert("L")) for path in paths])
 
 
 def measure(args, server, address):

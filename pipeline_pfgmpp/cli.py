@@ -92,7 +92,6 @@ def sample_grid(args):
     import torch
     from tqdm.auto import tqdm
 
-    from .cards import number
     from .grid import labelled_grid, stacked
     from .pipeline_pfgmpp import PFGMPPPipeline
     from .sampling import generate
@@ -106,7 +105,7 @@ def sample_grid(args):
     # A row is its name, its seeds and what else it is drawn with.
     if len(args.D or []) > 1:  # a row a D: the same seeds in each, and a class a column
         classes = [i % num_classes if args.class_label is None else args.class_label for i in columns] if num_classes else None
-        rows = [(f"D = {number(D)}", [args.seed + i for i in columns], D, classes) for D in args.D]
+        rows = [(f"D = {D:g}", [args.seed + i for i in columns], D, classes) for D in args.D]
     else:  # a row a class
         D = args.D[0] if args.D else None
         classes = range(num_classes) if args.class_label is None else [args.class_label] * (args.rows or 8)
@@ -129,7 +128,7 @@ def sample_grid(args):
     panels = {}
     for index, noise in enumerate(args.noise):
         images = torch.cat(drawn[index * len(rows) : (index + 1) * len(rows)]).permute(0, 2, 3, 1).float().numpy() / 255
-        title = f"noise α = {noise:g} injected before each step" if noise else "undisturbed"
+        title = f"noise of {noise:g} injected before each step" if noise else "undisturbed"
         panels[title] = labelled_grid(PFGMPPPipeline.numpy_to_pil(images), args.columns, labels)
     output = Path(args.output).resolve()
     output.parent.mkdir(parents=True, exist_ok=True)

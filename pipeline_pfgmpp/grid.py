@@ -12,7 +12,7 @@ def labelled_grid(
     Args:
         images (`list[PIL.Image.Image]`): The images, row after row.
         columns (`int`): Images in a row.
-        row_labels (`list[str]`, *optional*): Names of the rows.
+        row_labels (`list[str]`, *optional*): Names of the rows; Pillow's font knows Latin letters alone.
         cell (`int`, defaults to 64): Least height of an image in the grid, in pixels; smaller ones are enlarged in whole steps.
         gap (`int`, defaults to 4): Space between images, in pixels.
 

@@ -37,11 +37,13 @@ MODELS = read_models()
 SOLVERS = ["heun", "dpmpp_3m", "dpmpp_2m", "euler", "dpmpp_2m_sde"]
 ANY_CLASS = "any"
 INFINITY = 19.0  # the stop of a dial of log2 D that stands for infinity
-COMPARED = [16.0, 64.0, 128.0, 512.0, 2048.0, 16384.0, math.inf]
+COMPARED = ["16", "64", "128", "512", "2048", "16384", "inf"]
+DEFAULTS = ["16", "128", "2048", "inf"]
 AS_TRAINED = "as trained"
 PREVIEWS = 8  # a run
 PLANE, REACH = 480, 3.0  # the playground: its pixels, and half its width
-MODEL_WORK = {"concurrency_id": "model", "concurrency_limit": 1}
+# One at a time, in turn; all that comes in is checked here, and nothing by gradio, which knows less of it.
+MODEL_WORK = {"concurrency_id": "model", "concurrency_limit": 1, "preprocess": False}
 
 
 # What comes from the browser, or from anybody: checked before it is used
@@ -49,7 +51,7 @@ MODEL_WORK = {"concurrency_id": "model", "concurrency_limit": 1}
 
 def whole(value, low, high, name):
     """A whole number in a range."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1 or not low <= value <= high:
         raise gr.Error(f"{name} must be a whole number from {low} to {high}.")
     return int(value)
 
@@ -76,14 +78,22 @@ def turned(dial):
 
 def chosen_dimension(model, dial, fixed):
     """The D that is asked of a model: of the dial, or one of a family's."""
-    if model.load().dimensions:
-        return one_of(fixed, model.dimensions, "D")
+    if model.dimensions:
+        return float(one_of(fixed, offered_by(model), "D"))
     return min(max(turned(dial), model.low), model.high)
 
 
+def offered_by(model):
+    """The D to choose from, as the browser knows them: JSON has no infinity."""
+    return [f"{D:g}" for D in model.dimensions] or COMPARED
+
+
 def chosen_model(name):
-    """The model of a name."""
-    return MODELS[one_of(name, list(MODELS), "The model")]
+    """The model of a name, loaded so far as to say what D it serves."""
+    try:
+        return MODELS[one_of(name, list(MODELS), "The model")].load()
+    except ValueError as error:
+        raise gr.Error(str(error)) from None
 
 
 def classes_of(pipe, name, count):
@@ -132,15 +142,16 @@ def figure_to_pil(figure):
 
 def run(pipe, count, previews=PREVIEWS, **settings):
     """
-    Calls the pipeline in a thread and yields what it sees on the way: the number of calls so far and the denoised images, at
-    last with `done`. Closing this generator, as the cancel button does, stops the pipeline.
+    Calls the pipeline in a thread and yields after each call of the network: the number of calls so far, now and then the
+    denoised images, and whether that was all. Closing this generator, as the cancel button does, stops the pipeline.
     """
     seen = queue.Queue()
 
     def after_call(pipe, index, timestep, tensors):
         calls = len(pipe.scheduler.timesteps)
-        if index % max(1, calls // previews) == 0 and index + 1 < calls:
-            seen.put((index + 1, tensors["pred_original_sample"], False))
+        if index + 1 < calls:
+            preview = index % max(1, calls // previews) == 0
+            seen.put((index + 1, tensors["pred_original_sample"] if preview else None, False))
         return {}
 
     def work():
@@ -206,7 +217,7 @@ def sample(model, dial, fixed, label, count, steps, solver, guidance, seed):
     captions = [f"{names[labels[index]]}, seed {seed + index}" if names else f"seed {seed + index}" for index in range(count)]
     code, start = code_of(model.source(D), count, seed, steps, solver, settings), time.monotonic()
     for calls, images, done in run(pipe, count, num_inference_steps=steps, generator=generators_of(seed, count), **settings):
-        pictures = list(zip(to_pil(images), captions))
+        pictures = gr.skip() if images is None else list(zip(to_pil(images), captions))
         total = len(pipe.scheduler.timesteps)
         took = f"{count} images, D = {number(D)}, {calls} of {total} calls of the network, {time.monotonic() - start:.1f} s"
         if not done:
@@ -217,17 +228,16 @@ def sample(model, dial, fixed, label, count, steps, solver, guidance, seed):
             for picture, caption in pictures:
                 with archive.open(f"{caption.replace('/', '-')}.png", "w") as file:
                     picture.save(file, format="PNG")
-        yield pictures, took, gr.update(value=str(path), interactive=True), code
+        yield pictures, took, str(path), code
 
 
 @gpu
 def compare(model, dimensions, label, steps, seed):
     """The same seeds at several D: a row each, as they are drawn."""
     model = chosen_model(model)
-    offered = model.load().dimensions or COMPARED
     if not isinstance(dimensions, list) or not 1 <= len(dimensions) <= 5:
         raise gr.Error("Choose one to five D.")
-    dimensions = sorted(one_of(D, offered, "D") for D in dimensions)
+    dimensions = sorted(float(one_of(D, offered_by(model), "D")) for D in dimensions)
     steps, seed = whole(steps, 1, 100, "The number of steps"), whole(seed, 0, 2**31 - 65, "The seed")
     rows, columns = [], 8
     for D in dimensions:
@@ -239,7 +249,7 @@ def compare(model, dimensions, label, steps, seed):
         ):
             if done:
                 rows += to_pil(images)
-        names = [f"D = {number(D)}" for D in dimensions[: len(rows) // columns]]
+        names = [f"D = {D:g}" for D in dimensions[: len(rows) // columns]]
         yield as_html(
             labelled_grid(rows, columns, names), f"The seeds {seed} to {seed + columns - 1}, a row each for {', '.join(names)}"
         )
@@ -249,12 +259,12 @@ def compare(model, dimensions, label, steps, seed):
 def disturb(model, noise, bits, small, large, label, steps, seed):
     """The same seeds at a small and a large D, undisturbed and disturbed."""
     model = chosen_model(model)
-    offered = model.load().dimensions or COMPARED
+    small, large = (float(one_of(D, offered_by(model), "D")) for D in (small, large))
     noise, steps = real(noise, 0, 1, "The noise"), whole(steps, 1, 100, "The number of steps")
     seed = whole(seed, 0, 2**31 - 65, "The seed")
     bits = None if bits == AS_TRAINED else whole(bits, 2, 16, "Bits a weight")
     rows, names, columns = [], [], 8
-    for D in (one_of(small, offered, "The small D"), one_of(large, offered, "The large D")):
+    for D in (small, large):
         for alpha, rounded in ((0.0, None), (noise, bits)):
             pipe = loaded(model, D, **({} if rounded is None else {"bits": rounded}))
             labels, _ = classes_of(pipe, label, columns)
@@ -264,7 +274,7 @@ def disturb(model, noise, bits, small, large, label, steps, seed):
             seeds, generators = range(seed, seed + columns), generators_of(seed, columns)
             disturbance = injected_noise(pipe, list(seeds), generators, alpha, D) if alpha else {}
             rows += to_pil(pipe(columns, generator=generators, **settings, **disturbance).images)
-            names.append(f"D = {number(D)}, {'disturbed' if alpha or rounded else 'as it is'}")
+            names.append(f"D = {D:g}, {'disturbed' if alpha or rounded else 'as it is'}")
             alt = f"The seeds {seed} to {seed + columns - 1}, a row each for {'; '.join(names)}"
             yield as_html(labelled_grid(rows, columns, names), alt)
 
@@ -380,8 +390,9 @@ Images are electric charges in a space with D more dimensions, and the field lin
 Poisson flow, D = ∞ is diffusion; small D is robust, large D is rigid."""
 
 
-def number_choices(dimensions):
-    return [(number(D), D) for D in dimensions]
+def named(dimensions):
+    """Choices of D for people."""
+    return [(number(float(D)), D) for D in dimensions]
 
 
 def dial_of_dimension(model):
@@ -397,25 +408,24 @@ def dial_of_dimension(model):
 
 def offer(name):
     """What the page offers for a model, which is loaded now."""
-    model = chosen_model(name)
     try:
-        pipe = model.load().pipeline((model.dimensions or [model.low])[0])
-    except ValueError as error:
-        return [f"**{error}** The others can be used.", *[gr.skip()] * 10, *[gr.update(interactive=False) for _ in range(4)]]
+        model = chosen_model(name)
+        pipe = model.pipeline((model.dimensions or [model.low])[0])
+    except (ValueError, gr.Error) as error:
+        message = getattr(error, "message", str(error))
+        return [f"**{message}** The others can be used.", *[gr.skip()] * 10, *[gr.update(interactive=False) for _ in range(4)]]
     _, names = classes_of(pipe, ANY_CLASS, 1)
-    dimensions = model.dimensions
+    family, offered = bool(model.dimensions), offered_by(model)
 
     def choice_of_dimension():
-        family = bool(dimensions)
         return [
             gr.update(visible=not family, minimum=math.log2(model.low)),
-            gr.update(visible=family, choices=number_choices(dimensions), value=dimensions[0] if family else None),
+            gr.update(visible=family, choices=named(offered) if family else [], value=offered[0] if family else None),
             gr.update(visible=not family),
         ]
 
-    offered = dimensions or COMPARED
-    compared = gr.update(choices=number_choices(offered), value=dimensions[:5] or [16.0, 128.0, 2048.0, math.inf])
-    small, large = (gr.update(choices=number_choices(offered), value=D) for D in (offered[0], offered[-1]))
+    compared = gr.update(choices=named(offered), value=offered[:5] if family else DEFAULTS)
+    small, large = (gr.update(choices=named(offered), value=D) for D in (offered[0], offered[-1]))
     label = gr.update(choices=[ANY_CLASS, *names], value=ANY_CLASS, visible=bool(names))
     size, parameters = pipe.unet.config.sample_size, pipe.unet.num_parameters()
     said = f"{size}×{size} pixels, {parameters:,} parameters"
@@ -449,9 +459,11 @@ def build():
                         draw = gr.Button("Draw", variant="primary", min_width=80)
                         cancel = gr.Button("Cancel", min_width=80)
                 with gr.Column(scale=2):
-                    gallery = gr.Gallery(label="Images", columns=4, format="png", object_fit="contain", height="auto")
+                    gallery = gr.Gallery(
+                        label="Images", show_label=False, columns=4, format="png", object_fit="contain", height="auto"
+                    )
                     took = gr.Markdown()
-                    archive = gr.DownloadButton("Download all as zip", interactive=False, size="sm")
+                    archive = gr.DownloadButton("Download all as zip", size="sm")
                     code = gr.Code(label="The code that draws these images", language="python", interactive=False)
             drawing = draw.click(
                 sample, [model, dial, fixed, label, count, steps, solver, guidance, seed], [gallery, took, archive, code],
@@ -461,7 +473,7 @@ def build():
 
         with gr.Tab("Compare D"):
             gr.Markdown("The same seeds, a row each for up to five D.")
-            compared = gr.CheckboxGroup(number_choices(COMPARED), value=[16.0, 128.0, 2048.0, math.inf], label="D")
+            compared = gr.CheckboxGroup(named(COMPARED), value=DEFAULTS, label="D")
             with gr.Row():
                 compare_button = gr.Button("Compare", variant="primary")
                 cancel = gr.Button("Cancel")
@@ -478,8 +490,8 @@ def build():
                     0, 1, 0.2, step=0.05, label="Noise α", info="injected before each step, in units of its level"
                 )
                 bits = gr.Radio([AS_TRAINED, 8, 7, 6, 5, 4], value=AS_TRAINED, label="Bits a weight")
-                small = gr.Radio(number_choices(COMPARED), value=16.0, label="Small D")
-                large = gr.Radio(number_choices(COMPARED), value=math.inf, label="Large D")
+                small = gr.Radio(named(COMPARED), value="16", label="Small D")
+                large = gr.Radio(named(COMPARED), value="inf", label="Large D")
             with gr.Row():
                 disturb_button = gr.Button("Disturb", variant="primary")
                 cancel = gr.Button("Cancel")

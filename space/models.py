@@ -86,11 +86,18 @@ class Model:
                 try:
                     pipe = DiffusionPipeline.from_pretrained(local[0] if local else source)
                 except Exception as error:  # whatever the Hub or the files make of it: the others go on
-                    status = getattr(getattr(error, "response", None), "status_code", None)
-                    reason = f"the Hub answers {status}" if status else "there is no such model, or the Hub cannot be reached"
-                    raise ValueError(f"{self.name} cannot be loaded: {reason}.") from error
+                    raise ValueError(f"{self.name} cannot be loaded: {reason(error)}.") from error
                 self._loaded[source] = pipe.to("cuda" if torch.cuda.is_available() else "cpu")
             return self._loaded[source]
+
+
+def reason(error: BaseException) -> str:
+    """Why loading failed, for visitors: no path and no token is in it."""
+    while error is not None:
+        if status := getattr(getattr(error, "response", None), "status_code", None):
+            return f"the Hub answers {status}"
+        error = error.__cause__ or error.__context__
+    return "there is no such model, or the Hub cannot be reached"
 
 
 def read_models() -> dict[str, Model]:

@@ -1,6 +1,8 @@
 """The rules of the house."""
 
 import ast
+import json
+import re
 import subprocess
 import sys
 
@@ -67,3 +69,16 @@ def test_ruff():
     for command in (["check"], ["format", "--check"]):
         result = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_report_holds_what_was_measured():
+    from pipeline_pfgmpp.evaluation.evaluate import table
+
+    report = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    for path in (ROOT / "benchmarks").glob("*.md"):
+        assert path.name == "RESULTS.md" or path.read_text() in report, path.name
+    results = json.loads((ROOT / "model_cards" / "pfgmpp-fashion-mnist" / "evaluation.json").read_text())
+    assert table(results) in report
+    assert results["command"] in report
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", report):
+        assert (ROOT / "benchmarks" / picture).is_file()

@@ -80,10 +80,10 @@ def test_measuring_goes_on_where_it_was(pipe, fashion_mnist, tmp_path, monkeypat
     real = load_images(load_dataset(str(fashion_mnist), split="test"), 28).images
     metrics = ImageMetrics(load_features("fashion-mnist"), real)
     points = [Disturbance("noise", 0.0), Disturbance("noise", 0.4), Disturbance("nfe", 3), Disturbance("bits", 2)]
-    arguments = {"num_images": 20, "num_groups": 2, "nfe": 15}
-    entries = measure({"model": pipe}, [16, None], points, metrics, tmp_path, **arguments)
-    assert {entry["D"] for entry in entries} == {"128"}  # it serves one
+    arguments = {"num_images": 20, "num_groups": 2, "nfe": 7}
+    entries = measure({"model": pipe}, [16], points, metrics, tmp_path, **arguments)
     assert [(entry["kind"], entry["level"]) for entry in entries] == [("noise", 0), ("noise", 0.4), ("nfe", 3), ("bits", 2)]
+    assert {entry["D"] for entry in entries} == {"16"}
     assert entries[3]["distances"][0] > entries[0]["distances"][0]  # two bits are not enough
     monkeypatch.setattr(robustness, "generate", None)
     assert measure({"model": pipe}, [16], points, metrics, tmp_path, **arguments) == entries
@@ -94,7 +94,8 @@ def test_measuring_goes_on_where_it_was(pipe, fashion_mnist, tmp_path, monkeypat
 
 def test_the_command_line(fashion_mnist, tmp_path):
     output = str(tmp_path / "out")
-    small = ["--noise", "0,0.2", "--bits", "", "--nfe", "", "--num-images", "4", "--groups", "1", "--output", output]
+    small = ["--noise", "0,0.2", "--bits", "", "--nfe", "3", "--num-images", "4", "--groups", "1", "--output", output]
+    small += ["--D", "16,inf"]
     command = [sys.executable, "-m", "pipeline_pfgmpp", "robustness", str(BUNDLED), "--data", str(fashion_mnist), *small]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     names = {path.name for path in (tmp_path / "out").iterdir()}

@@ -190,7 +190,7 @@ def picture(
         columns = [next(generate(pipeline, list(range(num_seeds)), num_seeds, None, level, D=D))[1] for level in levels]
         images += [columns[index][seed] for seed in range(num_seeds) for index in range(len(levels))]
     pixels = torch.stack(images).permute(0, 2, 3, 1).float().numpy() / 255
-    rows = [f"D = {number(D)}" for D in dimensions]
+    rows = [f"D = {D:g}" for D in dimensions]
     labelled_grid(PFGMPPPipeline.numpy_to_pil(pixels), num_seeds * len(levels), rows).save(path)
 
 
