@@ -305,7 +305,7 @@ def robustness(args):
     entries = robustness.measure(pipelines, args.D, disturbances, metrics, output, args.num_images, args.groups, nfe)
     (output / "robustness.md").write_text(robustness.table(entries))
     robustness.plot(entries, output / "robustness.png")
-    robustness.picture(first, served(first, args.D), args.noise, output / "noise.png")
+    robustness.picture(first, served(first, args.D), args.noise, output / "noise.png", nfe=nfe)
     print(f"Wrote robustness.json, robustness.md, robustness.png and noise.png to {output.resolve()}")
 
 

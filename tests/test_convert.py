@@ -142,15 +142,22 @@ def test_nan_weights_are_converted_with_a_warning(checkpoint, tensors_and_config
 
 MEASURE = """
 import sys
+from diffusers import DiffusionPipeline
 from pipeline_pfgmpp.convert import convert_checkpoint
+
+def memory(name):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+
+before = memory("VmRSS:")
 convert_checkpoint(sys.argv[1], sys.argv[2])
-print(next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM:")))
+print(memory("VmHWM:") - before)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
 @pytest.mark.parametrize("suffix", [".pt", ".pkl"])
-def test_a_full_size_file_takes_at_most_three_times_its_size(suffix, tmp_path):
+def test_a_full_size_file_takes_little_more_than_its_size(suffix, tmp_path):
+    """At its peak, beyond what the imported libraries take, which depends on what is installed."""
     unet = PFGMPPUNet2DModel.from_preset("cifar10-ncsnpp", augment_dim=9)
     state = {f"model.{name}": tensor for name, tensor in unet.state_dict().items()}
     path = tmp_path / f"file{suffix}"
@@ -158,7 +165,7 @@ def test_a_full_size_file_takes_at_most_three_times_its_size(suffix, tmp_path):
     assert path.stat().st_size > 225e6
     command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "out")]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(result.stdout) < 3 * path.stat().st_size
+    assert int(result.stdout) < 1.5 * path.stat().st_size
     converted = PFGMPPUNet2DModel.from_pretrained(tmp_path / "out", subfolder="unet")
     assert all(torch.equal(value, unet.state_dict()[name]) for name, value in converted.state_dict().items())
 

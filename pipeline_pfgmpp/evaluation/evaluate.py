@@ -167,10 +167,11 @@ Over the features `{results["features"]}`, {count} a value, against {results["re
     card.text = f"{before.rstrip()}\n\n{section}\n{found}{after}".rstrip() + "\n"
     card.data.model_name = folder.resolve().name
     dataset = next(iter(card.data.datasets or [results["reference"]]))
+    kinds = {} if results["features"] == "inception" else {"fid": "frechet_distance"}  # the Hub takes `fid` for Inception's
     card.data.eval_results = [
         EvalResult(
             task_type="unconditional-image-generation", dataset_type=dataset, dataset_name=dataset.rpartition("/")[2],
-            metric_type=name, metric_value=float(f"{statistics.mean(values):.5g}"),
+            metric_type=kinds.get(name, name), metric_value=float(f"{statistics.mean(values):.5g}"),
             metric_name=f"{title(name, results['features'])} over {results['features']} features, {count}, D = {entry['D']}",
         )
         for entry in results["results"] if "D" in entry

@@ -72,6 +72,11 @@ class Disturbance(NamedTuple):
         return {**dict.fromkeys(("noise", "bits", "nfe")), self.kind: self.level}
 
 
+def _steps(pipeline, nfe):
+    """Steps of so many calls: Heun calls twice a step, but for the last."""
+    return -(-int(nfe) // pipeline.scheduler.order)
+
+
 def measure(
     pipelines: dict[str, PFGMPPPipeline],
     dimensions: list[float],
@@ -114,7 +119,7 @@ def measure(
             continue
         progress.set_postfix(D=number(D), **{disturbance.kind: disturbance.level})
         pipeline, settings = pipelines[model], disturbance.settings
-        steps = -(-int(settings["nfe"] or nfe) // pipeline.scheduler.order)  # Heun calls twice a step, but for the last
+        steps = _steps(pipeline, settings["nfe"] or nfe)
         distances = []
         with quantised(pipeline.unet, settings["bits"]):
             for group in range(num_groups):
@@ -173,7 +178,12 @@ def plot(entries: list[dict], path: str | os.PathLike) -> None:
 
 
 def picture(
-    pipeline: PFGMPPPipeline, dimensions: list[float], levels: list[float], path: str | os.PathLike, num_seeds: int = 3
+    pipeline: PFGMPPPipeline,
+    dimensions: list[float],
+    levels: list[float],
+    path: str | os.PathLike,
+    num_seeds: int = 3,
+    nfe: int = 35,
 ) -> None:
     """
     Draws the same seeds at each D, a row a D, with the noise growing to the right for each seed.
@@ -184,10 +194,13 @@ def picture(
         levels (`list[float]`): alpha of the columns.
         path (`str` or `os.PathLike`): The picture.
         num_seeds (`int`, defaults to 3): Seeds, one after the other.
+        nfe (`int`, defaults to 35): Calls of the network.
     """
+    steps = _steps(pipeline, nfe)
     images = []
     for D in dimensions:
-        columns = [next(generate(pipeline, list(range(num_seeds)), num_seeds, None, level, D=D))[1] for level in levels]
+        settings = {"D": D, "num_inference_steps": steps}
+        columns = [next(generate(pipeline, list(range(num_seeds)), num_seeds, None, level, **settings))[1] for level in levels]
         images += [columns[index][seed] for seed in range(num_seeds) for index in range(len(levels))]
     pixels = torch.stack(images).permute(0, 2, 3, 1).float().numpy() / 255
     rows = [f"D = {D:g}" for D in dimensions]

@@ -96,9 +96,10 @@ class PowerFunctionEMA(_ShardedEMAModel):
             names (`list[str]`): The names of the parameters.
             write (`bool`, defaults to `True`): Whether this process is the one that writes.
         """
-        tensors = dict(zip(names, self.state_dict()["shadow_params"]))
+        average = self.state_dict()["shadow_params"]
         if not write:
             return
+        tensors = {name: tensor.contiguous() for name, tensor in zip(names, average)}
         path = Path(run) / "ema" / f"{step}-{self.width:g}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path.with_suffix(".partial"))
