@@ -299,7 +299,9 @@ def main():
 
     # Network, scheduler, loss
     channels, num_classes = data.channels, len(data.class_names) if args.class_conditional else 0
-    own = {"D": args.D.middle, "max_noise_norm": args.max_noise_norm}
+    own = {"D": args.D.middle}
+    if args.max_noise_norm is not None:  # a network has its own
+        own["max_noise_norm"] = args.max_noise_norm
     if pretrained:
         unet, scheduler = pretrained.unet, PFGMPPScheduler.from_config(pretrained.scheduler.config, **own)
         if (unet.config.in_channels, pretrained.num_classes) != (channels, num_classes):
