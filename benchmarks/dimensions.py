@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from pipeline_pfgmpp import PFGMPPScheduler
-from pipeline_pfgmpp.grid import labelled_grid
+from pipeline_pfgmpp.grid import labelled_grid, to_pil
 from pipeline_pfgmpp.sampling import generate
 
 
@@ -59,12 +59,13 @@ def continuity(pipe, count, path):
     # Classes are given: where they are drawn, it is after the noise, which takes less of the generator at infinity.
     labels = [seed % pipe.num_classes for seed in range(count)] if pipe.num_classes else None
     settings = {"num_inference_steps": 16, "class_labels": labels}
-    pictures = torch.stack(
+    drawn = torch.stack(
         [
-            next(generate(pipe, list(range(count)), count, None, D=D, **settings))[1].float() / 127.5 - 1
+            next(generate(pipe, list(range(count)), count, None, D=D, **settings))[1]
             for D in tqdm([*dimensions, math.inf], desc="Along D")
         ]
     )
+    pictures = drawn.float() / 127.5 - 1
     strangers = (pictures[0] - pictures[0].roll(1, 0)).square().mean().sqrt().item()
     lines = ["| step of D | root mean square between neighbours | largest of one picture |", "|---|---|---|"]
     for factor in (8, 4, 2, 1):
@@ -76,9 +77,8 @@ def continuity(pipe, count, path):
     lines.append(f"| pictures of other seeds | {strangers:.4f} | |")
 
     rows = [*range(0, len(dimensions), 2 * finest), len(dimensions)]
-    shown = (pictures[rows, :10].flatten(0, 1).permute(0, 2, 3, 1).numpy() / 2 + 0.5).clip(0, 1)
     names = [f"D = {[*dimensions, math.inf][row]:g}" for row in rows]
-    labelled_grid(pipe.numpy_to_pil(shown), 10, names).save(path)
+    labelled_grid(to_pil(drawn[rows, :10].flatten(0, 1)), 10, names).save(path)
     return "\n".join([*lines, ""])
 
 

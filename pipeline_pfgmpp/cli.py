@@ -92,8 +92,7 @@ def sample_grid(args):
     import torch
     from tqdm.auto import tqdm
 
-    from .grid import labelled_grid, stacked
-    from .pipeline_pfgmpp import PFGMPPPipeline
+    from .grid import labelled_grid, stacked, to_pil
     from .sampling import generate
 
     if not args.output.lower().endswith(".png"):
@@ -105,7 +104,8 @@ def sample_grid(args):
     # A row is its name, its seeds and what else it is drawn with.
     if len(args.D or []) > 1:  # a row a D: the same seeds in each, and a class a column
         classes = [i % num_classes if args.class_label is None else args.class_label for i in columns] if num_classes else None
-        rows = [(f"D = {D:g}", [args.seed + i for i in columns], D, classes) for D in args.D]
+        labels = {"class_labels": classes} if num_classes else {}
+        rows = [(f"D = {D:g}", [args.seed + i for i in columns], D, labels) for D in args.D]
     else:  # a row a class
         D = args.D[0] if args.D else None
         classes = range(num_classes) if args.class_label is None else [args.class_label] * (args.rows or 8)
@@ -115,21 +115,21 @@ def sample_grid(args):
                 names.get(str(label), str(label)) if num_classes else None,
                 [args.seed + row * args.columns + i for i in columns],
                 D,
-                None if label is None else [label] * args.columns,
+                {} if label is None else {"class_labels": [label] * args.columns},
             )
             for row, label in enumerate(classes)
         ]
-    settings = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
+    settings = call_settings(args)
     drawn = [
-        next(generate(pipeline, seeds, args.columns, None, noise, D=D, class_labels=labels, **settings))[1]
+        next(generate(pipeline, seeds, args.columns, None, noise, D=D, **{**settings, **labels}))[1]
         for noise, (_, seeds, D, labels) in tqdm([(noise, row) for noise in args.noise for row in rows], "Sampling", unit="row")
     ]
     labels = [name for name, *_ in rows] if rows[0][0] is not None else None
     panels = {}
     for index, noise in enumerate(args.noise):
-        images = torch.cat(drawn[index * len(rows) : (index + 1) * len(rows)]).permute(0, 2, 3, 1).float().numpy() / 255
+        images = torch.cat(drawn[index * len(rows) : (index + 1) * len(rows)])
         title = f"noise of {noise:g} injected before each step" if noise else "undisturbed"
-        panels[title] = labelled_grid(PFGMPPPipeline.numpy_to_pil(images), args.columns, labels)
+        panels[title] = labelled_grid(to_pil(images), args.columns, labels)
     output = Path(args.output).resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")
@@ -220,11 +220,10 @@ def add_evaluate_parser(commands):
 def evaluate(args):
     import json
 
-    import torch
     from accelerate import PartialState
 
     from .evaluation import ImageMetrics, load_features
-    from .evaluation.evaluate import evaluate, gather_features, report, table, write_evaluation
+    from .evaluation.evaluate import evaluate, evaluate_real, gather_features, report, table, write_evaluation
 
     if args.write and not Path(args.model, "README.md").is_file():
         raise ValueError(f"--write needs a local model folder with a README.md, but {args.model} is none.")
@@ -243,10 +242,7 @@ def evaluate(args):
         pipeline, metrics, args.D, output, args.num_images, args.groups, args.seed, args.batch_size, command, **settings
     )
     if others is not None:
-        chosen = torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[: args.num_images]
-        found = metrics(others[chosen[state.process_index :: state.num_processes]])
-        name = f"{len(chosen):,} real ones, {args.baseline_split} split"
-        entries.append({"images": name, **{metric: [float(f"{value:.5g}")] for metric, value in found.items()}})
+        entries.append(evaluate_real(others, metrics, args.num_images, args.baseline_split))
     if not state.is_main_process:
         return
     reference = f"the {len(real):,} images of the {args.split} split of `{args.data}`"
@@ -326,10 +322,10 @@ def add_push_parser(commands):
 
 
 def push(args):
-    from .hub import push_space, push_to_hub
+    from .hub import push_to_hub
 
-    upload = push_space if args.repo_type == "space" else push_to_hub
-    print(f"Pushed {args.folder}: {upload(args.folder, args.repo_id, args.private, args.revision, args.create_pr)}")
+    address = push_to_hub(args.folder, args.repo_id, args.private, args.revision, args.create_pr, args.repo_type)
+    print(f"Pushed {args.folder}: {address}")
 
 
 def add_info_parser(commands):

@@ -1,6 +1,21 @@
 """Pictures of many images."""
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
+
+
+def to_pil(images: torch.Tensor) -> list[Image.Image]:
+    """
+    Images as pictures.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch, 1 or 3, H, W)`, uint8): The images.
+
+    Returns:
+        `list[PIL.Image.Image]`: Grey or RGB pictures.
+    """
+    arrays = images.permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]
 
 
 def labelled_grid(

@@ -59,10 +59,13 @@ def push_to_hub(
     private: bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
+    repo_type: str = "model",
 ) -> str:
     """
     Uploads a pipeline folder in one commit: weights as safetensors, configurations, the card and its pictures, the package's
-    own source files, and nothing else that lies there. What an interrupted upload has sent is not sent again.
+    own source files, and nothing else that lies there. Of a Space it uploads the app, with the package's source files and the
+    local models of its `models.yaml` beside it, for the package is on no index. What an interrupted upload has sent is not sent
+    again.
 
     Args:
         folder (`str` or `os.PathLike`): The folder.
@@ -70,43 +73,44 @@ def push_to_hub(
         private (`bool`, *optional*): Whether a repository that is made is private; by default as the account has it.
         revision (`str`, *optional*): Branch to commit to, which is made if it is not there; by default the main one.
         create_pr (`bool`, defaults to `False`): Whether to propose the commit instead.
+        repo_type (`str`, defaults to `"model"`): What the folder holds: `"model"` or `"space"`.
 
     Returns:
         `str`: Address of the commit, or of the proposal.
 
     Raises:
-        ValueError: The folder holds no pipeline, or it cannot be uploaded; the repository is as it was.
+        ValueError: The folder holds no such thing, or it cannot be uploaded; the repository is as it was.
     """
-    files = _pipeline_files(Path(folder))
-    return _commit(files, repo_id, "model", "model_index.json", private, revision, create_pr)
+    space, folder = repo_type == "space", Path(folder)
+    files = _space_files(folder) if space else _pipeline_files(folder)
+    mark = "app.py" if space else "model_index.json"  # what holds something else lacks it
+    api = HfApi()
+    try:
+        sdk = "gradio" if space else None
+        repo_id = api.create_repo(repo_id, repo_type=repo_type, space_sdk=sdk, private=private, exist_ok=True).repo_id
+        there = set(api.list_repo_files(repo_id, repo_type=repo_type)) - {".gitattributes", "README.md"}
+        if there and mark not in there:
+            raise ValueError(f"it is taken by something else, which holds {min(there)}")
+        if revision:
+            api.create_branch(repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
+        commit = api.create_commit(
+            repo_id,
+            [CommitOperationAdd(path, local) for path, local in sorted(files.items())],
+            repo_type=repo_type,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=f"Upload a {'Space' if space else 'pipeline'}",
+        )
+    except Exception as error:
+        raise ValueError(_reason(error, repo_id)) from error
+    return commit.pr_url or commit.commit_url
 
 
-def push_space(
-    folder: str | os.PathLike,
-    repo_id: str,
-    private: bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-) -> str:
-    """
-    Uploads a Space in one commit: its app, with the package's own source files and the local models of its `models.yaml` beside
-    it, for the package is on no index.
-
-    Args:
-        folder (`str` or `os.PathLike`): The folder with `app.py`.
-        repo_id (`str`): The Space, `name` or `organisation/name`; it is made if it is not there.
-        private, revision, create_pr: As for [`push_to_hub`].
-
-    Returns:
-        `str`: Address of the commit, or of the proposal.
-
-    Raises:
-        ValueError: The folder holds no Space, or it cannot be uploaded; the Space is as it was.
-    """
-    folder, package = Path(folder), Path(__file__).parent
+def _space_files(folder):
+    """The files of a Space that are uploaded, by their path in the repository."""
     if not (folder / "app.py").is_file():
         raise ValueError(f"{folder} holds no Space: it has no app.py.")
-    kinds = {".py", ".md", ".txt", ".yaml", ".png", ".gif"}
+    package, kinds = Path(__file__).parent, {".py", ".md", ".txt", ".yaml", ".png", ".gif"}
     own = [path for path in folder.rglob("*") if path.suffix in kinds and "__pycache__" not in path.parts]
     files = {path.relative_to(folder).as_posix(): path for path in own}
     sources = [path for path in package.rglob("*") if path.suffix in {".py", ".json", ".yaml", ".safetensors"}]
@@ -117,7 +121,7 @@ def push_space(
                 if local.is_dir():
                     files |= {f"{name}/{path}": file for path, file in _pipeline_files(local).items()}
                     break
-    return _commit(files, repo_id, "space", "app.py", private, revision, create_pr)
+    return files
 
 
 def _pipeline_files(folder):
@@ -134,30 +138,6 @@ def _pipeline_files(folder):
         if component is not None:
             paths += [path for kind in ("json", "safetensors") for path in (folder / part).glob(f"*.{kind}")]
     return {path.relative_to(folder).as_posix(): path for path in paths}
-
-
-def _commit(files, repo_id, repo_type, mark, private, revision, create_pr):
-    """Commits files to a repository, which is made if it is not there; one that holds something else lacks the `mark`."""
-    api = HfApi()
-    try:
-        sdk = "gradio" if repo_type == "space" else None
-        repo_id = api.create_repo(repo_id, repo_type=repo_type, space_sdk=sdk, private=private, exist_ok=True).repo_id
-        there = set(api.list_repo_files(repo_id, repo_type=repo_type)) - {".gitattributes", "README.md"}
-        if there and mark not in there:
-            raise ValueError(f"it is taken by something else, which holds {min(there)}")
-        if revision:
-            api.create_branch(repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
-        commit = api.create_commit(
-            repo_id,
-            [CommitOperationAdd(path, local) for path, local in sorted(files.items())],
-            repo_type=repo_type,
-            revision=revision,
-            create_pr=create_pr,
-            commit_message=f"Upload a {'Space' if repo_type == 'space' else 'pipeline'}",
-        )
-    except Exception as error:
-        raise ValueError(_reason(error, repo_id)) from error
-    return commit.pr_url or commit.commit_url
 
 
 def _reason(error, repo_id):

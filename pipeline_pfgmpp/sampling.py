@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .grid import to_pil
 from .noise import sample_noise
 
 
@@ -129,8 +130,7 @@ def injected_noise(
             return {"latents": tensors["latents"] + pipe.scheduler.sigmas[index + 1] * gaussian()}
         return tensors
 
-    scheduler = pipeline.scheduler.config
-    prior = sample_noise(shape, scheduler.D if D is None else D, generators, device, max_norm=scheduler.get("max_noise_norm"))
+    prior = pipeline.scheduler.sample_noise(shape, generators, device, D=pipeline.scheduler.config.D if D is None else D)
     return {"latents": prior + gaussian(), "callback_on_step_end": before_the_next_step}
 
 
@@ -248,8 +248,7 @@ def _write(path, write):
 
 
 def _write_png(path, image):
-    array = image.permute(1, 2, 0).numpy()
-    picture = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
+    (picture,) = to_pil(image[None])
     _write(path, lambda partial: picture.save(partial, format="PNG"))
 
 

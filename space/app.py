@@ -16,11 +16,11 @@ import torch
 from models import HERE, read_models
 from PIL import Image
 
-from pipeline_pfgmpp import PFGMPPPipeline, sample_noise
+from pipeline_pfgmpp import sample_noise
 from pipeline_pfgmpp.cards import number
 from pipeline_pfgmpp.evaluation.field_lines import SHAPES, shape, trajectories
-from pipeline_pfgmpp.grid import labelled_grid
-from pipeline_pfgmpp.sampling import injected_noise
+from pipeline_pfgmpp.grid import labelled_grid, to_pil
+from pipeline_pfgmpp.sampling import generate
 
 
 try:
@@ -41,6 +41,7 @@ COMPARED = ["16", "64", "128", "512", "2048", "16384", "inf"]
 DEFAULTS = ["16", "128", "2048", "inf"]
 AS_TRAINED = "as trained"
 PREVIEWS = 8  # a run
+LARGEST_SEED = 2**31 - 65  # with those of 64 images it fits 31 bits
 PLANE, REACH = 480, 3.0  # the playground: its pixels, and half its width
 # One at a time, in turn; all that comes in is checked here, and nothing by gradio, which knows less of it.
 MODEL_WORK = {"concurrency_id": "model", "concurrency_limit": 1, "preprocess": False}
@@ -116,9 +117,9 @@ def loaded(model, D, **settings):
 # Pictures
 
 
-def to_pil(images):
-    """Images in [-1, 1], as PIL."""
-    return PFGMPPPipeline.numpy_to_pil((images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().float().numpy())
+def pictures_of(samples):
+    """Samples, in about [-1, 1], as PIL."""
+    return to_pil(((samples / 2 + 0.5).clamp(0, 1) * 255).round().to("cpu", torch.uint8))
 
 
 def as_html(picture, alt, width=None):
@@ -208,7 +209,7 @@ def sample(model, dial, fixed, label, count, steps, solver, guidance, seed):
     model = chosen_model(model)
     D = chosen_dimension(model, dial, fixed)
     count, steps = whole(count, 1, 64, "The number of images"), whole(steps, 1, 100, "The number of steps")
-    seed, guidance = whole(seed, 0, 2**31 - 65, "The seed"), real(guidance, 0, 10, "Guidance")
+    seed, guidance = whole(seed, 0, LARGEST_SEED, "The seed"), real(guidance, 0, 10, "Guidance")
     pipe = loaded(model, D, solver_type=one_of(solver, SOLVERS, "The solver"))
     labels, names = classes_of(pipe, label, count)
     settings = {"D": D, "class_labels": labels, "guidance_scale": guidance}
@@ -217,7 +218,7 @@ def sample(model, dial, fixed, label, count, steps, solver, guidance, seed):
     captions = [f"{names[labels[index]]}, seed {seed + index}" if names else f"seed {seed + index}" for index in range(count)]
     code, start = code_of(model.source(D), count, seed, steps, solver, settings), time.monotonic()
     for calls, images, done in run(pipe, count, num_inference_steps=steps, generator=generators_of(seed, count), **settings):
-        pictures = gr.skip() if images is None else list(zip(to_pil(images), captions))
+        pictures = gr.skip() if images is None else list(zip(pictures_of(images), captions))
         total = len(pipe.scheduler.timesteps)
         took = f"{count} images, D = {number(D)}, {calls} of {total} calls of the network, {time.monotonic() - start:.1f} s"
         if not done:
@@ -238,17 +239,15 @@ def compare(model, dimensions, label, steps, seed):
     if not isinstance(dimensions, list) or not 1 <= len(dimensions) <= 5:
         raise gr.Error("Choose one to five D.")
     dimensions = sorted(float(one_of(D, offered_by(model), "D")) for D in dimensions)
-    steps, seed = whole(steps, 1, 100, "The number of steps"), whole(seed, 0, 2**31 - 65, "The seed")
+    steps, seed = whole(steps, 1, 100, "The number of steps"), whole(seed, 0, LARGEST_SEED, "The seed")
     rows, columns = [], 8
     for D in dimensions:
         pipe = loaded(model, D)
         labels, _ = classes_of(pipe, label, columns)
-        told = {"class_labels": labels} if labels else {}
-        for _, images, done in run(
-            pipe, columns, 1, num_inference_steps=steps, D=D, generator=generators_of(seed, columns), **told
-        ):
+        settings = {"num_inference_steps": steps, "D": D, "class_labels": labels}
+        for _, images, done in run(pipe, columns, 1, generator=generators_of(seed, columns), **settings):
             if done:
-                rows += to_pil(images)
+                rows += pictures_of(images)
         names = [f"D = {D:g}" for D in dimensions[: len(rows) // columns]]
         yield as_html(
             labelled_grid(rows, columns, names), f"The seeds {seed} to {seed + columns - 1}, a row each for {', '.join(names)}"
@@ -261,19 +260,15 @@ def disturb(model, noise, bits, small, large, label, steps, seed):
     model = chosen_model(model)
     small, large = (float(one_of(D, offered_by(model), "D")) for D in (small, large))
     noise, steps = real(noise, 0, 1, "The noise"), whole(steps, 1, 100, "The number of steps")
-    seed = whole(seed, 0, 2**31 - 65, "The seed")
+    seed = whole(seed, 0, LARGEST_SEED, "The seed")
     bits = None if bits == AS_TRAINED else whole(bits, 2, 16, "Bits a weight")
     rows, names, columns = [], [], 8
     for D in (small, large):
         for alpha, rounded in ((0.0, None), (noise, bits)):
             pipe = loaded(model, D, **({} if rounded is None else {"bits": rounded}))
             labels, _ = classes_of(pipe, label, columns)
-            settings = {"num_inference_steps": steps, "D": D, "output_type": "latent"}
-            if labels:
-                settings["class_labels"] = labels
-            seeds, generators = range(seed, seed + columns), generators_of(seed, columns)
-            disturbance = injected_noise(pipe, list(seeds), generators, alpha, D) if alpha else {}
-            rows += to_pil(pipe(columns, generator=generators, **settings, **disturbance).images)
+            settings = {"num_inference_steps": steps, "D": D, "class_labels": labels}
+            rows += to_pil(next(generate(pipe, list(range(seed, seed + columns)), columns, None, alpha, **settings))[1])
             names.append(f"D = {D:g}, {'disturbed' if alpha or rounded else 'as it is'}")
             alt = f"The seeds {seed} to {seed + columns - 1}, a row each for {'; '.join(names)}"
             yield as_html(labelled_grid(rows, columns, names), alt)
@@ -287,10 +282,9 @@ def follow(model, dial, fixed, label, steps, seed):
     """A sample at every step of its way from the prior to the image."""
     model = chosen_model(model)
     D = chosen_dimension(model, dial, fixed)
-    steps, seed = whole(steps, 2, 100, "The number of steps"), whole(seed, 0, 2**31 - 65, "The seed")
+    steps, seed = whole(steps, 2, 100, "The number of steps"), whole(seed, 0, LARGEST_SEED, "The seed")
     pipe = loaded(model, D)
     labels, _ = classes_of(pipe, label, 1)
-    told = {"class_labels": labels} if labels else {}
     generator = torch.Generator().manual_seed(seed)
     size = pipe.unet.config.sample_size
     prior = pipe.scheduler.sample_noise((1, pipe.unet.config.in_channels, size, size), [generator], D=D)
@@ -303,8 +297,8 @@ def follow(model, dial, fixed, label, steps, seed):
         return {}
 
     pipe(
-        1, steps, D=D, latents=prior, generator=[generator], output_type="latent", callback_on_step_end=keep,
-        callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"], **told,
+        1, steps, D=D, class_labels=labels, latents=prior, generator=[generator], output_type="latent",
+        callback_on_step_end=keep, callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"],
     )  # fmt: skip
     sigmas = [*pipe.scheduler.sigmas[: -1 : pipe.scheduler.order].tolist()[:steps], 0.0]
     samples, denoised = [sigmas[0] * prior.cpu(), *samples], [denoised[0], *denoised]
@@ -312,7 +306,7 @@ def follow(model, dial, fixed, label, steps, seed):
     for sigma, x, image in zip(sigmas, samples, denoised):
         norm = x.norm().item() / x[0].numel() ** 0.5
         scaled = x / max(1.0, norm)
-        pair = labelled_grid([*to_pil(scaled), *to_pil(image)], 2, cell=224)
+        pair = labelled_grid([*pictures_of(scaled), *pictures_of(image)], 2, cell=224)
         frames.append((as_html(pair, f"The sample at sigma {sigma:.3g}, and what the network makes of it"), sigma, norm))
     return frames, gr.update(maximum=steps, value=steps, visible=True), show_frame(frames, steps), plot_way(frames, D)
 
@@ -333,7 +327,7 @@ def plot_way(frames, D):
     axis = figure.subplots()
     axis.plot([sigma for _, sigma, _ in frames], label="σ", marker=".")
     axis.plot([norm for *_, norm in frames], label="‖x‖ / √N", marker=".")
-    axis.set(xlabel="step", yscale="symlog", title=f"D = {number(D)}")
+    axis.set(xlabel="step", title=f"D = {number(D)}")
     axis.set_yscale("symlog", linthresh=0.01)
     axis.legend()
     axis.grid(alpha=0.3)
@@ -443,7 +437,7 @@ def build():
             label = gr.Dropdown([ANY_CLASS], value=ANY_CLASS, label="Class", allow_custom_value=True)
             steps = gr.Slider(1, 100, 18, step=1, label="Steps")
             with gr.Column(min_width=160):
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 65)
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED)
                 dice = gr.Button("🎲 another seed", size="sm")
         dice.click(None, None, seed, js=ROLL, api_visibility="private")
         said = gr.Markdown()

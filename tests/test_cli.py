@@ -53,6 +53,9 @@ def test_sample_draws_a_row_a_dimension_and_a_panel_a_noise(tmp_path):
     assert not np.array_equal(both[-len(plain) :], plain)
     with pytest.raises(SystemExit):
         cli.main([*draw, str(tmp_path / "folder"), "--num-images", "4", "--D", "8,inf"])
+    with pytest.raises(SystemExit):  # a class is nothing to leave out in silence
+        cli.main([*draw, str(tmp_path / "class.png"), "--class-label", "1"])
+    assert not (tmp_path / "class.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -67,9 +67,35 @@ def evaluate(
         for group in range(num_groups):
             mine = seeds[group * num_images : (group + 1) * num_images][state.process_index :: state.num_processes]
             for name, value in metrics(load_samples(folder, mine)[0]).items():
-                entry.setdefault(name, []).append(float(f"{value:.5g}"))
+                entry.setdefault(name, []).append(_rounded(value))
         entries.append(entry)
     return entries
+
+
+def evaluate_real(images: torch.Tensor, metrics: ImageMetrics, num_images: int, split: str) -> dict:
+    """
+    Measures as many other real images, for comparison; processes share the work.
+
+    Args:
+        images (`torch.Tensor` of shape `(M, C, H, W)`, uint8): Real images, of which some are chosen.
+        metrics ([`ImageMetrics`]): What measures.
+        num_images (`int`): How many.
+        split (`str`): What split they are of.
+
+    Returns:
+        `dict`: What they are, as `images`, and the lists of values of the metrics.
+    """
+    from accelerate import PartialState
+
+    state = PartialState()
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:num_images]
+    found = metrics(images[chosen[state.process_index :: state.num_processes]])
+    name = f"{len(chosen):,} real ones, {split} split"
+    return {"images": name, **{metric: [_rounded(value)] for metric, value in found.items()}}
+
+
+def _rounded(value):
+    return float(f"{value:.5g}")
 
 
 def gather_features(features: torch.Tensor) -> torch.Tensor:
@@ -171,7 +197,7 @@ Over the features `{results["features"]}`, {count} a value, against {results["re
     card.data.eval_results = [
         EvalResult(
             task_type="unconditional-image-generation", dataset_type=dataset, dataset_name=dataset.rpartition("/")[2],
-            metric_type=kinds.get(name, name), metric_value=float(f"{statistics.mean(values):.5g}"),
+            metric_type=kinds.get(name, name), metric_value=_rounded(statistics.mean(values)),
             metric_name=f"{title(name, results['features'])} over {results['features']} features, {count}, D = {entry['D']}",
         )
         for entry in results["results"] if "D" in entry

@@ -19,6 +19,11 @@ from .inception import InceptionV3
 INCEPTION_WEIGHTS = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 
 
+def _pixels(images):
+    """Images in [-1, 1] as whole numbers in [0, 255], of three channels."""
+    return ((images.expand(-1, 3, -1, -1) + 1) * 127.5).round()
+
+
 class TorchScriptFeatures(nn.Module):
     """
     A compiled network that maps images in [0, 255] to features.
@@ -38,8 +43,7 @@ class TorchScriptFeatures(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Features of images in [-1, 1]; grey ones are shown to it in three channels."""
-        pixels = ((images.expand(-1, 3, -1, -1) + 1) * 127.5).round()
-        return self.script(pixels, **self.options).flatten(1)
+        return self.script(_pixels(images), **self.options).flatten(1)
 
 
 class BackboneFeatures(nn.Module):
@@ -63,7 +67,7 @@ class BackboneFeatures(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Features of images in [-1, 1], prepared as the model's own processor does."""
-        pixels = ((images.expand(-1, 3, -1, -1) + 1) * 127.5).round().to("cpu", torch.uint8)
+        pixels = _pixels(images).to("cpu", torch.uint8)
         inputs = self.processor(list(pixels), return_tensors="pt")["pixel_values"]
         output = self.model(pixel_values=inputs.to(images.device))
         pooled = getattr(output, "pooler_output", None)

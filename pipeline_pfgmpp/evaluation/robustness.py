@@ -19,7 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..cards import number
-from ..grid import labelled_grid
+from ..grid import labelled_grid, to_pil
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..sampling import generate
 from .evaluate import served
@@ -202,9 +202,8 @@ def picture(
         settings = {"D": D, "num_inference_steps": steps}
         columns = [next(generate(pipeline, list(range(num_seeds)), num_seeds, None, level, **settings))[1] for level in levels]
         images += [columns[index][seed] for seed in range(num_seeds) for index in range(len(levels))]
-    pixels = torch.stack(images).permute(0, 2, 3, 1).float().numpy() / 255
     rows = [f"D = {D:g}" for D in dimensions]
-    labelled_grid(PFGMPPPipeline.numpy_to_pil(pixels), num_seeds * len(levels), rows).save(path)
+    labelled_grid(to_pil(torch.stack(images)), num_seeds * len(levels), rows).save(path)
 
 
 def table(entries: list[dict]) -> str:

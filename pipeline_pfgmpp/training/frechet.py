@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from ..evaluation import ImageMetrics, load_features
+from ..evaluation.evaluate import gather_features
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..sampling import generate
 from .data import ImageDataset, ImageStream
@@ -31,10 +32,7 @@ class FrechetDistance:
         self.accelerator, self.seeds_a_process = accelerator, -(-num_images // accelerator.num_processes)
         with accelerator.main_process_first():  # the others find its features of the data, where those are the same
             extractor = load_features(features, accelerator.device)
-            self.metrics = ImageMetrics(extractor, torch.cat(batches), gather=self._gather)
-
-    def _gather(self, features):
-        return self.accelerator.gather(features.to(self.accelerator.device)).cpu()
+            self.metrics = ImageMetrics(extractor, torch.cat(batches), gather=gather_features)
 
     def __call__(self, pipeline: PFGMPPPipeline, batch_size: int) -> float:
         """
