@@ -258,7 +258,8 @@ def add_robustness_parser(commands):
         "robustness",
         help="measure how quality falls under noise, rounded weights and fewer steps, at several D",
         description="Fréchet distance against injected noise, bits a weight and calls of the network, a line a D: tables, plots"
-        " and pictures. Interrupted and run again, it goes on.",
+        " and pictures. Under `accelerate launch -m pipeline_pfgmpp robustness ...` processes share the work; interrupted and"
+        " run again, it goes on.",
     )
     parser.set_defaults(run=robustness)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="Hub ids or pipeline folders")
@@ -274,34 +275,32 @@ def add_robustness_parser(commands):
     )
     parser.add_argument("--num-images", type=int, default=1000, help="images a distance (default: %(default)s)")
     parser.add_argument("--groups", type=int, default=3, help="distances a point, for error bars (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=50, help="images at a time, in each process (default: %(default)s)")
     parser.add_argument("--output", default="outputs/robustness", help="folder to write to (default: %(default)s)")
 
 
 def robustness(args):
+    from accelerate import PartialState
     from diffusers import DiffusionPipeline
 
     from .evaluation import ImageMetrics, load_features, robustness
-    from .evaluation.evaluate import served
+    from .evaluation.evaluate import gather_features, served
 
-    disturbances = [
-        robustness.Disturbance(kind, int(level) if kind != "noise" else level)
-        for kind, levels in (("noise", args.noise), ("bits", args.bits), ("nfe", args.nfe))
-        for level in levels
-    ]
-    for kind, level in disturbances:
-        if level < {"noise": 0, "bits": 1, "nfe": 1}[kind]:
-            raise ValueError(f"--{kind} must not hold {level:g}.")
+    settings = robustness.settings_of(args.noise, args.bits, args.nfe)
     if args.num_images < 2 or args.groups < 1:
         raise ValueError("--num-images must be at least 2 and --groups at least 1.")
     pipelines = {Path(model).name: on_device(DiffusionPipeline.from_pretrained(model)) for model in args.models}
-    first = next(iter(pipelines.values()))
-    extractor = load_features(args.features, first.device, args.trust_remote_code)
-    metrics, output = ImageMetrics(extractor, real_images(args, first, args.split)), Path(args.output)
-    nfe = int(max(args.nfe, default=35))
-    entries = robustness.measure(pipelines, args.D, disturbances, metrics, output, args.num_images, args.groups, nfe)
+    first, output = next(iter(pipelines.values())), Path(args.output)
+    state = PartialState(cpu=first.device.type == "cpu")
+    with state.main_process_first():  # the others find its features of the real images
+        extractor = load_features(args.features, first.device, args.trust_remote_code)
+        metrics = ImageMetrics(extractor, real_images(args, first, args.split), gather=gather_features)
+    entries = robustness.measure(pipelines, args.D, settings, metrics, output, args.num_images, args.groups, args.batch_size)
+    if not state.is_main_process:
+        return
     (output / "robustness.md").write_text(robustness.table(entries))
     robustness.plot(entries, output / "robustness.png")
-    robustness.picture(first, served(first, args.D), args.noise, output / "noise.png", nfe=nfe)
+    robustness.picture(first, served(first, args.D), args.noise, output / "noise.png", nfe=settings[0].nfe)
     print(f"Wrote robustness.json, robustness.md, robustness.png and noise.png to {output.resolve()}")
 
 

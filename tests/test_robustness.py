@@ -1,6 +1,9 @@
 """Disturbed sampling: what is disturbed, by how much, and that nothing else is."""
 
 import functools
+import json
+import math
+import os
 import subprocess
 import sys
 
@@ -8,11 +11,14 @@ import PIL.Image
 import pytest
 import torch
 from conftest import ROOT
+from datasets import load_dataset
 from diffusers import DiffusionPipeline
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler
-from pipeline_pfgmpp.evaluation.robustness import Disturbance, measure, plot, quantised, table
+from pipeline_pfgmpp.evaluation import ImageMetrics, load_features, robustness
+from pipeline_pfgmpp.evaluation.robustness import measure, plot, quantised, settings_of, table
 from pipeline_pfgmpp.sampling import generate
+from pipeline_pfgmpp.training import load_images
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Fréchet distance of")
@@ -71,35 +77,48 @@ def test_noise_comes_before_each_step_in_units_of_its_level(solver_type):
     assert seen[:: scheduler.order] == pytest.approx(expected, rel=0.1)
 
 
-def test_measuring_goes_on_where_it_was(pipe, fashion_mnist, tmp_path, monkeypatch):
-    from datasets import load_dataset
-
-    from pipeline_pfgmpp.evaluation import ImageMetrics, load_features, robustness
-    from pipeline_pfgmpp.training import load_images
-
+@pytest.fixture(scope="module")
+def metrics(fashion_mnist):
     real = load_images(load_dataset(str(fashion_mnist), split="test"), 28).images
-    metrics = ImageMetrics(load_features("fashion-mnist"), real)
-    points = [Disturbance("noise", 0.0), Disturbance("noise", 0.4), Disturbance("nfe", 3), Disturbance("bits", 2)]
-    arguments = {"num_images": 20, "num_groups": 2, "nfe": 7}
-    entries = measure({"model": pipe}, [16], points, metrics, tmp_path, **arguments)
-    assert [(entry["kind"], entry["level"]) for entry in entries] == [("noise", 0), ("noise", 0.4), ("nfe", 3), ("bits", 2)]
+    return ImageMetrics(load_features("fashion-mnist"), real)
+
+
+def test_measuring_goes_on_where_it_was(pipe, metrics, tmp_path, monkeypatch):
+    settings, arguments = settings_of([0, 0.4], [2], [7, 3]), {"num_images": 20, "num_groups": 2}
+    assert settings == [(0, None, 7), (0.4, None, 7), (0, 2, 7), (0, None, 3)]  # what is undisturbed is measured once
+    entries = measure({"model": pipe}, [16], settings, metrics, tmp_path, **arguments)
+    assert [(entry["noise"], entry["bits"], entry["nfe"]) for entry in entries] == settings
     assert {entry["D"] for entry in entries} == {"16"}
-    assert entries[3]["distances"][0] > entries[0]["distances"][0]  # two bits are not enough
-    monkeypatch.setattr(robustness, "generate", None)
-    assert measure({"model": pipe}, [16], points, metrics, tmp_path, **arguments) == entries
-    assert "| noise injected, α | 0 | 0.4 |" in table(entries)
+    assert entries[2]["distances"][0] > entries[0]["distances"][0]  # two bits are not enough
+    with monkeypatch.context() as patch:
+        patch.setattr(robustness, "generate", None)
+        assert measure({"model": pipe}, [16], settings, metrics, tmp_path, **arguments) == entries
+    text = table(entries)
+    first = f"{torch.tensor(entries[0]['distances']).mean():.1f} ± "
+    headers = {"noise injected, α | 0 | 0.4": True, "bits a weight | 2": False, "calls of the network | 7 | 3": True}
+    for header, begins_undisturbed in headers.items():
+        found, _, line = text[text.index(f"| {header} |") :].splitlines()[:3]
+        assert line.count("±") == found.count("|") - 2
+        assert line.startswith(f"| D = 16 | {first}") == begins_undisturbed
     plot(entries, tmp_path / "plot.png")
     assert PIL.Image.open(tmp_path / "plot.png").width > 1000
 
 
-def test_the_command_line(fashion_mnist, tmp_path):
+def test_the_command_line_in_two_processes(pipe, metrics, fashion_mnist, tmp_path):
     output = str(tmp_path / "out")
-    small = ["--noise", "0,0.2", "--bits", "", "--nfe", "3", "--num-images", "4", "--groups", "1", "--output", output]
-    small += ["--D", "16,inf"]
-    command = [sys.executable, "-m", "pipeline_pfgmpp", "robustness", str(BUNDLED), "--data", str(fashion_mnist), *small]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    small = ["--noise", "0,0.2", "--bits", "", "--nfe", "3", "--num-images", "5", "--groups", "1", "--output", output]
+    small += ["--D", "16,inf", "--batch-size", "2"]
+    arguments = ["-m", "pipeline_pfgmpp", "robustness", str(BUNDLED), "--data", str(fashion_mnist), *small]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*launch, *arguments], cwd=ROOT, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"robustness.json", "robustness.md", "robustness.png", "noise.png"}
-    refused = subprocess.run([*command, "--noise=-1"], cwd=ROOT, capture_output=True, text=True)
+    settings = settings_of([0, 0.2], [], [3])
+    alone = measure({BUNDLED.name: pipe}, [16, math.inf], settings, metrics, tmp_path, num_images=5, num_groups=1)
+    shared = json.loads((tmp_path / "out" / "robustness.json").read_text())
+    assert [entry["distances"] for entry in shared] == [
+        pytest.approx(entry["distances"], rel=1e-2) for entry in alone
+    ]  # of rounded pixels
+    refused = subprocess.run([sys.executable, *arguments, "--noise=-1"], cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 1
-    assert refused.stderr.endswith("pfgmpp: --noise must not hold -1.\n")
+    assert refused.stderr.endswith("pfgmpp: `noise` must not hold -1.\n")

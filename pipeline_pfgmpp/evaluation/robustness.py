@@ -60,93 +60,130 @@ def quantised(module: torch.nn.Module, bits: int | None) -> Iterator[None]:
             parameter.data = data
 
 
-class Disturbance(NamedTuple):
-    """One point of a curve: what is disturbed, and how much."""
+class Setting(NamedTuple):
+    """How images are drawn: noise injected before each step, bits a weight (None leaves them be), calls of the network."""
 
-    kind: str
-    level: float
+    noise: float
+    bits: int | None
+    nfe: int
 
-    @property
-    def settings(self) -> dict:
-        """Noise, bits and calls of the network; what is not disturbed is None."""
-        return {**dict.fromkeys(("noise", "bits", "nfe")), self.kind: self.level}
+
+def settings_of(noise: list[float], bits: list[int], nfe: list[int]) -> list[Setting]:
+    """
+    The points of the three curves: each disturbs one thing and leaves the others be. They begin at the same undisturbed point.
+
+    Args:
+        noise (`list[float]`): Values of alpha.
+        bits (`list[int]`): Bits a weight.
+        nfe (`list[int]`): Calls of the network, the most of which serve the others.
+
+    Returns:
+        `list[Setting]`: The points, the undisturbed one first.
+
+    Raises:
+        ValueError: A value cannot be.
+    """
+    for name, values, least in (("noise", noise, 0), ("bits", bits, 1), ("nfe", nfe, 1)):
+        for value in values:
+            if value < least or (name != "noise" and value != int(value)):
+                raise ValueError(f"`{name}` must not hold {value:g}.")
+    most = int(max(nfe, default=35))
+    points = [Setting(0.0, None, most), *(Setting(float(level), None, most) for level in noise)]
+    points += [Setting(0.0, int(level), most) for level in bits] + [Setting(0.0, None, int(level)) for level in nfe]
+    return list(dict.fromkeys(points))
 
 
 def _steps(pipeline, nfe):
     """Steps of so many calls: Heun calls twice a step, but for the last."""
-    return -(-int(nfe) // pipeline.scheduler.order)
+    return -(-nfe // pipeline.scheduler.order)
 
 
 def measure(
     pipelines: dict[str, PFGMPPPipeline],
     dimensions: list[float],
-    disturbances: list[Disturbance],
+    settings: list[Setting],
     metrics: ImageMetrics,
     output: str | os.PathLike,
     num_images: int = 1000,
     num_groups: int = 3,
-    nfe: int = 35,
+    batch_size: int = 50,
 ) -> list[dict]:
     """
-    Fréchet distances of every model at every D under every disturbance; what `robustness.json` holds is not measured again.
+    Fréchet distances of every model at every D under every setting, the images shared among the processes; what
+    `robustness.json` holds is not measured again.
 
     Args:
         pipelines (`dict[str, PFGMPPPipeline]`): Models by name. One that serves a single D is measured at that D alone.
         dimensions (`list`): Augmented dimensions for networks that are conditioned on D; `inf` for infinity.
-        disturbances (`list[Disturbance]`): What to measure.
+        settings (`list[Setting]`): What to measure.
         metrics ([`ImageMetrics`]): What measures the Fréchet distance.
         output (`str` or `os.PathLike`): Folder for `robustness.json`.
         num_images (`int`, defaults to 1000): Images a distance.
         num_groups (`int`, defaults to 3): Distances a point, of other seeds.
-        nfe (`int`, defaults to 35): Calls of the network where they are not what is disturbed.
+        batch_size (`int`, defaults to 50): Images at a time, in each process.
 
     Returns:
-        `list[dict]`: An entry a point: `model`, `D`, `kind`, `level` and `distances`.
+        `list[dict]`: An entry a point: `model`, `D`, `num_images`, `noise`, `bits`, `nfe` and `distances`.
     """
+    from accelerate import PartialState
+
+    state = PartialState(cpu=next(iter(pipelines.values())).device.type == "cpu")
     path = Path(output) / "robustness.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     entries = json.loads(path.read_text()) if path.is_file() else []
+    state.wait_for_everyone()  # all have read before one writes
     points = [
-        (model, D, disturbance)
-        for disturbance in disturbances
-        for model, pipeline in pipelines.items()
-        for D in served(pipeline, dimensions)
+        (model, D, setting) for setting in settings for model, pipe in pipelines.items() for D in served(pipe, dimensions)
     ]
-    progress = tqdm(points, desc="Robustness", unit="point")
-    for model, D, disturbance in progress:
-        key = {"model": model, "D": number(D), "kind": disturbance.kind, "level": disturbance.level, "num_images": num_images}
+    progress = tqdm(points, desc="Robustness", unit="point", disable=not state.is_main_process)
+    for model, D, setting in progress:
+        key = {"model": model, "D": number(D), "num_images": num_images, **setting._asdict()}
         if any(key.items() <= entry.items() and len(entry["distances"]) >= num_groups for entry in entries):
             continue
-        progress.set_postfix(D=number(D), **{disturbance.kind: disturbance.level})
-        pipeline, settings = pipelines[model], disturbance.settings
-        steps = _steps(pipeline, settings["nfe"] or nfe)
-        distances = []
-        with quantised(pipeline.unet, settings["bits"]):
+        progress.set_postfix(D=number(D), **setting._asdict())
+        pipeline, distances = pipelines[model], []
+        with quantised(pipeline.unet, setting.bits):
             for group in range(num_groups):
-                seeds = list(range(group * 10_000, group * 10_000 + num_images))
-                drawn = generate(pipeline, seeds, 50, None, settings["noise"] or 0.0, D=D, num_inference_steps=steps)
-                images = torch.cat([images for _, images in drawn])
+                seeds = list(range(group * 10_000, group * 10_000 + num_images))[state.process_index :: state.num_processes]
+                call = {"D": D, "num_inference_steps": _steps(pipeline, setting.nfe)}
+                images = torch.cat([images for _, images in generate(pipeline, seeds, batch_size, None, setting.noise, **call)])
                 distances.append(round(metrics(images)["fid"], 3))
         entries = [entry for entry in entries if not key.items() <= entry.items()] + [{**key, "distances": distances}]
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(entries, indent=1) + "\n")
-        os.replace(partial, path)
+        if state.is_main_process:
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(entries, indent=1) + "\n")
+            os.replace(partial, path)
     return entries
 
 
 TITLES = {"noise": "noise injected, α", "bits": "bits a weight", "nfe": "calls of the network"}
 
 
-def _lines(entries, kind):
-    """Levels, means and standard deviations of each line of a panel."""
-    lines = {}
-    for entry in (entry for entry in entries if entry["kind"] == kind):
-        lines.setdefault((entry["model"], entry["D"]), []).append((entry["level"], torch.tensor(entry["distances"]).double()))
-    several = len({model for model, _ in lines}) > 1
-    for (model, D), points in lines.items():
-        levels, distances = zip(*sorted(points, key=lambda point: point[0]))
-        label = f"{model}, D = {D}" if several else f"D = {D}"
-        yield label, levels, [d.mean().item() for d in distances], [d.std().item() if len(d) > 1 else 0.0 for d in distances]
+def _panels(entries):
+    """For what was disturbed, the lines: label, levels, means and standard deviations. The undisturbed point begins them."""
+    most, panels = max(entry["nfe"] for entry in entries), {}
+    several = len({entry["model"] for entry in entries}) > 1
+
+    def disturbed(entry):
+        return [kind for kind, rest in Setting(0.0, None, most)._asdict().items() if entry[kind] != rest]
+
+    for kind in TITLES:
+        chosen = [entry for entry in entries if disturbed(entry) == [kind]]
+        if chosen and kind != "bits":
+            chosen += [entry for entry in entries if not disturbed(entry)]
+        lines = {}
+        for entry in sorted(chosen, key=lambda entry: entry[kind]):
+            lines.setdefault((entry["model"], entry["D"]), []).append((entry[kind], torch.tensor(entry["distances"]).double()))
+        panels[kind] = [
+            (
+                f"{model}, D = {D}" if several else f"D = {D}",
+                [level for level, _ in points],
+                [distances.mean().item() for _, distances in points],
+                [distances.std().item() if len(distances) > 1 else 0.0 for _, distances in points],
+            )
+            for (model, D), points in lines.items()
+        ]
+    return {kind: lines for kind, lines in panels.items() if lines}
 
 
 def plot(entries: list[dict], path: str | os.PathLike) -> None:
@@ -162,10 +199,10 @@ def plot(entries: list[dict], path: str | os.PathLike) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    kinds = [kind for kind in TITLES if any(entry["kind"] == kind for entry in entries)]
-    figure, axes = plt.subplots(1, len(kinds), figsize=(4.6 * len(kinds), 3.9), constrained_layout=True, squeeze=False)
-    for axis, kind in zip(axes[0], kinds):
-        for label, levels, means, deviations in _lines(entries, kind):
+    panels = _panels(entries)
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.9), constrained_layout=True, squeeze=False)
+    for axis, (kind, lines) in zip(axes[0], panels.items()):
+        for label, levels, means, deviations in lines:
             axis.errorbar(levels, means, deviations, marker="o", markersize=3.5, capsize=2, label=label)
         axis.set(xlabel=TITLES[kind], yscale="log")
         if kind != "noise":
@@ -217,13 +254,11 @@ def table(entries: list[dict]) -> str:
         `str`: The tables.
     """
     parts = []
-    for kind, title in TITLES.items():
-        lines = list(_lines(entries, kind))
-        if lines:
-            levels = sorted({level for _, levels, *_ in lines for level in levels}, reverse=kind != "noise")
-            rows = [f"| {title} | {' | '.join(f'{level:g}' for level in levels)} |", "|---" * (len(levels) + 1) + "|"]
-            for label, found, means, deviations in lines:
-                cells = {level: f"{m:.1f} ± {d:.1f}" for level, m, d in zip(found, means, deviations)}
-                rows.append(f"| {label} | {' | '.join(cells.get(level, '') for level in levels)} |")
-            parts.append("\n".join(rows))
+    for kind, lines in _panels(entries).items():
+        levels = sorted({level for _, levels, *_ in lines for level in levels}, reverse=kind != "noise")
+        rows = [f"| {TITLES[kind]} | {' | '.join(f'{level:g}' for level in levels)} |", "|---" * (len(levels) + 1) + "|"]
+        for label, found, means, deviations in lines:
+            cells = {level: f"{m:.1f} ± {d:.1f}" for level, m, d in zip(found, means, deviations)}
+            rows.append(f"| {label} | {' | '.join(cells.get(level, '') for level in levels)} |")
+        parts.append("\n".join(rows))
     return "\n\n".join(parts) + "\n"
