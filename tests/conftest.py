@@ -9,6 +9,10 @@ from safetensors import safe_open
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches beyond this machine
+# The workers of pytest-xdist, and what they start, share the cores.
+threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+torch.set_num_threads(threads)
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ROOT = Path(__file__).parent.parent

@@ -170,17 +170,47 @@ def test_an_interrupted_download_goes_on(hub):
 # Pushing
 
 
-def pfgmpp(*args, env, token=WRITER, check=True):
-    command = [sys.executable, "-m", "pipeline_pfgmpp", *map(str, args)]
-    env = {**env, "HF_TOKEN": token} if token else env
-    result = subprocess.run(command, env=env, capture_output=True, text=True)
-    if check:
-        assert result.returncode == 0, result.stderr[-3000:]
-        return result.stdout
-    assert result.returncode != 0
-    assert "Traceback" not in result.stderr
-    (message,) = re.findall(r"pfgmpp: .*", result.stderr)
-    return message
+COMMANDS = """
+import contextlib, io, json, os, sys
+from pipeline_pfgmpp.cli import main
+
+for line in sys.stdin:
+    os.environ["HF_TOKEN"], arguments = json.loads(line)
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(arguments)
+        except SystemExit as end:
+            code = end.code
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
+"""
+
+
+@pytest.fixture
+def pfgmpp():
+    """Runs commands, one after the other in one process an environment: most of a process goes into its imports."""
+    processes = {}
+
+    def command(*args, env, token=WRITER, check=True):
+        key = tuple(sorted(env.items()))
+        if key not in processes:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            processes[key] = subprocess.Popen([sys.executable, "-c", COMMANDS], env=env, cwd=ROOT, text=True, **pipes)
+        process = processes[key]
+        print(json.dumps([token or "", [str(arg) for arg in args]]), file=process.stdin, flush=True)
+        code, out, err = json.loads(process.stdout.readline())
+        if check:
+            assert code == 0, err
+            return out
+        assert code == 1
+        assert "Traceback" not in err
+        (message,) = re.findall(r"pfgmpp: .*", err)
+        return message
+
+    yield command
+    for process in processes.values():
+        process.stdin.close()
+        assert process.wait() == 0
 
 
 @pytest.fixture
@@ -201,7 +231,7 @@ PUSHED = {
 }  # fmt: skip
 
 
-def test_a_folder_is_pushed_and_loads(hub, folder, vanilla, tmp_path):
+def test_a_folder_is_pushed_and_loads(hub, pfgmpp, folder, vanilla, tmp_path):
     server, env = hub
     output = pfgmpp("push", folder, "org/new", "--private", env=env)
     assert re.search(r"Pushed .*model: http://127.0.0.1:\d+/org/new/commit/", output)
@@ -230,7 +260,7 @@ p.PFGMPPPipeline.from_pretrained({str(BUNDLED)!r}).push_to_hub("org/itself")
 
 
 @pytest.mark.parametrize(("method", "part"), [("PUT", "/lfs/"), ("POST", "/commit/")])
-def test_a_push_that_breaks_off_changes_nothing_and_a_second_sends_the_rest(hub, folder, method, part):
+def test_a_push_that_breaks_off_changes_nothing_and_a_second_sends_the_rest(hub, pfgmpp, folder, method, part):
     server, env = hub
     server.accidents.append((method, part, 400))
     message = pfgmpp("push", folder, "org/new", env=env, check=False)
@@ -243,7 +273,7 @@ def test_a_push_that_breaks_off_changes_nothing_and_a_second_sends_the_rest(hub,
     assert sum(method == "PUT" for method, _ in server.requests) == 1 - sent
 
 
-def test_what_forbids_a_push_is_said_in_one_sentence(hub, folder, tmp_path):
+def test_what_forbids_a_push_is_said_in_one_sentence(hub, pfgmpp, folder, tmp_path):
     server, env = hub
     assert "You are not logged in to the Hub" in pfgmpp("push", folder, "org/new", env=env, token=None, check=False)
     assert "Your token may not write to org/new" in pfgmpp("push", folder, "org/new", env=env, token=READER, check=False)
@@ -266,7 +296,7 @@ def test_what_forbids_a_push_is_said_in_one_sentence(hub, folder, tmp_path):
 # A first visit
 
 
-def test_sample_and_info_take_a_hub_id(hub, tmp_path):
+def test_sample_and_info_take_a_hub_id(hub, pfgmpp, tmp_path):
     server, env = hub
     server.add(BUNDLED, "org/model")
     pfgmpp("sample", "org/model", "--output", tmp_path / "grid.png", "--columns", 1, "--num-inference-steps", 1, env=env)
@@ -290,12 +320,9 @@ def test_info_of_a_folder():
     assert torch.device("meta") != pipe.device
 
 
-def test_a_space_is_pushed_with_the_package_and_its_models(hub, tmp_path):
+def test_a_space_is_pushed_with_the_package_and_its_models(hub, pfgmpp, tmp_path):
     server, env = hub
-    env = {**env, "HF_TOKEN": WRITER}
-    push = [sys.executable, "-m", "pipeline_pfgmpp", "push", str(ROOT / "space"), "org/dial", "--repo-type", "space"]
-    result = subprocess.run(push, env=env, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    pfgmpp("push", ROOT / "space", "org/dial", "--repo-type", "space", env=env)
     files = server.files("org/dial", kind="spaces")
     for name in ("app.py", "models.py", "models.yaml", "README.md", "requirements.txt", "pictures/norms.png"):
         assert files[name] == (ROOT / "space" / name).read_bytes()
@@ -315,5 +342,5 @@ print(read_models()["Fashion-MNIST"].pipeline(128).unet.dtype)
 """
     result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert result.stdout.splitlines() == [str(tmp_path / "pipeline_pfgmpp" / "__init__.py"), "torch.float32"], result.stderr
-    again = [*push[:3], "push", str(tmp_path / "pictures"), "org/dial", "--repo-type", "space"]
-    assert "holds no Space: it has no app.py" in subprocess.run(again, env=env, capture_output=True, text=True).stderr
+    again = pfgmpp("push", tmp_path / "pictures", "org/dial", "--repo-type", "space", env=env, check=False)
+    assert "holds no Space: it has no app.py" in again
