@@ -17,6 +17,7 @@ def add_drawing_arguments(parser):
     parser.add_argument("--num-inference-steps", type=int, default=18, help="steps of the solver (default: %(default)s)")
     parser.add_argument("--solver-type", help="heun, euler, dpmpp_2m, dpmpp_3m or dpmpp_2m_sde (default: the model's)")
     parser.add_argument("--rho", type=float, help="exponent of the step spacing (default: the model's)")
+    parser.add_argument("--sigma-schedule", help="spacing of the steps: karras or exponential (default: the model's)")
     parser.add_argument("--sigma-min", type=float, help="least noise level of the steps (default: the model's)")
     parser.add_argument("--class-label", type=int, help="class of all images (default: drawn, each with equal probability)")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="1 is none (default: %(default)s)")
@@ -351,8 +352,8 @@ def load_pipeline(args):
     from .scheduling_pfgmpp import PFGMPPScheduler
 
     pipeline = DiffusionPipeline.from_pretrained(args.model)
-    given = {"solver_type": args.solver_type, "rho": args.rho, "sigma_min": args.sigma_min}
-    given = {name: value for name, value in given.items() if value is not None}
+    names = ("solver_type", "sigma_schedule", "rho", "sigma_min")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     pipeline.scheduler = PFGMPPScheduler.from_config(pipeline.scheduler.config, **given)
     return on_device(pipeline)
 

@@ -124,10 +124,13 @@ class PFGMPPScheduler(EDMEulerScheduler):
             raise ValueError(f"`s_churn` must not be negative, but is {s_churn}.")
         if solver_type == "midpoint":  # EDMDPMSolverMultistepScheduler's default, met in its configs
             solver_type = "heun"
-        if solver_type not in SOLVERS:
-            raise ValueError(f"`solver_type` must be one of {list(SOLVERS)}, but is {solver_type!r}.")
-        if stochastic_noise not in ("student-t", "gaussian"):
-            raise ValueError(f"`stochastic_noise` must be 'student-t' or 'gaussian', but is {stochastic_noise!r}.")
+        for name, value, allowed in (
+            ("solver_type", solver_type, list(SOLVERS)),
+            ("sigma_schedule", sigma_schedule, ["karras", "exponential"]),
+            ("stochastic_noise", stochastic_noise, ["student-t", "gaussian"]),
+        ):
+            if value not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, but is {value!r}.")
         if s_churn and SOLVERS[solver_type]:
             raise ValueError(
                 f"`s_churn` must be 0 with `solver_type` {solver_type!r}, but is {s_churn}: churn is for heun and euler."
