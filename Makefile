@@ -1,13 +1,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 SOURCE ?= /usr/share/datasets/fashion-mnist
 
-.PHONY: help demo space test data clean
+.PHONY: help demo space test browser data clean
 
 help:
 	@echo "make demo   install into .venv and draw clothes at several D, undisturbed and disturbed"
 	@echo "make space  install into .venv and open the Space, which prints its address"
-	@echo "make test   install into .venv and run the tests"
+	@echo "make test   install into .venv and run the tests; with CI=1 a browser is installed for them, and must be there"
 	@echo "make data   turn Debian's dataset-fashion-mnist into data/fashion-mnist"
 	@echo "make clean  remove .venv and what the demo wrote"
 
@@ -22,8 +23,12 @@ demo: .venv/installed
 space: .venv/installed
 	cd space && ../$(BIN)/python app.py
 
-test: .venv/installed
+test: .venv/installed $(if $(CI),browser)
 	$(BIN)/python -m pytest
+
+# Of the Space's page; without a browser its tests are skipped
+browser:
+	@command -v chromium > /dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium; }
 
 data: data/fashion-mnist/train.parquet
 

@@ -20,7 +20,7 @@ from pipeline_pfgmpp import sample_noise
 from pipeline_pfgmpp.cards import number
 from pipeline_pfgmpp.evaluation.field_lines import SHAPES, shape, trajectories
 from pipeline_pfgmpp.grid import labelled_grid, to_pil
-from pipeline_pfgmpp.sampling import generate
+from pipeline_pfgmpp.sampling import injected_noise
 
 
 try:
@@ -40,7 +40,7 @@ INFINITY = 19.0  # the stop of a dial of log2 D that stands for infinity
 COMPARED = ["16", "64", "128", "512", "2048", "16384", "inf"]
 DEFAULTS = ["16", "128", "2048", "inf"]
 AS_TRAINED = "as trained"
-PREVIEWS = 8  # a run
+PAUSE = 0.7  # seconds between what is shown of a run
 LARGEST_SEED = 2**31 - 65  # with those of 64 images it fits 31 bits
 PLANE, REACH = 480, 3.0  # the playground: its pixels, and half its width
 # One at a time, in turn; all that comes in is checked here, and nothing by gradio, which knows less of it.
@@ -131,6 +131,15 @@ def as_html(picture, alt, width=None):
     return f'<img class="pixels" alt="{html.escape(alt)}" src="data:image/png;base64,{source}"{style}>'
 
 
+def as_rows(rows):
+    """Rows of pictures by name: a name beside each row, or above it where the page is narrow."""
+    parts = [
+        f'<div class="name">{html.escape(name)}</div>{as_html(labelled_grid(pictures, len(pictures)), name)}'
+        for name, pictures in rows.items()
+    ]
+    return f'<div class="rows">{"".join(parts)}</div>'
+
+
 def figure_to_pil(figure):
     """A figure of matplotlib, as PIL."""
     data = io.BytesIO()
@@ -141,42 +150,40 @@ def figure_to_pil(figure):
 # Sampling
 
 
-def run(pipe, count, previews=PREVIEWS, **settings):
+def run(pipe, count, callback_on_step_end=None, **settings):
     """
-    Calls the pipeline in a thread and yields after each call of the network: the number of calls so far, now and then the
-    denoised images, and whether that was all. Closing this generator, as the cancel button does, stops the pipeline.
+    Calls the pipeline in a thread and yields, now and then and at the end, the number of calls of the network so far and the
+    denoised images. Closing this generator, as the cancel button does, stops the pipeline.
     """
     seen = queue.Queue()
 
     def after_call(pipe, index, timestep, tensors):
-        calls = len(pipe.scheduler.timesteps)
-        if index + 1 < calls:
-            preview = index % max(1, calls // previews) == 0
-            seen.put((index + 1, tensors["pred_original_sample"] if preview else None, False))
-        return {}
+        if index + 1 < len(pipe.scheduler.timesteps):
+            seen.put((index + 1, tensors["pred_original_sample"]))
+        return callback_on_step_end(pipe, index, timestep, tensors) if callback_on_step_end else {}
 
     def work():
         try:
             images = pipe(
                 count, output_type="latent", callback_on_step_end=after_call,
-                callback_on_step_end_tensor_inputs=["pred_original_sample"], **settings,
+                callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"], **settings,
             ).images  # fmt: skip
-            seen.put((len(pipe.scheduler.timesteps), images, True))
+            seen.put((len(pipe.scheduler.timesteps), images))
         except Exception as error:
             seen.put(error)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        done = False
-        while not done:
+        calls, shown = 0, -math.inf
+        while not calls or calls < len(pipe.scheduler.timesteps):
             item = seen.get()
-            if isinstance(item, ValueError):
-                raise gr.Error(str(item))
             if isinstance(item, Exception):
-                raise item
-            done = item[-1]
-            yield item
+                raise gr.Error(str(item)) if isinstance(item, ValueError) else item
+            calls, images = item
+            if calls == len(pipe.scheduler.timesteps) or time.monotonic() - shown > PAUSE:
+                shown = time.monotonic()
+                yield calls, images
     finally:
         pipe._interrupt = True
         thread.join()
@@ -189,11 +196,13 @@ def generators_of(seed, count):
 def code_of(source, count, seed, steps, solver, settings):
     """The program that draws the same images."""
     arguments = "".join(f"    {name}={value!r},\n" for name, value in settings.items()).replace("=inf", '=float("inf")')
+    where = 'pipe.to("cuda")' if torch.cuda.is_available() else "pipe.unet.to(memory_format=torch.channels_last)"
     return f"""import torch
 from diffusers import DiffusionPipeline
 from pipeline_pfgmpp import PFGMPPScheduler
 
 pipe = DiffusionPipeline.from_pretrained({source!r})
+{where}
 pipe.scheduler = PFGMPPScheduler.from_config(pipe.scheduler.config, solver_type={solver!r})
 images = pipe(
     batch_size={count},
@@ -217,11 +226,10 @@ def sample(model, dial, fixed, label, count, steps, solver, guidance, seed):
         settings = {"D": D}
     captions = [f"{names[labels[index]]}, seed {seed + index}" if names else f"seed {seed + index}" for index in range(count)]
     code, start = code_of(model.source(D), count, seed, steps, solver, settings), time.monotonic()
-    for calls, images, done in run(pipe, count, num_inference_steps=steps, generator=generators_of(seed, count), **settings):
-        pictures = gr.skip() if images is None else list(zip(pictures_of(images), captions))
-        total = len(pipe.scheduler.timesteps)
+    for calls, images in run(pipe, count, num_inference_steps=steps, generator=generators_of(seed, count), **settings):
+        pictures, total = list(zip(pictures_of(images), captions)), len(pipe.scheduler.timesteps)
         took = f"{count} images, D = {number(D)}, {calls} of {total} calls of the network, {time.monotonic() - start:.1f} s"
-        if not done:
+        if calls < total:
             yield pictures, took, gr.skip(), code
     with tempfile.TemporaryDirectory() as folder:  # gradio takes its copy before it asks for more
         path = Path(folder) / f"pfgmpp-D{D:g}-seed{seed}.zip"
@@ -240,18 +248,14 @@ def compare(model, dimensions, label, steps, seed):
         raise gr.Error("Choose one to five D.")
     dimensions = sorted(float(one_of(D, offered_by(model), "D")) for D in dimensions)
     steps, seed = whole(steps, 1, 100, "The number of steps"), whole(seed, 0, LARGEST_SEED, "The seed")
-    rows, columns = [], 8
+    rows, columns = {}, 8
     for D in dimensions:
         pipe = loaded(model, D)
         labels, _ = classes_of(pipe, label, columns)
         settings = {"num_inference_steps": steps, "D": D, "class_labels": labels}
-        for _, images, done in run(pipe, columns, 1, generator=generators_of(seed, columns), **settings):
-            if done:
-                rows += pictures_of(images)
-        names = [f"D = {D:g}" for D in dimensions[: len(rows) // columns]]
-        yield as_html(
-            labelled_grid(rows, columns, names), f"The seeds {seed} to {seed + columns - 1}, a row each for {', '.join(names)}"
-        )
+        for _, images in run(pipe, columns, generator=generators_of(seed, columns), **settings):
+            rows[f"D = {number(D)}"] = pictures_of(images)
+            yield as_rows(rows)
 
 
 @gpu
@@ -262,16 +266,18 @@ def disturb(model, noise, bits, small, large, label, steps, seed):
     noise, steps = real(noise, 0, 1, "The noise"), whole(steps, 1, 100, "The number of steps")
     seed = whole(seed, 0, LARGEST_SEED, "The seed")
     bits = None if bits == AS_TRAINED else whole(bits, 2, 16, "Bits a weight")
-    rows, names, columns = [], [], 8
-    for D in (small, large):
-        for alpha, rounded in ((0.0, None), (noise, bits)):
+    rows, columns = {}, 8
+    for alpha, rounded in ((0.0, None), (noise, bits)):
+        for D in (small, large):
             pipe = loaded(model, D, **({} if rounded is None else {"bits": rounded}))
             labels, _ = classes_of(pipe, label, columns)
-            settings = {"num_inference_steps": steps, "D": D, "class_labels": labels}
-            rows += to_pil(next(generate(pipe, list(range(seed, seed + columns)), columns, None, alpha, **settings))[1])
-            names.append(f"D = {D:g}, {'disturbed' if alpha or rounded else 'as it is'}")
-            alt = f"The seeds {seed} to {seed + columns - 1}, a row each for {'; '.join(names)}"
-            yield as_html(labelled_grid(rows, columns, names), alt)
+            generators = generators_of(seed, columns)
+            settings = {"num_inference_steps": steps, "D": D, "class_labels": labels, "generator": generators}
+            if alpha:
+                settings |= injected_noise(pipe, list(range(seed, seed + columns)), generators, alpha, D)
+            for _, images in run(pipe, columns, **settings):
+                rows[f"D = {number(D)}, {'disturbed' if alpha or rounded else 'as it is'}"] = pictures_of(images)
+                yield as_rows(rows)
 
 
 # One sample's way
@@ -343,7 +349,7 @@ def play(charges, dial):
 
     D = turned(dial)
     figure = Figure(figsize=(PLANE / 100, PLANE / 100))
-    axis = figure.add_axes((0, 0, 1, 1), xlim=(-REACH, REACH), ylim=(-REACH, REACH), xticks=[], yticks=[])
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(-REACH, REACH), ylim=(-REACH, REACH), frame_on=False)
     if charges:
         points, _ = trajectories(torch.tensor(charges), D, sample_noise((60, 2), D, torch.Generator().manual_seed(0)), 40, 2.0)
         axis.plot(points[:, :, 0], points[:, :, 1], color="tab:blue", linewidth=0.8, alpha=0.7)
@@ -370,18 +376,33 @@ def take_shape(name, dial):
 # The page
 
 
-SHOW_D = f"(dial) => dial > {INFINITY - 1} ? '### D = ∞ (diffusion)' : `### D = ${{Number((2 ** dial).toPrecision(3))}}`"
+SHOW_D = f"(dial) => dial > {INFINITY - 1} ? 'D = ∞, diffusion' : `D = ${{Number((2 ** dial).toPrecision(3))}}`"
 ROLL = "() => Math.floor(Math.random() * 1e6)"
 CSS = """
 .pixels, .grid-wrap img, .preview img { image-rendering: pixelated; }
 .pixels { max-width: 100%; height: auto; background: white; border-radius: 4px; }
+.grid-wrap { max-height: none !important; min-height: 0 !important; overflow: visible !important; }
+.grid-wrap .grid-container { grid-template-columns: repeat(8, minmax(0, 1fr)) !important; }
 .grid-wrap .caption-label { opacity: 0; }
 .grid-wrap button:hover .caption-label, .grid-wrap button:focus .caption-label { opacity: 1; }
+.rows { display: grid; grid-template-columns: max-content 1fr; gap: 4px 12px; align-items: center; }
+.rows .name { text-align: right; }
+.dial .tab-like-container, .dial .min_value, .dial .max_value { display: none; }
+.turn, .turn > * { background: var(--block-background-fill) !important; }
+.ruler { position: relative; height: 1.6em; margin: -6px 8px 0; font-size: 13px; color: var(--body-text-color-subdued); }
+.ruler span { position: absolute; transform: translateX(-50%); }
+.turned { padding-top: 6px; font-size: 22px; font-weight: 600; text-align: center; }
+@media (max-width: 600px) {
+  .rows { grid-template-columns: 1fr; }
+  .rows .name { text-align: left; }
+  .grid-wrap .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
+}
 """
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 INTRODUCTION = """# PFGM++: turn D like a dial
 Images are electric charges in a space with D more dimensions, and the field lines lead from noise home to them. D = 1 is
-Poisson flow, D = ∞ is diffusion; small D is robust, large D is rigid."""
+Poisson flow, D = ∞ is diffusion; small D is robust, large D is rigid. Turn D and a seed stays
+the same garment; then disturb it."""
 
 
 def named(dimensions):
@@ -389,15 +410,29 @@ def named(dimensions):
     return [(number(float(D)), D) for D in dimensions]
 
 
-def dial_of_dimension(model):
-    """The dial, for a network that is told D; the choice, for a family; and what D it is."""
-    dial = gr.Slider(
-        math.log2(model.low), INFINITY, 7.0, step=0.5, label="log₂ D", info="The right end is ∞, which is diffusion."
-    )
-    fixed = gr.Radio([], label="D", visible=False)
-    shown = gr.Markdown("### D = 128")
+def ruler(low):
+    """The marks below a dial that begins at `low`."""
+    first = math.log2(low)
+    marks = [(first, f"{low:g}"), *((place, f"{2**place}") for place in (3, 7, 11, 15) if place > first + 1), (INFINITY, "∞")]
+    spans = [f'<span style="left:{100 * (place - first) / (INFINITY - first):.1f}%">{text}</span>' for place, text in marks]
+    return f'<div class="ruler" aria-hidden="true">{"".join(spans)}</div>'
+
+
+def dial_of_dimension(low, value):
+    """A dial of log2 D with a stop for infinity, its marks, and the D that it says."""
+    with gr.Group(elem_classes="turn"):
+        shown = gr.HTML(f"D = {2**value:g}", html_template='<div class="turned" role="status">${value}</div>')
+        dial = gr.Slider(
+            math.log2(low), INFINITY, value, step=0.5, label="D, on a logarithmic scale", buttons=[], elem_classes="dial"
+        )
+        marks = gr.HTML(ruler(low))
     dial.change(None, dial, shown, js=SHOW_D, api_visibility="private")
-    return dial, fixed, shown
+    return dial, marks, shown
+
+
+def choice_of_dimension(model):
+    """The dial, for a network that is told D; the choice, for a family."""
+    return [*dial_of_dimension(model.low, 7.0), gr.Radio([], label="D", visible=False)]
 
 
 def offer(name):
@@ -407,15 +442,17 @@ def offer(name):
         pipe = model.pipeline((model.dimensions or [model.low])[0])
     except (ValueError, gr.Error) as error:
         message = getattr(error, "message", str(error))
-        return [f"**{message}** The others can be used.", *[gr.skip()] * 10, *[gr.update(interactive=False) for _ in range(4)]]
+        said = f"**{message}** The others can be used."
+        return [said, "", *[gr.skip()] * 12, *[gr.update(interactive=False) for _ in range(4)]]
     _, names = classes_of(pipe, ANY_CLASS, 1)
     family, offered = bool(model.dimensions), offered_by(model)
 
-    def choice_of_dimension():
+    def dimension():
         return [
             gr.update(visible=not family, minimum=math.log2(model.low)),
-            gr.update(visible=family, choices=named(offered) if family else [], value=offered[0] if family else None),
+            gr.update(visible=not family, value=ruler(model.low)),
             gr.update(visible=not family),
+            gr.update(visible=family, choices=named(offered) if family else [], value=offered[0] if family else None),
         ]
 
     compared = gr.update(choices=named(offered), value=offered[:5] if family else DEFAULTS)
@@ -424,7 +461,7 @@ def offer(name):
     size, parameters = pipe.unet.config.sample_size, pipe.unet.num_parameters()
     said = f"{size}×{size} pixels, {parameters:,} parameters"
     on = [gr.update(interactive=True) for _ in range(4)]
-    return [said, label, *choice_of_dimension(), *choice_of_dimension(), compared, small, large, *on]
+    return [said, model.card(), label, *dimension(), *dimension(), compared, small, large, *on]
 
 
 def build():
@@ -433,19 +470,20 @@ def build():
     with gr.Blocks(title="PFGM++", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(INTRODUCTION)
         with gr.Row():
-            model = gr.Dropdown(list(MODELS), value=first.name, label="Model")
+            with gr.Column(min_width=160):
+                model = gr.Dropdown(list(MODELS), value=first.name, label="Model")
+                said = gr.Markdown()
             label = gr.Dropdown([ANY_CLASS], value=ANY_CLASS, label="Class", allow_custom_value=True)
             steps = gr.Slider(1, 100, 18, step=1, label="Steps")
             with gr.Column(min_width=160):
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED)
                 dice = gr.Button("🎲 another seed", size="sm")
         dice.click(None, None, seed, js=ROLL, api_visibility="private")
-        said = gr.Markdown()
 
         with gr.Tab("Sample"):
             with gr.Row():
                 with gr.Column(scale=1):
-                    dial, fixed, dial_text = dial_of_dimension(first)
+                    dial, *dial_marks, fixed = choice_of_dimension(first)
                     count = gr.Slider(1, 64, 16, step=1, label="Images")
                     solver = gr.Dropdown(SOLVERS, value=SOLVERS[0], label="Solver")
                     guidance = gr.Slider(0, 10, 1.0, step=0.1, label="Guidance", info="1 is none, more is more typical")
@@ -454,14 +492,14 @@ def build():
                         cancel = gr.Button("Cancel", min_width=80)
                 with gr.Column(scale=2):
                     gallery = gr.Gallery(
-                        label="Images", show_label=False, columns=4, format="png", object_fit="contain", height="auto"
+                        label="Images", show_label=False, columns=8, format="png", object_fit="contain", height="auto"
                     )
                     took = gr.Markdown()
                     archive = gr.DownloadButton("Download all as zip", size="sm")
                     code = gr.Code(label="The code that draws these images", language="python", interactive=False)
-            drawing = draw.click(
-                sample, [model, dial, fixed, label, count, steps, solver, guidance, seed], [gallery, took, archive, code],
-                api_name="sample", **MODEL_WORK,
+            drawing = gr.on(
+                [draw.click, dial.release], sample, [model, dial, fixed, label, count, steps, solver, guidance, seed],
+                [gallery, took, archive, code], api_name="sample", trigger_mode="always_last", **MODEL_WORK,
             )  # fmt: skip
             cancel.click(None, cancels=[drawing], api_visibility="private")
 
@@ -498,7 +536,7 @@ def build():
         with gr.Tab("Follow a field line"):
             with gr.Row():
                 with gr.Column():
-                    follow_dial, follow_fixed, follow_text = dial_of_dimension(first)
+                    follow_dial, *follow_marks, follow_fixed = choice_of_dimension(first)
                     follow_button = gr.Button("Follow one sample", variant="primary")
                     place = gr.Slider(0, 18, 18, step=1, label="Step", visible=False)
                     frame, way = gr.HTML(), gr.HTML()
@@ -507,10 +545,11 @@ def build():
                     with gr.Row():
                         plane_shape = gr.Dropdown(list(SHAPES), value="heart", label="Shape")
                         clear = gr.Button("Clear")
-                    plane_dial = gr.Slider(0, INFINITY, 3.0, step=0.5, label="log₂ D on the plane", info="From 1 to ∞.")
+                    plane_dial, *_ = dial_of_dimension(1.0, 3.0)
                     plane = gr.Image(
-                        label="Plane", show_label=False, type="pil", interactive=False, width=PLANE, height=PLANE, buttons=[]
-                    )
+                        label="Plane", show_label=False, type="pil", interactive=False, width=PLANE, height=PLANE, buttons=[],
+                        alt_text="Charges in red, and the ways of sixty samples home to them",
+                    )  # fmt: skip
                     plane_said = gr.Markdown()
             frames, charges = gr.State([]), gr.State([])
             follow_button.click(
@@ -528,10 +567,12 @@ def build():
 
         with gr.Tab("About"):
             gr.Markdown((HERE / "about.md").read_text())
+            with gr.Accordion("The card of the model", open=False):
+                card = gr.Markdown()
 
         buttons = [draw, compare_button, disturb_button, follow_button]
-        dials = [dial, fixed, dial_text, follow_dial, follow_fixed, follow_text]
-        offered = [said, label, *dials, compared, small, large, *buttons]
+        dials = [dial, *dial_marks, fixed, follow_dial, *follow_marks, follow_fixed]
+        offered = [said, card, label, *dials, compared, small, large, *buttons]
         for event in (page.load, model.change):
             event(offer, model, offered, api_visibility="private", show_progress="minimal")
     return page.queue(default_concurrency_limit=4, max_size=100)

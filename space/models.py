@@ -1,17 +1,19 @@
 """The models that the Space offers: loaded when they are first asked for, and kept."""
 
+import base64
 import copy
 import math
 import os
 import threading
 from pathlib import Path
 
-import torch
 import yaml
 from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard, hf_hub_download
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler
 from pipeline_pfgmpp.cards import number
+from pipeline_pfgmpp.cli import on_device
 from pipeline_pfgmpp.evaluation.robustness import quantise
 
 
@@ -79,16 +81,36 @@ class Model:
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
+    def card(self) -> str:
+        """The card of the first network as Markdown, with its picture inside; empty where there is none."""
+        source = next(iter(self.sources.values()))
+        try:
+            text = ModelCard.load(_file(source, "README.md")).text
+            picture = base64.b64encode(_file(source, "samples.png").read_bytes()).decode()
+        except (OSError, ValueError):
+            return ""
+        return text.replace("(samples.png)", f"(data:image/png;base64,{picture})")
+
     def _load(self, source):
         with self._lock:
             if source not in self._loaded:
-                local = [folder / source for folder in (HERE, HERE.parent) if (folder / source).is_dir()]
                 try:
-                    pipe = DiffusionPipeline.from_pretrained(local[0] if local else source)
+                    pipe = DiffusionPipeline.from_pretrained(_folder(source) or source)
                 except Exception as error:  # whatever the Hub or the files make of it: the others go on
                     raise ValueError(f"{self.name} cannot be loaded: {reason(error)}.") from error
-                self._loaded[source] = pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+                self._loaded[source] = on_device(pipe)
             return self._loaded[source]
+
+
+def _folder(source):
+    """The folder of that name beside the app or beside its parent, or None: then it is a Hub id."""
+    return next((folder / source for folder in (HERE, HERE.parent) if (folder / source).is_dir()), None)
+
+
+def _file(source, name):
+    """The path of a file of a model."""
+    folder = _folder(source)
+    return folder / name if folder else Path(hf_hub_download(source, name))
 
 
 def reason(error: BaseException) -> str:

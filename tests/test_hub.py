@@ -282,6 +282,8 @@ def test_what_forbids_a_push_is_said_in_one_sentence(hub, pfgmpp, folder, tmp_pa
     message = pfgmpp("push", folder, "org/new", env=env, check=False)
     assert "The Hub cannot answer (500); nothing was changed" in message
     assert "holds no pipeline" in pfgmpp("push", tmp_path / "none", "org/new", env=env, check=False)
+    message = pfgmpp("push", ROOT / "tests", "org/new", "--repo-type", "space", env=env, check=False)
+    assert "holds no Space: it has no app.py" in message
     unreachable = {**env, "HF_ENDPOINT": "http://127.0.0.1:9"}
     assert "failed, and nothing was changed" in pfgmpp("push", folder, "org/new", env=unreachable, check=False)
     assert not server.repositories
@@ -318,29 +320,3 @@ def test_info_of_a_folder():
     assert info["licence"] == "apache-2.0"
     assert json.loads((BUNDLED / "scheduler" / "scheduler_config.json").read_text())["D"] == pipe.scheduler.config.D
     assert torch.device("meta") != pipe.device
-
-
-def test_a_space_is_pushed_with_the_package_and_its_models(hub, pfgmpp, tmp_path):
-    server, env = hub
-    pfgmpp("push", ROOT / "space", "org/dial", "--repo-type", "space", env=env)
-    files = server.files("org/dial", kind="spaces")
-    for name in ("app.py", "models.py", "models.yaml", "README.md", "requirements.txt", "pictures/norms.png"):
-        assert files[name] == (ROOT / "space" / name).read_bytes()
-    assert files["pipeline_pfgmpp/noise.py"] == (ROOT / "pipeline_pfgmpp" / "noise.py").read_bytes()
-    assert "model_cards/pfgmpp-fashion-mnist/unet/diffusion_pytorch_model.safetensors" in files
-    assert not [name for name in files if name.endswith((".pyc", ".pkl", ".bin"))]
-    # What was uploaded finds its own copy of the package, and its models
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(content)
-    program = """
-import pipeline_pfgmpp
-from models import read_models
-
-print(pipeline_pfgmpp.__file__)
-print(read_models()["Fashion-MNIST"].pipeline(128).unet.dtype)
-"""
-    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
-    assert result.stdout.splitlines() == [str(tmp_path / "pipeline_pfgmpp" / "__init__.py"), "torch.float32"], result.stderr
-    again = pfgmpp("push", tmp_path / "pictures", "org/dial", "--repo-type", "space", env=env, check=False)
-    assert "holds no Space: it has no app.py" in again

@@ -1,10 +1,14 @@
-"""The Space, started as a visitor's server is, and asked over its API."""
+"""The Space, started as a visitor's server is: asked over its API, and visited in a browser."""
 
+import contextlib
+import io
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 
@@ -15,39 +19,44 @@ import pytest
 from conftest import ROOT
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from hub_server import WRITER
+from playwright.sync_api import expect, sync_playwright
 
 
 SPACE = ROOT / "space"
 NAME = "Fashion-MNIST"
 
 
-def start(env=None, folder=SPACE, python=sys.executable):
-    """Starts the app and returns its process and address, once it answers."""
+@contextlib.contextmanager
+def served(env=os.environ, folder=SPACE, python=sys.executable):
+    """The address of the app, from when it answers until the block ends."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    env = {**(env or os.environ), "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
-    process = subprocess.Popen(
-        [python, "app.py"], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 90
-    while time.monotonic() < deadline and process.poll() is None:
+    env = {**env, "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen([python, "app.py"], cwd=folder, env=env, stdout=said, stderr=said)
+        address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 90
         try:
-            httpx.get(address, timeout=5).raise_for_status()
-        except httpx.HTTPError:
-            time.sleep(0.2)
-        else:
-            return process, address
-    process.kill()
-    raise AssertionError(process.stdout.read())
+            while True:
+                try:
+                    httpx.get(address, timeout=5).raise_for_status()
+                    break
+                except httpx.HTTPError:
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        said.seek(0)
+                        raise AssertionError(said.read()) from None
+                    time.sleep(0.2)
+            yield address
+        finally:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="module")
 def address():
-    process, address = start()
-    yield address
-    process.kill()
-    process.wait()
+    with served() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -84,22 +93,25 @@ def test_the_code_draws_the_same_images(client, tmp_path):
         assert sorted(file.namelist())[0] == "Dress, seed 8.png"
         with file.open("Trouser, seed 6.png") as picture:
             np.testing.assert_array_equal(np.asarray(PIL.Image.open(picture)), shown[1])
-    program = tmp_path / "program.py"
-    program.write_text(code + "\nfor index, image in enumerate(images):\n    image.save(f'{index}.png')\n")
-    (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
-    subprocess.run([sys.executable, program.name], cwd=tmp_path, check=True, capture_output=True)
-    for index, image in enumerate(shown):
-        np.testing.assert_array_equal(np.asarray(PIL.Image.open(tmp_path / f"{index}.png")), image)
+    for expected, image in zip(shown, drawn_by(code, tmp_path), strict=True):
+        np.testing.assert_array_equal(image, expected)
+
+
+def drawn_by(code, folder):
+    """The images of a program that the Space gave, run in a process of its own."""
+    (folder / "program.py").write_text(code + "\nfor index, image in enumerate(images):\n    image.save(f'{index}.png')\n")
+    (folder / "model_cards").symlink_to(ROOT / "model_cards")
+    subprocess.run([sys.executable, "program.py"], cwd=folder, check=True, capture_output=True)
+    return [np.asarray(PIL.Image.open(folder / f"{index}.png")) for index in range(len(list(folder.glob("*.png"))))]
 
 
 def test_pictures_have_a_text(client):
     for name, arguments, words in (
-        ("compare", COMPARE, "a row each for D = 16, D = inf"),
-        ("disturb", DISTURB, "D = 16, disturbed; D = inf, as it is; D = inf, disturbed"),
+        ("compare", COMPARE, ["D = 16", "D = ∞"]),
+        ("disturb", DISTURB, ["D = 16, as it is", "D = ∞, as it is", "D = 16, disturbed", "D = ∞, disturbed"]),
     ):
         page = call(client, name, arguments)
-        assert words in page
-        assert 'src="data:image/png;base64,' in page
+        assert re.findall('alt="(.*?)" src="data:image/png;base64,', page) == words
 
 
 @pytest.mark.parametrize(
@@ -158,14 +170,244 @@ def test_a_cancelled_job_stops(client):
 def test_a_model_that_cannot_be_loaded_is_named_and_the_rest_works(hub):
     server, env = hub
     server.add(ROOT / "model_cards" / "pfgmpp-fashion-mnist", "org/clothes")
-    process, address = start({**env, "SPACE_MODELS": "org/nothing, org/clothes"})
-    try:
+    with served({**env, "SPACE_MODELS": "org/nothing, org/clothes"}) as address:
         client = Client(address, verbose=False)
         with pytest.raises(AppError, match="org/nothing cannot be loaded: the Hub answers 404"):
             call(client, "sample", {**DRAW, "model": "org/nothing"})
         gallery, _, _, code = call(client, "sample", {**DRAW, "model": "org/clothes"})
         assert len(gallery) == 4
         assert "from_pretrained('org/clothes')" in code
-    finally:
-        process.kill()
-        process.wait()
+
+
+def test_a_pushed_space_needs_nothing_but_its_requirements(hub, tmp_path):
+    """What `pfgmpp push` uploads starts and draws in an environment made from its requirements.txt alone."""
+    server, env = hub
+    command = [sys.executable, "-m", "pipeline_pfgmpp", "push", "space", "org/dial", "--repo-type", "space"]
+    subprocess.run(command, cwd=ROOT, env={**env, "HF_TOKEN": WRITER}, check=True, capture_output=True)
+    files, folder = server.files("org/dial", kind="spaces"), tmp_path / "space"
+    for name in ("app.py", "models.py", "models.yaml", "README.md", "requirements.txt", "pictures/norms.png"):
+        assert files[name] == (SPACE / name).read_bytes()
+    assert files["pipeline_pfgmpp/noise.py"] == (ROOT / "pipeline_pfgmpp" / "noise.py").read_bytes()
+    assert not [name for name in files if name.endswith((".pyc", ".pkl", ".bin"))]
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--quiet", "--no-compile", "-r", folder / "requirements.txt"]
+    subprocess.run([*install, "-c", ROOT / "constraints.txt"], check=True, capture_output=True)
+    with served({**env, "HF_HUB_OFFLINE": "1"}, folder, python) as address:
+        gallery, *_ = call(Client(address, verbose=False), "sample", {**DRAW, "count": 1, "steps": 1})
+        assert len(gallery) == 1
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        missing = "There is no Chromium here, which the tests of the page need; `CI=1 make test` installs Debian's."
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    expect.set_options(timeout=60_000)
+    quiet = ["background-networking", "component-update", "quic", "sync", "gpu"]
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+@contextlib.contextmanager
+def visit(browser, address, greeting="4,103,041 parameters", **context):
+    """A page of a new visitor, with its first model offered; what its console says of errors fails the test."""
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context})
+    page, errors = context.new_page(), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.goto(address)
+    expect(page.get_by_text(greeting)).to_be_visible()
+    yield page
+    context.close()
+    assert not errors
+
+
+def open_tab(page, name):
+    """Opens a tab, which lies in a menu where the page is narrow."""
+    tab = page.get_by_role("tab", name=name)
+    if tab.is_visible():
+        tab.click()
+    else:
+        page.locator(".overflow-menu > button").click()
+        page.locator(".overflow-dropdown button", has_text=name).click()
+    return page.get_by_role("tabpanel").filter(visible=True)
+
+
+def press(page, name):
+    page.get_by_role("button", name=name, exact=True).filter(visible=True).click()
+
+
+def set_steps(page, steps):
+    page.get_by_label("number input for Steps").fill(str(steps))
+
+
+def in_gallery(page):
+    """The pictures of the gallery, as arrays."""
+    sources = page.locator(".grid-wrap img").evaluate_all("images => images.map(image => image.src)")
+    return [np.asarray(PIL.Image.open(io.BytesIO(page.request.get(source).body())).convert("L")) for source in sources]
+
+
+def test_a_visit(browser, address, tmp_path):
+    with visit(browser, address) as page:
+        # turn D to its right end with the keyboard, and draw
+        dial = page.get_by_label("range slider for D, on a logarithmic scale").filter(visible=True)
+        turned = page.locator(".turned").filter(visible=True)
+        expect(turned).to_have_text("D = 128")
+        dial.focus()
+        page.keyboard.press("ArrowRight")
+        expect(turned).to_have_text("D = 181")
+        page.keyboard.press("End")
+        expect(turned).to_have_text("D = ∞, diffusion")
+        set_steps(page, 6)
+        press(page, "Draw")
+        expect(page.get_by_text("16 images, D = ∞, 11 of 11 calls of the network")).to_be_visible()
+        expect(page.locator(".grid-wrap img")).to_have_count(16)
+        shown = in_gallery(page)
+        code = page.locator(".cm-content").inner_text()
+        assert 'D=float("inf")' in code
+        for expected, image in zip(shown, drawn_by(code, tmp_path), strict=True):
+            np.testing.assert_array_equal(image, expected)
+        with page.expect_download() as download:
+            press(page, "Download all as zip")
+        assert len(zipfile.ZipFile(download.value.path()).namelist()) == 16
+
+        # the same seed once more, on a page that knows nothing of it
+        page.reload()
+        expect(page.get_by_text("4,103,041 parameters")).to_be_visible()
+        expect(turned).to_have_text("D = 128")
+        set_steps(page, 6)
+        dial.focus()
+        page.keyboard.press("End")
+        press(page, "Draw")
+        expect(page.get_by_text("11 of 11 calls of the network")).to_be_visible()
+        np.testing.assert_array_equal(in_gallery(page), shown)
+
+
+def test_turning_the_dial_draws(browser, address):
+    with visit(browser, address) as page:
+        set_steps(page, 2)
+        box = page.get_by_label("range slider for D, on a logarithmic scale").filter(visible=True).bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 5, box["y"] + box["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] - 1, box["y"] + box["height"] / 2, steps=5)
+        page.mouse.up()
+        expect(page.get_by_text("16 images, D = ∞, 3 of 3 calls of the network")).to_be_visible()
+
+
+def test_a_cancelled_job_stops_in_the_browser(browser, address):
+    with visit(browser, address) as page:
+        page.get_by_label("number input for Images").fill("64")
+        set_steps(page, 100)
+        press(page, "Draw")
+        took = page.get_by_text("64 images, D = 128")
+        expect(took).to_be_visible()
+        press(page, "Cancel")
+        page.wait_for_timeout(2000)  # a call of the network may still be under way
+        before = took.inner_text()
+        page.wait_for_timeout(1500)
+        assert took.inner_text() == before
+        page.get_by_label("number input for Images").fill("1")
+        set_steps(page, 1)
+        press(page, "Draw")
+        expect(page.get_by_text("1 images, D = 128, 1 of 1 calls")).to_be_visible(timeout=15_000)
+
+
+def test_the_keyboard_is_enough(browser, address):
+    """From the top of the page to a drawn picture with Tab, the arrows and Enter."""
+    with visit(browser, address) as page:
+        set_steps(page, 1)
+        page.locator("body").click(position={"x": 5, "y": 5})
+        focused = "document.activeElement.getAttribute('aria-label') ?? document.activeElement.innerText"
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if page.evaluate(focused).strip() == "Draw":
+                break
+        page.keyboard.press("Enter")
+        expect(page.get_by_text("16 images, D = 128, 1 of 1 calls")).to_be_visible()
+
+
+def test_a_click_puts_a_charge(browser, address):
+    for width in (1280, 400):
+        with visit(browser, address, viewport={"width": width, "height": 900}) as page:
+            panel = open_tab(page, "Follow a field line")
+            expect(panel.get_by_text("Charges: 100. D = 8.")).to_be_visible()
+            press(page, "Clear")
+            expect(panel.get_by_text("Charges: 0.")).to_be_visible()
+            panel.locator("img").last.click()  # in the middle
+            expect(panel.get_by_text("Charges: 1.")).to_be_visible()
+            source = panel.locator("img").last.get_attribute("src")
+            picture = np.asarray(PIL.Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB")).astype(int)
+            red = (picture[..., 0] - picture[..., 1] > 100).nonzero()
+            assert [axis.mean() for axis in red] == pytest.approx([240, 240], abs=4)
+
+
+def test_a_family_and_a_model_that_cannot_be_loaded_in_the_browser(browser, hub, tmp_path):
+    server, env = hub
+    server.add(ROOT / "model_cards" / "pfgmpp-fashion-mnist", "org/clothes")
+    shutil.copytree(SPACE, tmp_path / "space")
+    (tmp_path / "space" / "models.yaml").write_text(
+        "- name: Nothing\n  model: org/nothing\n- name: Family\n  models:\n    64: org/clothes\n    .inf: org/clothes\n"
+    )
+    with served(env, tmp_path / "space") as address, visit(browser, address, "the Hub answers 404") as page:
+        draw = page.get_by_role("button", name="Draw", exact=True)
+        expect(draw).to_be_disabled()
+        page.get_by_label("Model").click()
+        page.get_by_role("option", name="Family").click()
+        expect(draw).to_be_enabled()
+        expect(page.get_by_label("range slider for D, on a logarithmic scale").filter(visible=True)).to_have_count(0)
+        page.get_by_role("radio", name="∞").filter(visible=True).click()
+        set_steps(page, 1)
+        draw.click()
+        expect(page.get_by_text("16 images, D = ∞, 1 of 1 calls")).to_be_visible()
+        panel = open_tab(page, "About")
+        panel.get_by_role("button", name="The card of the model").click()
+        expect(panel.get_by_role("heading", name="pfgmpp-fashion-mnist")).to_be_visible()
+        assert panel.get_by_role("img", name="Samples", exact=True).evaluate("image => image.naturalWidth") > 100
+
+
+LOOKS = {
+    "light": {"color_scheme": "light"},
+    "dark": {"color_scheme": "dark"},
+    "narrow": {"color_scheme": "light", "viewport": {"width": 400, "height": 800}},
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_every_tab_looks_as_it_should(look, browser, address):
+    """Pictures of them are kept in outputs/screenshots, to be looked at."""
+    folder = ROOT / "outputs" / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    with visit(browser, address, **LOOKS[look]) as page:
+        light = sum(map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3])) > 380
+        assert light == (look != "dark")
+        set_steps(page, 8)
+        for number, (name, button, done) in enumerate(
+            (
+                ("Sample", "Draw", "15 of 15 calls"),
+                ("Compare D", "Compare", "D = ∞"),
+                ("Robustness", "Disturb", "D = ∞, disturbed"),
+                ("Follow a field line", "Follow one sample", "left the sample, right"),
+                ("About", None, "The idea"),
+            )
+        ):
+            panel = open_tab(page, name)
+            if button:
+                press(page, button)
+            expect(panel.get_by_text(done, exact=False).last).to_be_visible()
+            page.wait_for_timeout(500)
+            page.screenshot(path=folder / f"{look}-{number}-{name.split()[0].lower()}.png", full_page=True)
+            assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+            texts = panel.locator("img").evaluate_all("images => images.map(image => image.alt)")
+            assert texts
+            assert all(texts), texts
