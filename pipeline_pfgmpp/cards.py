@@ -7,6 +7,7 @@ Model cards, all from one template: of pipelines as they are saved, and of publi
 import argparse
 import math
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -136,6 +137,24 @@ def write_model_card(folder: str | os.PathLike, pipeline: PFGMPPPipeline, origin
     folder, D = Path(folder).resolve(), pipeline.scheduler.config.D
     card = _card(folder, pipeline.unet, D, pipeline.num_classes, pipeline.config.id2label, origin, **metadata)
     card.save(folder / "README.md")
+
+
+MEASURED = ("Evaluation", "Robustness", "Limits")
+
+
+def put_section(card: ModelCard, title: str, body: str) -> None:
+    """
+    Puts a section of what was measured into a card: in the place of the one of that title, before those that come after it.
+
+    Args:
+        card (`ModelCard`): The card.
+        title (`str`): `"Evaluation"` or `"Robustness"`.
+        body (`str`): The section, as Markdown.
+    """
+    text = re.sub(rf"^## {title}\n.*?(?=^## |\Z)", "", card.text, flags=re.DOTALL | re.MULTILINE)
+    later = re.search(rf"^## (?:{'|'.join(MEASURED[MEASURED.index(title) + 1 :])})\n", text, re.MULTILINE)
+    place = later.start() if later else len(text)
+    card.text = f"{text[:place].rstrip()}\n\n## {title}\n\n{body.strip()}\n\n{text[place:]}".rstrip() + "\n"
 
 
 # The published checkpoints: folder, network, D, classes, data, its name, file, FID over 50,000 images, where that is stated.

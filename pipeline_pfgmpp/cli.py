@@ -278,6 +278,7 @@ def add_robustness_parser(commands):
     parser.add_argument("--groups", type=int, default=3, help="distances a point, for error bars (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=50, help="images at a time, in each process (default: %(default)s)")
     parser.add_argument("--output", default="outputs/robustness", help="folder to write to (default: %(default)s)")
+    parser.add_argument("--write", action="store_true", help="keep the results in the model folder and its card")
 
 
 def robustness(args):
@@ -290,6 +291,8 @@ def robustness(args):
     settings = robustness.settings_of(args.noise, args.bits, args.nfe)
     if args.num_images < 2 or args.groups < 1:
         raise ValueError("--num-images must be at least 2 and --groups at least 1.")
+    if args.write and (len(args.models) > 1 or not Path(args.models[0], "README.md").is_file()):
+        raise ValueError("--write needs one local model folder with a README.md.")
     pipelines = {Path(model).name: on_device(DiffusionPipeline.from_pretrained(model)) for model in args.models}
     first, output = next(iter(pipelines.values())), Path(args.output)
     state = PartialState(cpu=first.device.type == "cpu")
@@ -302,6 +305,8 @@ def robustness(args):
     (output / "robustness.md").write_text(robustness.table(entries))
     robustness.plot(entries, output / "robustness.png")
     robustness.picture(first, served(first, args.D), args.noise, output / "noise.png", nfe=settings[0].nfe)
+    if args.write:
+        robustness.write_robustness(args.models[0], output, own_command())
     print(f"Wrote robustness.json, robustness.md, robustness.png and noise.png to {output.resolve()}")
 
 

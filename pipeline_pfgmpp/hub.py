@@ -132,7 +132,8 @@ def _pipeline_files(folder):
         pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} holds no pipeline that can be uploaded: {error}") from None
-    paths = [folder / name for name in ("model_index.json", "README.md", "evaluation.json") if (folder / name).is_file()]
+    names = ("model_index.json", "README.md", "evaluation.json", "robustness.json")
+    paths = [folder / name for name in names if (folder / name).is_file()]
     paths += [*pipeline.write_code(folder), *folder.glob("*.png")]
     for part, component in pipeline.components.items():
         if component is not None:

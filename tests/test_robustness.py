@@ -122,3 +122,32 @@ def test_the_command_line_in_two_processes(pipe, metrics, fashion_mnist, tmp_pat
     refused = subprocess.run([sys.executable, *arguments, "--noise=-1"], cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 1
     assert refused.stderr.endswith("pfgmpp: `noise` must not hold -1.\n")
+
+
+def test_results_are_kept_with_the_model(tmp_path):
+    output, folder, entries = tmp_path / "output", tmp_path / "model", []
+    output.mkdir()
+    folder.mkdir()
+    for setting in settings_of([0.1], [], [35]):
+        entries.append({"model": "m", "D": "16", "num_images": 1000, **setting._asdict(), "distances": [1.0, 2.0, 3.0]})
+    (output / "robustness.json").write_text(json.dumps(entries))
+    for name in ("robustness.png", "noise.png"):
+        PIL.Image.new("L", (2, 2)).save(output / name)
+    (folder / "README.md").write_text(
+        "---\nlibrary_name: diffusers\n---\n\n# M\n\n## Evaluation\n\nFirst.\n\n## Limits\n\nMany.\n"
+    )
+    for _ in range(2):  # a second time replaces the first
+        robustness.write_robustness(folder, output, "pfgmpp robustness here")
+    card = (folder / "README.md").read_text()
+    sections = ["## Evaluation", "## Robustness", "| D = 16 | 2.0 ± 1.0 | 2.0 ± 1.0 |", "pfgmpp robustness here", "## Limits"]
+    assert [card.count(part) for part in sections] == [1] * 5
+    assert sorted(sections, key=card.index) == sections
+    assert "3 groups of 1,000 images" in card
+    assert {path.name for path in folder.iterdir()} == {"README.md", "robustness.json", "robustness.png", "noise.png"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "model_cards").glob("*/robustness.json")), ids=lambda path: path.parent.name)
+def test_cards_state_what_was_measured(path):
+    entries = json.loads(path.read_text())
+    assert table(entries) in path.with_name("README.md").read_text()
+    assert table(entries) in (ROOT / "benchmarks" / "RESULTS.md").read_text()

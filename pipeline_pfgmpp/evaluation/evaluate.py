@@ -3,14 +3,13 @@
 import json
 import math
 import os
-import re
 import statistics
 from pathlib import Path
 
 import torch
 from huggingface_hub import EvalResult, ModelCard
 
-from ..cards import number
+from ..cards import number, put_section
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..sampling import describe, load_samples, sample_to_files
 from .metrics import ImageMetrics
@@ -163,9 +162,6 @@ def table(results: dict) -> str:
     return "\n".join(rows) + "\n"
 
 
-SECTION, NEXT_SECTION = "## Evaluation", "## Limits"
-
-
 def write_evaluation(folder: str | os.PathLike, results: dict) -> None:
     """
     Keeps results with a model: as `evaluation.json`, and as a section and metadata of its card.
@@ -177,8 +173,7 @@ def write_evaluation(folder: str | os.PathLike, results: dict) -> None:
     folder, settings, count = Path(folder), results["settings"], f"{results['num_images']:,} images"
     (folder / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
     steps, solver, guidance = settings["num_inference_steps"], settings["scheduler"]["solver_type"], settings["guidance_scale"]
-    section = f"""{SECTION}
-
+    section = f"""
 Over the features `{results["features"]}`, {count} a value, against {results["reference"]};
 {steps} steps of {solver}{f", guidance {guidance:g}" if guidance != 1 else ""}.
 
@@ -188,9 +183,7 @@ Over the features `{results["features"]}`, {count} a value, against {results["re
 ```
 """
     card = ModelCard.load(folder / "README.md")
-    text = re.sub(rf"^{SECTION}\n.*?(?=^## |\Z)", "", card.text, flags=re.DOTALL | re.MULTILINE)
-    before, found, after = text.partition(NEXT_SECTION)
-    card.text = f"{before.rstrip()}\n\n{section}\n{found}{after}".rstrip() + "\n"
+    put_section(card, "Evaluation", section)
     card.data.model_name = folder.resolve().name
     dataset = next(iter(card.data.datasets or [results["reference"]]))
     kinds = {} if results["features"] == "inception" else {"fid": "frechet_distance"}  # the Hub takes `fid` for Inception's

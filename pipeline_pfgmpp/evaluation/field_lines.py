@@ -118,7 +118,12 @@ def plot_field_lines(path: str | os.PathLike, dimensions: tuple = DIMENSIONS) ->
         residuals = (x[None, :, None] - charges[:, 0]) / sigma[:, None, None]
         density = log_density(residuals.reshape(-1, 1), D).reshape(residuals.shape).exp().mean(-1)
         axis.imshow(
-            density, extent=(-width, width, sigma[0], SIGMA_MAX), origin="lower", aspect="auto", cmap="Blues", vmax=0.45
+            density.numpy(),
+            extent=(-width, width, sigma[0].item(), SIGMA_MAX),
+            origin="lower",
+            aspect="auto",
+            cmap="Blues",
+            vmax=0.45,
         )
         points, heights = trajectories(charges, D, latents)
         axis.plot(points[:, :, 0], heights, color="0.25", linewidth=0.7)

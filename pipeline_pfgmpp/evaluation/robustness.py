@@ -11,14 +11,16 @@ The paper's claim is that small D degrades later than D = infinity does.
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from huggingface_hub import ModelCard
 from tqdm.auto import tqdm
 
-from ..cards import number
+from ..cards import number, put_section
 from ..grid import labelled_grid, to_pil
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..sampling import generate
@@ -262,3 +264,36 @@ def table(entries: list[dict]) -> str:
             rows.append(f"| {label} | {' | '.join(cells.get(level, '') for level in levels)} |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts) + "\n"
+
+
+def write_robustness(folder: str | os.PathLike, output: str | os.PathLike, command: str) -> None:
+    """
+    Keeps what was measured with a model: `robustness.json`, the pictures, and a section of its card.
+
+    Args:
+        folder (`str` or `os.PathLike`): The model's folder.
+        output (`str` or `os.PathLike`): Where [`measure`], [`plot`] and [`picture`] wrote to.
+        command (`str`): The command that measured.
+    """
+    folder, output = Path(folder), Path(output)
+    for name in ("robustness.json", "robustness.png", "noise.png"):
+        shutil.copyfile(output / name, folder / name)
+    entries, card = json.loads((folder / "robustness.json").read_text()), ModelCard.load(folder / "README.md")
+    groups, images = len(entries[0]["distances"]), f"{entries[0]['num_images']:,} images"
+    section = f"""
+The Fréchet distance when sampling is disturbed: by noise of α times the noise level before each step, by weights rounded to
+few bits, or by few calls of the network. Mean and standard deviation of {groups} groups of {images}.
+
+![Fréchet distance against noise, bits and calls, a line a D](robustness.png)
+
+{table(entries)}
+The same seeds at each D, with noise that grows to the right:
+
+![A row a D, three seeds with growing noise](noise.png)
+
+```bash
+{command}
+```
+"""
+    put_section(card, "Robustness", section)
+    card.save(folder / "README.md")
