@@ -349,7 +349,7 @@ def play(charges, dial):
 
     D = turned(dial)
     figure = Figure(figsize=(PLANE / 100, PLANE / 100))
-    axis = figure.add_axes((0, 0, 1, 1), xlim=(-REACH, REACH), ylim=(-REACH, REACH), frame_on=False)
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(-REACH, REACH), ylim=(-REACH, REACH), frame_on=False, xticks=[], yticks=[])
     if charges:
         points, _ = trajectories(torch.tensor(charges), D, sample_noise((60, 2), D, torch.Generator().manual_seed(0)), 40, 2.0)
         axis.plot(points[:, :, 0], points[:, :, 1], color="tab:blue", linewidth=0.8, alpha=0.7)
@@ -423,7 +423,7 @@ def dial_of_dimension(low, value):
     with gr.Group(elem_classes="turn"):
         shown = gr.HTML(f"D = {2**value:g}", html_template='<div class="turned" role="status">${value}</div>')
         dial = gr.Slider(
-            math.log2(low), INFINITY, value, step=0.5, label="D, on a logarithmic scale", buttons=[], elem_classes="dial"
+            math.log2(low), INFINITY, value, step=0.5, label="D (the dial turns log₂ D)", buttons=[], elem_classes="dial"
         )
         marks = gr.HTML(ruler(low))
     dial.change(None, dial, shown, js=SHOW_D, api_visibility="private")
