@@ -4,6 +4,7 @@ import base64
 import copy
 import math
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -82,14 +83,16 @@ class Model:
         return pipe
 
     def card(self) -> str:
-        """The card of the first network as Markdown, with its picture inside; empty where there is none."""
+        """The card of the first network as Markdown, with its pictures inside; empty where there is none."""
         source = next(iter(self.sources.values()))
+
+        def inside(name):
+            return f"](data:image/png;base64,{base64.b64encode(_file(source, name[1]).read_bytes()).decode()})"
+
         try:
-            text = ModelCard.load(_file(source, "README.md")).text
-            picture = base64.b64encode(_file(source, "samples.png").read_bytes()).decode()
+            return re.sub(r"\]\(([\w-]+\.png)\)", inside, ModelCard.load(_file(source, "README.md")).text)
         except (OSError, ValueError):
             return ""
-        return text.replace("(samples.png)", f"(data:image/png;base64,{picture})")
 
     def _load(self, source):
         with self._lock:

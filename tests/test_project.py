@@ -80,5 +80,7 @@ def test_the_report_holds_what_was_measured():
     results = json.loads((ROOT / "model_cards" / "pfgmpp-fashion-mnist" / "evaluation.json").read_text())
     assert table(results) in report
     assert results["command"] in report
+    for row in re.findall(r"^\|.*\d\.\d.*\|$", (ROOT / "README.md").read_text(), re.MULTILINE):
+        assert row in report
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", report):
         assert (ROOT / "benchmarks" / picture).is_file()
