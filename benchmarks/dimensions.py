@@ -18,6 +18,7 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from pipeline_pfgmpp import PFGMPPScheduler
+from pipeline_pfgmpp.evaluation.evaluate import mean_and_deviation
 from pipeline_pfgmpp.grid import labelled_grid, to_pil
 from pipeline_pfgmpp.sampling import generate
 
@@ -45,10 +46,8 @@ def comparison(evaluations):
     single = {D: values for each in single for D, values in each.items()}
     lines = ["| D | one network for every D | a network of this D | ratio |", "|---|---|---|---|"]
     for D in single:
-        means = [statistics.mean(values[D]) for values in (every, single)]
-        spreads = [statistics.stdev(values[D]) for values in (every, single)]
-        cells = [f"{mean:.2f} ± {spread:.2f}" for mean, spread in zip(means, spreads)]
-        lines.append(f"| {D} | {cells[0]} | {cells[1]} | {means[0] / means[1]:.3f} |")
+        ratio = statistics.mean(every[D]) / statistics.mean(single[D])
+        lines.append(f"| {D} | {mean_and_deviation(every[D])} | {mean_and_deviation(single[D])} | {ratio:.3f} |")
     return "\n".join([*lines, ""])
 
 

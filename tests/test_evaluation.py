@@ -16,7 +16,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 from pipeline_pfgmpp.evaluation import ImageMetrics, frechet_distance, image_features, load_features
-from pipeline_pfgmpp.evaluation.evaluate import evaluate, report, table, write_evaluation
+from pipeline_pfgmpp.evaluation.evaluate import evaluate, mean_and_deviation, report, table, write_evaluation
 from pipeline_pfgmpp.evaluation.fashion_mnist_classifier import WEIGHTS, accuracy
 from pipeline_pfgmpp.evaluation.features import cached_features
 from pipeline_pfgmpp.evaluation.inception import InceptionV3
@@ -308,10 +308,18 @@ def test_results_are_kept_with_the_model(tmp_path):
     assert card.startswith("---\nlibrary_name: diffusers\nmodel-index:\n")
     assert card.count("## Evaluation") == card.count("## Limits\n\nMany.") == 1
     assert [result.metric_value for result in ModelCard.load(tmp_path / "README.md").data.eval_results] == [13, 20]
-    assert "| D = 16 | 13 ± 0.71 |\n| D = ∞ | 20 ± 0 |\n| real ones | 0.75 |\n" in card
+    assert "| D = 16 | 13.00 ± 0.71 |\n| D = ∞ | 20 ± 0 |\n| real ones | 0.75 |\n" in card
     assert "18 steps of heun.\n" in card
     assert "```bash\npfgmpp evaluate here\n```" in card
     assert json.loads((tmp_path / "evaluation.json").read_text()) == results
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [([6.8822, 6.0954, 6.8151], "6.60 ± 0.44"), ([101.0, 125.0], "113 ± 17"), ([0.27191], "0.27191"), ([3, 3], "3 ± 0")],
+)
+def test_a_mean_is_as_exact_as_its_deviation(values, text):
+    assert mean_and_deviation(values) == text
 
 
 @pytest.mark.parametrize("card", sorted((ROOT / "model_cards").glob("*/evaluation.json")), ids=lambda path: path.parent.name)

@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler
 from pipeline_pfgmpp.evaluation import ImageMetrics, load_features, robustness
+from pipeline_pfgmpp.evaluation.evaluate import mean_and_deviation
 from pipeline_pfgmpp.evaluation.robustness import measure, plot, quantised, settings_of, table
 from pipeline_pfgmpp.sampling import generate
 from pipeline_pfgmpp.training import load_images
@@ -94,7 +95,7 @@ def test_measuring_goes_on_where_it_was(pipe, metrics, tmp_path, monkeypatch):
         patch.setattr(robustness, "generate", None)
         assert measure({"model": pipe}, [16], settings, metrics, tmp_path, **arguments) == entries
     text = table(entries)
-    first = f"{torch.tensor(entries[0]['distances']).mean():.1f} ± "
+    first = mean_and_deviation(entries[0]["distances"])
     headers = {"noise injected, α | 0 | 0.4": True, "bits a weight | 2": False, "calls of the network | 7 | 3": True}
     for header, begins_undisturbed in headers.items():
         found, _, line = text[text.index(f"| {header} |") :].splitlines()[:3]

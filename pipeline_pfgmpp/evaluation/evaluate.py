@@ -126,6 +126,24 @@ def report(
     return {"results": entries, **measured, "settings": describe(pipeline, **settings)}
 
 
+def mean_and_deviation(values: list[float]) -> str:
+    """
+    The mean of values for people: as exact as their standard deviation, which stands beside it where there are several.
+
+    Args:
+        values (`list[float]`): One or more values.
+
+    Returns:
+        `str`: Such as `"6.60 ± 0.44"`.
+    """
+    mean = statistics.mean(values)
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    if not deviation:
+        return f"{mean:.5g}" + (" ± 0" if deviation == 0 else "")
+    decimals = max(0, 1 - math.floor(math.log10(deviation)))
+    return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"
+
+
 def title(metric: str, features: str) -> str:
     """What a metric is called over these features."""
     names = {
@@ -153,11 +171,7 @@ def table(results: dict) -> str:
         "|---" * (len(metrics) + 1) + "|",
     ]
     for entry in entries:
-        cells = []
-        for name in metrics:
-            values = entry[name]
-            spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.5g}{spread}")
+        cells = [mean_and_deviation(entry[name]) for name in metrics]
         rows.append(f"| {entry.get('images') or 'D = ' + entry['D']} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 

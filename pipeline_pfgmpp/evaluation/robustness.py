@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from ..cards import number, put_section
 from ..grid import labelled_grid, to_pil
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..sampling import generate
-from .evaluate import served
+from .evaluate import mean_and_deviation, served
 from .metrics import ImageMetrics
 
 
@@ -162,7 +163,7 @@ TITLES = {"noise": "noise injected, α", "bits": "bits a weight", "nfe": "calls 
 
 
 def _panels(entries):
-    """For what was disturbed, the lines: label, levels, means and standard deviations. The undisturbed point begins them."""
+    """For what was disturbed, the lines: label, levels and the distances at each. The undisturbed point begins them."""
     most, panels = max(entry["nfe"] for entry in entries), {}
     several = len({entry["model"] for entry in entries}) > 1
 
@@ -175,16 +176,8 @@ def _panels(entries):
             chosen += [entry for entry in entries if not disturbed(entry)]
         lines = {}
         for entry in sorted(chosen, key=lambda entry: entry[kind]):
-            lines.setdefault((entry["model"], entry["D"]), []).append((entry[kind], torch.tensor(entry["distances"]).double()))
-        panels[kind] = [
-            (
-                f"{model}, D = {D}" if several else f"D = {D}",
-                [level for level, _ in points],
-                [distances.mean().item() for _, distances in points],
-                [distances.std().item() if len(distances) > 1 else 0.0 for _, distances in points],
-            )
-            for (model, D), points in lines.items()
-        ]
+            lines.setdefault((entry["model"], entry["D"]), []).append((entry[kind], entry["distances"]))
+        panels[kind] = [(f"{model}, D = {D}" if several else f"D = {D}", *zip(*points)) for (model, D), points in lines.items()]
     return {kind: lines for kind, lines in panels.items() if lines}
 
 
@@ -204,7 +197,9 @@ def plot(entries: list[dict], path: str | os.PathLike) -> None:
     panels = _panels(entries)
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.9), constrained_layout=True, squeeze=False)
     for axis, (kind, lines) in zip(axes[0], panels.items()):
-        for label, levels, means, deviations in lines:
+        for label, levels, distances in lines:
+            means = [statistics.mean(values) for values in distances]
+            deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in distances]
             axis.errorbar(levels, means, deviations, marker="o", markersize=3.5, capsize=2, label=label)
         axis.set(xlabel=TITLES[kind], yscale="log")
         if kind != "noise":
@@ -257,10 +252,10 @@ def table(entries: list[dict]) -> str:
     """
     parts = []
     for kind, lines in _panels(entries).items():
-        levels = sorted({level for _, levels, *_ in lines for level in levels}, reverse=kind != "noise")
+        levels = sorted({level for _, levels, _ in lines for level in levels}, reverse=kind != "noise")
         rows = [f"| {TITLES[kind]} | {' | '.join(f'{level:g}' for level in levels)} |", "|---" * (len(levels) + 1) + "|"]
-        for label, found, means, deviations in lines:
-            cells = {level: f"{m:.1f} ± {d:.1f}" for level, m, d in zip(found, means, deviations)}
+        for label, found, distances in lines:
+            cells = {level: mean_and_deviation(values) for level, values in zip(found, distances)}
             rows.append(f"| {label} | {' | '.join(cells.get(level, '') for level in levels)} |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts) + "\n"
