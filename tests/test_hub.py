@@ -225,9 +225,10 @@ def folder(tmp_path):
     return folder
 
 
+SHOWN = {"evaluation.json", "robustness.json", "samples.png", "robustness.png", "noise.png"}  # by the card
 PUSHED = {
-    "model_index.json", "README.md", "evaluation.json", "samples.png", "scheduler/scheduler_config.json", "unet/config.json",
-    "unet/diffusion_pytorch_model.safetensors", *CODE,
+    "model_index.json", "README.md", "scheduler/scheduler_config.json", "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors", *CODE, *SHOWN,
 }  # fmt: skip
 
 
@@ -256,7 +257,7 @@ import pipeline_pfgmpp as p
 p.PFGMPPPipeline.from_pretrained({str(BUNDLED)!r}).push_to_hub("org/itself")
 """
     run(program, {**env, "HF_TOKEN": WRITER})
-    assert server.files("org/itself").keys() == PUSHED - {"evaluation.json", "samples.png"}
+    assert server.files("org/itself").keys() == PUSHED - SHOWN
 
 
 @pytest.mark.parametrize(("method", "part"), [("PUT", "/lfs/"), ("POST", "/commit/")])

@@ -10,6 +10,7 @@ The paper's claim is that small D degrades later than D = infinity does.
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import statistics
@@ -22,7 +23,7 @@ from huggingface_hub import ModelCard
 from tqdm.auto import tqdm
 
 from ..cards import number, put_section
-from ..grid import labelled_grid, to_pil
+from ..grid import labelled_grid, stacked, to_pil
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..sampling import generate
 from .evaluate import mean_and_deviation, served
@@ -93,7 +94,9 @@ def settings_of(noise: list[float], bits: list[int], nfe: list[int]) -> list[Set
     most = int(max(nfe, default=35))
     points = [Setting(0.0, None, most), *(Setting(float(level), None, most) for level in noise)]
     points += [Setting(0.0, int(level), most) for level in bits] + [Setting(0.0, None, int(level)) for level in nfe]
-    return list(dict.fromkeys(points))
+    if len(points := list(dict.fromkeys(points))) == 1:
+        raise ValueError("Nothing is disturbed: name some noise, bits or calls.")
+    return points
 
 
 def _steps(pipeline, nfe):
@@ -163,22 +166,23 @@ TITLES = {"noise": "noise injected, α", "bits": "bits a weight", "nfe": "calls 
 
 
 def _panels(entries):
-    """For what was disturbed, the lines: label, levels and the distances at each. The undisturbed point begins them."""
-    most, panels = max(entry["nfe"] for entry in entries), {}
+    """For what was disturbed: its levels from the mildest on, the undisturbed first, and by label the distances at each."""
+    undisturbed, panels = Setting(0.0, None, max(entry["nfe"] for entry in entries))._asdict(), {}
     several = len({entry["model"] for entry in entries}) > 1
-
-    def disturbed(entry):
-        return [kind for kind, rest in Setting(0.0, None, most)._asdict().items() if entry[kind] != rest]
-
     for kind in TITLES:
-        chosen = [entry for entry in entries if disturbed(entry) == [kind]]
-        if chosen and kind != "bits":
-            chosen += [entry for entry in entries if not disturbed(entry)]
+        chosen = [entry for entry in entries if all(entry[name] == undisturbed[name] for name in TITLES if name != kind)]
+        levels = sorted({entry[kind] for entry in chosen}, key=lambda level: level if kind == "noise" else -(level or math.inf))
         lines = {}
-        for entry in sorted(chosen, key=lambda entry: entry[kind]):
-            lines.setdefault((entry["model"], entry["D"]), []).append((entry[kind], entry["distances"]))
-        panels[kind] = [(f"{model}, D = {D}" if several else f"D = {D}", *zip(*points)) for (model, D), points in lines.items()]
-    return {kind: lines for kind, lines in panels.items() if lines}
+        for entry in chosen:
+            label = f"{entry['model']}, D = {entry['D']}" if several else f"D = {entry['D']}"
+            lines.setdefault(label, {})[entry[kind]] = entry["distances"]
+        if len(levels) > 1:
+            panels[kind] = levels, lines
+    return panels
+
+
+def _name(level):
+    return "as trained" if level is None else f"{level:g}"
 
 
 def plot(entries: list[dict], path: str | os.PathLike) -> None:
@@ -193,17 +197,23 @@ def plot(entries: list[dict], path: str | os.PathLike) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     panels = _panels(entries)
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.9), constrained_layout=True, squeeze=False)
-    for axis, (kind, lines) in zip(axes[0], panels.items()):
-        for label, levels, distances in lines:
+    for axis, (kind, (levels, lines)) in zip(axes[0], panels.items()):
+        for label, found in lines.items():
+            places, distances = zip(*((place, found[level]) for place, level in enumerate(levels) if level in found))
             means = [statistics.mean(values) for values in distances]
             deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in distances]
-            axis.errorbar(levels, means, deviations, marker="o", markersize=3.5, capsize=2, label=label)
+            axis.errorbar(
+                places, means, deviations, marker="o", markersize=3.5, linewidth=1.2, elinewidth=0.8, capsize=2, label=label
+            )
         axis.set(xlabel=TITLES[kind], yscale="log")
-        if kind != "noise":
-            axis.invert_xaxis()  # all panels get worse to the right
+        axis.set_xticks(range(len(levels)), map(_name, levels))
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("Fréchet distance")
     axes[0][0].legend(fontsize=8)
@@ -220,7 +230,8 @@ def picture(
     nfe: int = 35,
 ) -> None:
     """
-    Draws the same seeds at each D, a row a D, with the noise growing to the right for each seed.
+    Draws the same seeds, and for a network that knows classes the same classes, at each D: a row a D, with the noise growing to
+    the right for each seed.
 
     Args:
         pipeline ([`PFGMPPPipeline`]): A model that serves every D.
@@ -230,19 +241,21 @@ def picture(
         num_seeds (`int`, defaults to 3): Seeds, one after the other.
         nfe (`int`, defaults to 35): Calls of the network.
     """
-    steps = _steps(pipeline, nfe)
+    seeds = list(range(num_seeds))
+    labels = [seed % pipeline.num_classes for seed in seeds] if pipeline.num_classes else None
+    settings = {"num_inference_steps": _steps(pipeline, nfe), "class_labels": labels}
     images = []
     for D in dimensions:
-        settings = {"D": D, "num_inference_steps": steps}
-        columns = [next(generate(pipeline, list(range(num_seeds)), num_seeds, None, level, **settings))[1] for level in levels]
-        images += [columns[index][seed] for seed in range(num_seeds) for index in range(len(levels))]
-    rows = [f"D = {D:g}" for D in dimensions]
-    labelled_grid(to_pil(torch.stack(images)), num_seeds * len(levels), rows).save(path)
+        columns = [next(generate(pipeline, seeds, num_seeds, None, level, D=D, **settings))[1] for level in levels]
+        images += torch.stack(columns, dim=1).flatten(0, 1)
+    grid = labelled_grid(to_pil(torch.stack(images)), num_seeds * len(levels), [f"D = {D:g}" for D in dimensions])
+    stacked({f"noise of {', '.join(f'{level:g}' for level in levels)} injected before each step": grid}).save(path)
 
 
 def table(entries: list[dict]) -> str:
     """
-    The same as Markdown, a table a kind: mean and standard deviation over the groups.
+    The same as Markdown, a table a kind: mean and standard deviation over the groups, and, in brackets, of what the disturbance
+    adds to the undisturbed distance of the same group. Groups differ by more than that, so there the D compare best.
 
     Args:
         entries (`list[dict]`): What [`measure`] returned.
@@ -251,12 +264,14 @@ def table(entries: list[dict]) -> str:
         `str`: The tables.
     """
     parts = []
-    for kind, lines in _panels(entries).items():
-        levels = sorted({level for _, levels, _ in lines for level in levels}, reverse=kind != "noise")
-        rows = [f"| {TITLES[kind]} | {' | '.join(f'{level:g}' for level in levels)} |", "|---" * (len(levels) + 1) + "|"]
-        for label, found, distances in lines:
-            cells = {level: mean_and_deviation(values) for level, values in zip(found, distances)}
-            rows.append(f"| {label} | {' | '.join(cells.get(level, '') for level in levels)} |")
+    for kind, (levels, lines) in _panels(entries).items():
+        rows = [f"| {TITLES[kind]} | {' | '.join(map(_name, levels))} |", "|---" * (len(levels) + 1) + "|"]
+        for label, found in lines.items():
+            cells = dict.fromkeys(levels, "") | {level: mean_and_deviation(distances) for level, distances in found.items()}
+            for level in found.keys() - levels[:1]:
+                added = [distance - before for distance, before in zip(found[level], found[levels[0]])]
+                cells[level] += f" ({mean_and_deviation(added)})"
+            rows.append(f"| {label} | {' | '.join(cells.values())} |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts) + "\n"
 
@@ -277,7 +292,8 @@ def write_robustness(folder: str | os.PathLike, output: str | os.PathLike, comma
     groups, images = len(entries[0]["distances"]), f"{entries[0]['num_images']:,} images"
     section = f"""
 The Fréchet distance when sampling is disturbed: by noise of α times the noise level before each step, by weights rounded to
-few bits, or by few calls of the network. Mean and standard deviation of {groups} groups of {images}.
+few bits, or by few calls of the network. Mean and standard deviation of {groups} groups of {images}; in brackets, of what the
+disturbance adds to the distance of the same group.
 
 ![Fréchet distance against noise, bits and calls, a line a D](robustness.png)
 
