@@ -204,7 +204,7 @@ Over the features `{results["features"]}`, {count} a value, against {results["re
     card.data.eval_results = [
         EvalResult(
             task_type="unconditional-image-generation", dataset_type=dataset, dataset_name=dataset.rpartition("/")[2],
-            metric_type=kinds.get(name, name), metric_value=_rounded(statistics.mean(values)),
+            metric_type=kinds.get(name, name), metric_value=float(mean_and_deviation(values).split()[0]),  # as in the table
             metric_name=f"{title(name, results['features'])} over {results['features']} features, {count}, D = {entry['D']}",
         )
         for entry in results["results"] if "D" in entry
