@@ -1,16 +1,13 @@
 """
-One network for every D against networks of a single D, and how its pictures change with D.
+How the pictures of one network for every D change with D.
 
-    pfgmpp evaluate ANY_D --data data/fashion-mnist --D 16,128,2048,inf --groups 3    # and each network of a single D
-    python benchmarks/dimensions.py ANY_D outputs/evaluation/ANY_D outputs/evaluation/SINGLE_D ...
+    python benchmarks/dimensions.py model_cards/pfgmpp-fashion-mnist
 
-Reads what was evaluated, draws the same seeds along D, and writes dimensions.md and dimensions.png beside this file.
+Draws the same seeds along D, and writes dimensions.md and dimensions.png beside this file.
 """
 
 import argparse
-import json
 import math
-import statistics
 from pathlib import Path
 
 import torch
@@ -18,7 +15,6 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from pipeline_pfgmpp import PFGMPPScheduler
-from pipeline_pfgmpp.evaluation.evaluate import mean_and_deviation
 from pipeline_pfgmpp.grid import labelled_grid, to_pil
 from pipeline_pfgmpp.sampling import generate
 
@@ -26,29 +22,15 @@ from pipeline_pfgmpp.sampling import generate
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="the network of every D")
-    parser.add_argument("evaluations", nargs="*", type=Path, help="folders that pfgmpp evaluate wrote, the network's own first")
     parser.add_argument("--seeds", type=int, default=30, help="pictures a D (default: %(default)s)")
     args = parser.parse_args()
-    folder, parts = Path(__file__).parent, []
-    if args.evaluations:
-        parts.append(comparison([json.loads((path / "evaluation.json").read_text()) for path in args.evaluations]))
+    folder = Path(__file__).parent
     pipe = DiffusionPipeline.from_pretrained(args.model)
     pipe.unet.to(memory_format=torch.channels_last)
     pipe.scheduler = PFGMPPScheduler.from_config(pipe.scheduler.config, solver_type="dpmpp_3m", rho=10.0, sigma_min=0.06)
-    parts.append(continuity(pipe, args.seeds, folder / "dimensions.png"))
-    (folder / "dimensions.md").write_text("\n".join(parts))
-    print("\n".join(parts))
-
-
-def comparison(evaluations):
-    """Fréchet distances at each D: of the network of every D, of that of this D, and their ratio."""
-    every, *single = ({entry["D"]: entry["fid"] for entry in each["results"] if "D" in entry} for each in evaluations)
-    single = {D: values for each in single for D, values in each.items()}
-    lines = ["| D | one network for every D | a network of this D | ratio |", "|---|---|---|---|"]
-    for D in single:
-        ratio = statistics.mean(every[D]) / statistics.mean(single[D])
-        lines.append(f"| {D} | {mean_and_deviation(every[D])} | {mean_and_deviation(single[D])} | {ratio:.3f} |")
-    return "\n".join([*lines, ""])
+    text = continuity(pipe, args.seeds, folder / "dimensions.png")
+    (folder / "dimensions.md").write_text(text)
+    print(text)
 
 
 def continuity(pipe, count, path):
