@@ -518,7 +518,7 @@ def build():
         with gr.Tab("Robustness"):
             gr.Markdown(
                 "Disturb the sampling: at small D a network has seen more of what is off the way, and bears more noise. The"
-                " paper finds the same for rounded weights; on the bundled network it does not show."
+                " paper finds the same for rounded weights; on the bundled network that does not show."
             )
             with gr.Row():
                 noise = gr.Slider(
