@@ -25,6 +25,7 @@ from playwright.sync_api import expect, sync_playwright
 
 SPACE = ROOT / "space"
 NAME = "Fashion-MNIST"
+DIAL = "D (the dial turns log₂ D)"
 
 
 @contextlib.contextmanager
@@ -268,7 +269,7 @@ def in_gallery(page):
 def test_a_visit(browser, address, tmp_path):
     with visit(browser, address) as page:
         # turn D to its right end with the keyboard, and draw
-        dial = page.get_by_label("range slider for D").filter(visible=True)
+        dial = page.get_by_label(f"range slider for {DIAL}").filter(visible=True)
         turned = page.locator(".turned").filter(visible=True)
         expect(turned).to_have_text("D = 128")
         dial.focus()
@@ -304,7 +305,7 @@ def test_a_visit(browser, address, tmp_path):
 def test_turning_the_dial_draws(browser, address):
     with visit(browser, address) as page:
         set_steps(page, 2)
-        box = page.get_by_label("range slider for D").filter(visible=True).bounding_box()
+        box = page.get_by_label(f"range slider for {DIAL}").filter(visible=True).bounding_box()
         page.mouse.move(box["x"] + box["width"] / 5, box["y"] + box["height"] / 2)
         page.mouse.down()
         page.mouse.move(box["x"] + box["width"] - 1, box["y"] + box["height"] / 2, steps=5)
@@ -372,7 +373,7 @@ def test_a_family_and_a_model_that_cannot_be_loaded_in_the_browser(browser, hub,
         page.get_by_label("Model").click()
         page.get_by_role("option", name="Family").click()
         expect(draw).to_be_enabled()
-        expect(page.get_by_label("range slider for D").filter(visible=True)).to_have_count(0)
+        expect(page.get_by_label(f"range slider for {DIAL}").filter(visible=True)).to_have_count(0)
         page.get_by_role("radio", name="∞").filter(visible=True).click()
         set_steps(page, 1)
         draw.click()
