@@ -1,5 +1,7 @@
 """The pipeline as a user of diffusers meets it."""
 
+import math
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -293,3 +295,36 @@ def test_model_cpu_offload_on_the_gpu():
     assert images.device.type == "cuda"
     assert pipe.unet.device.type == "cpu"
     torch.testing.assert_close(images.cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_dimension_outside_the_trained_range_warns_once(caplog):
+    """And one at which the noise has no variance, of which such a network knows nothing, is refused."""
+    unet = PFGMPPUNet2DModel(sample_size=8, model_channels=16, channel_mult=(1,), num_blocks=1, d_conditioning=True)
+    pipe = PFGMPPPipeline(unet, PFGMPPScheduler(D=64, D_range=(16, 2048)))
+    few = {"num_inference_steps": 1, "output_type": "latent"}
+    pipe(D=16, **few)
+    pipe(D=2048, **few)
+    assert not caplog.messages
+    for _ in range(2):
+        pipe(D=math.inf, **few)
+        pipe(D=8, **few)
+    (message,) = caplog.messages
+    assert message == (
+        "`D` is inf, but this network was trained for D from 16 to 2048; outside that range the images get worse."
+    )
+    for D in (1, 2, torch.tensor([2.0])):
+        with pytest.raises(ValueError, match="was trained for D from 16 to 2048, and draws noise at D up to 2"):
+            pipe(D=D, **few)
+    pipe.scheduler = PFGMPPScheduler(D=1, D_range=(1, None))
+    pipe(D=1, **few)
+
+
+def test_the_trained_range_outlives_files_and_other_schedulers(tmp_path):
+    scheduler = PFGMPPScheduler(D=64, D_range=(16, math.inf))
+    scheduler.save_pretrained(tmp_path)
+    assert PFGMPPScheduler.from_pretrained(tmp_path).config.D_range == [16, None]
+    other = EDMDPMSolverMultistepScheduler.from_config(scheduler.config)
+    assert PFGMPPScheduler.from_config(other.config).config.D_range == [16, None]
+    for bad in ((16,), (64, 16), (0, 4), "16:inf", 16):
+        with pytest.raises(ValueError, match="`D_range` must"):
+            PFGMPPScheduler(D_range=bad)
