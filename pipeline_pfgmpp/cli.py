@@ -1,4 +1,4 @@
-"""The command line: `pfgmpp sample | convert | evaluate | robustness | push | info`."""
+"""The command line: `pfgmpp sample | convert | evaluate | robustness | verify | push | info`."""
 
 import argparse
 import os
@@ -174,6 +174,11 @@ def add_measuring_arguments(parser):
     """What images are measured against, for every command that measures some."""
     parser.add_argument("--data", required=True, help="data set of real images")
     parser.add_argument("--split", default="test", help="its split to measure against (default: %(default)s)")
+    add_features_arguments(parser)
+
+
+def add_features_arguments(parser):
+    """What images are compared by."""
     parser.add_argument(
         "--features",
         default="fashion-mnist",
@@ -183,14 +188,14 @@ def add_measuring_arguments(parser):
     parser.add_argument("--trust-remote-code", action="store_true", help="let a TorchScript program run")
 
 
-def real_images(args, pipeline, split):
-    """The images of a split, as the model draws them."""
+def load_real_images(data, split, pipeline):
+    """Loads the images of a split, as the model draws them."""
     from datasets import load_dataset
 
     from .training.data import load_images
 
     config = pipeline.unet.config
-    return load_images(load_dataset(args.data, split=split), config.sample_size, channels=config.in_channels).images
+    return load_images(load_dataset(data, split=split), config.sample_size, channels=config.in_channels).images
 
 
 def add_evaluate_parser(commands):
@@ -214,7 +219,11 @@ def add_evaluate_parser(commands):
     parser.add_argument("--num-images", type=int, default=10_000, help="images a value (default: %(default)s)")
     parser.add_argument("--groups", type=int, default=1, help="values a metric, of other seeds (default: %(default)s)")
     add_drawing_arguments(parser)
-    parser.add_argument("--output", help="folder for images and results (default: outputs/evaluation/MODEL)")
+    parser.add_argument(
+        "--output",
+        help="folder for images and results (default: outputs/samples/MODEL-DIGEST and outputs/evaluation/MODEL-DIGEST,"
+        " where the digest is of all that they depend on)",
+    )
     parser.add_argument("--write", action="store_true", help="keep the results in the model folder and its card")
 
 
@@ -225,6 +234,7 @@ def evaluate(args):
 
     from .evaluation import ImageMetrics, load_features
     from .evaluation.evaluate import evaluate, evaluate_real, gather_features, report, table, write_evaluation
+    from .sampling import default_output, describe
 
     if args.write and not Path(args.model, "README.md").is_file():
         raise ValueError(f"--write needs a local model folder with a README.md, but {args.model} is none.")
@@ -234,13 +244,18 @@ def evaluate(args):
     state = PartialState(cpu=pipeline.device.type == "cpu")
     with state.main_process_first():  # the others find its features of the real images
         extractor = load_features(args.features, pipeline.device, args.trust_remote_code)
-        real = real_images(args, pipeline, args.split)
+        real = load_real_images(args.data, args.split, pipeline)
         metrics = ImageMetrics(extractor, real, args.metrics, gather_features)
-        others = real_images(args, pipeline, args.baseline_split) if args.baseline_split else None
-    output, command = Path(args.output or Path("outputs", "evaluation", Path(args.model).resolve().name)), own_command()
+        others = load_real_images(args.data, args.baseline_split, pipeline) if args.baseline_split else None
+    command = own_command()
     settings = call_settings(args)
+    description = describe(pipeline, **settings)
+    measured = {"features": args.features, "reference": metrics.reference, "metrics": args.metrics}
+    measured |= {"seed": args.seed, "num_images": args.num_images, "groups": args.groups}
+    samples = Path(args.output or default_output("samples", args.model, description))
+    output = Path(args.output or default_output("evaluation", args.model, description | measured | {"D": args.D}))
     entries = evaluate(
-        pipeline, metrics, args.D, output, args.num_images, args.groups, args.seed, args.batch_size, command, **settings
+        pipeline, metrics, args.D, samples, args.num_images, args.groups, args.seed, args.batch_size, command, **settings
     )
     if others is not None:
         entries.append(evaluate_real(others, metrics, args.num_images, args.baseline_split))
@@ -248,6 +263,8 @@ def evaluate(args):
         return
     reference = f"the {len(real):,} images of the {args.split} split of `{args.data}`"
     results = report(entries, pipeline, args.features, args.num_images, reference, command, **settings)
+    results |= {"data": args.data, "split": args.split, "data_digest": metrics.reference}
+    output.mkdir(parents=True, exist_ok=True)
     (output / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
     if args.write:
@@ -277,7 +294,10 @@ def add_robustness_parser(commands):
     parser.add_argument("--num-images", type=int, default=1000, help="images a distance (default: %(default)s)")
     parser.add_argument("--groups", type=int, default=3, help="distances a point, for error bars (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=50, help="images at a time, in each process (default: %(default)s)")
-    parser.add_argument("--output", default="outputs/robustness", help="folder to write to (default: %(default)s)")
+    parser.add_argument(
+        "--output",
+        help="folder to write to (default: outputs/robustness/MODEL-DIGEST, where the digest is of all that it depends on)",
+    )
     parser.add_argument("--write", action="store_true", help="keep the results in the model folder and its card")
 
 
@@ -287,18 +307,25 @@ def robustness(args):
 
     from .evaluation import ImageMetrics, load_features, robustness
     from .evaluation.evaluate import gather_features, served
+    from .sampling import default_output, describe
 
     settings = robustness.settings_of(args.noise, args.bits, args.nfe)
     if args.num_images < 2 or args.groups < 1:
         raise ValueError("--num-images must be at least 2 and --groups at least 1.")
     if args.write and (len(args.models) > 1 or not Path(args.models[0], "README.md").is_file()):
         raise ValueError("--write needs one local model folder with a README.md.")
-    pipelines = {Path(model).name: on_device(DiffusionPipeline.from_pretrained(model)) for model in args.models}
-    first, output = next(iter(pipelines.values())), Path(args.output)
+    names = [Path(model).name for model in args.models]
+    if len(set(names)) < len(names):  # their folders have the same name
+        names = args.models
+    pipelines = {name: on_device(DiffusionPipeline.from_pretrained(model)) for name, model in zip(names, args.models)}
+    first = next(iter(pipelines.values()))
     state = PartialState(cpu=first.device.type == "cpu")
     with state.main_process_first():  # the others find its features of the real images
         extractor = load_features(args.features, first.device, args.trust_remote_code)
-        metrics = ImageMetrics(extractor, real_images(args, first, args.split), gather=gather_features)
+        metrics = ImageMetrics(extractor, load_real_images(args.data, args.split, first), gather=gather_features)
+    description = {"models": {name: describe(pipe) for name, pipe in pipelines.items()}, "reference": metrics.reference}
+    description["num_images"] = args.num_images
+    output = Path(args.output or default_output("robustness", args.models[0], description))
     entries = robustness.measure(pipelines, args.D, settings, metrics, output, args.num_images, args.groups, args.batch_size)
     if not state.is_main_process:
         return
@@ -306,8 +333,60 @@ def robustness(args):
     robustness.plot(entries, output / "robustness.png")
     robustness.picture(first, served(first, args.D), args.noise, output / "noise.png", nfe=settings[0].nfe)
     if args.write:
-        robustness.write_robustness(args.models[0], output, own_command())
+        robustness.write_robustness(args.models[0], entries, output, own_command())
     print(f"Wrote robustness.json, robustness.md, robustness.png and noise.png to {output.resolve()}")
+
+
+def add_verify_parser(commands):
+    parser = commands.add_parser(
+        "verify",
+        help="measure a card's own figures again with few images",
+        description="Draws few images with the settings that a model's evaluation.json and robustness.json name, measures them"
+        " and says whether they agree with the card. It ends with 1 where one does not.",
+    )
+    parser.set_defaults(run=verify)
+    parser.add_argument("model", help="a Hub id or a pipeline folder")
+    parser.add_argument("--data", help="data set of real images (default: that of evaluation.json)")
+    parser.add_argument("--split", help="its split (default: that of evaluation.json)")
+    parser.add_argument("--num-images", type=int, default=1000, help="images per distance (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=50, help="images at a time (default: %(default)s)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="let a TorchScript program run")
+
+
+def verify(args):
+    from diffusers import DiffusionPipeline
+
+    from .evaluation import ImageMetrics, load_features
+    from .evaluation.verify import check_report, format_figures, read_report, verify_evaluation, verify_robustness
+    from .scheduling_pfgmpp import PFGMPPScheduler
+
+    if args.num_images < 8:
+        raise ValueError(f"--num-images must be at least 8, but is {args.num_images}.")
+    evaluation = read_report(args.model, "evaluation.json")
+    robustness = read_report(args.model, "robustness.json")
+    if evaluation is None:
+        raise ValueError(f"{args.model} holds no evaluation.json, so there is nothing to verify.")
+    data = args.data or evaluation.get("data")
+    if data is None:
+        raise ValueError("evaluation.json does not say what data it is of: name them with --data.")
+    pipeline = on_device(DiffusionPipeline.from_pretrained(args.model))
+    own_scheduler = pipeline.scheduler
+    check_report(pipeline, "evaluation.json", [evaluation["settings"]])
+    check_report(pipeline, "robustness.json", robustness or [])
+    extractor = load_features(evaluation["features"], pipeline.device, args.trust_remote_code)
+    split = args.split or evaluation.get("split", "test")
+    metrics = ImageMetrics(extractor, load_real_images(data, split, pipeline))
+    pipeline.scheduler = PFGMPPScheduler.from_config(evaluation["settings"]["scheduler"])
+    figures = verify_evaluation(pipeline, metrics, evaluation, args.num_images, args.batch_size)
+    print(format_figures("evaluation.json", figures))
+    if robustness:
+        pipeline.scheduler = own_scheduler
+        figures += verify_robustness(pipeline, metrics, robustness, args.batch_size)
+        print(format_figures("robustness.json", figures[-len({entry["D"] for entry in robustness}) :]))
+    wrong = [figure.name for figure in figures if not figure.agrees]
+    if wrong:
+        raise ValueError(f"{args.model} does not agree with its card at {', '.join(wrong)}.")
+    print("All figures agree.")
 
 
 def add_push_parser(commands):
@@ -380,13 +459,17 @@ def main(argv=None):
     add_convert_parser(commands)
     add_evaluate_parser(commands)
     add_robustness_parser(commands)
+    add_verify_parser(commands)
     add_push_parser(commands)
     add_info_parser(commands)
     args = parser.parse_args(argv)
     try:
         args.run(args)
     except (OSError, ValueError) as error:
-        parser.exit(1, f"pfgmpp: {error}\n")
+        from tqdm.auto import tqdm
+
+        tqdm.write(f"pfgmpp: {error}", file=sys.stderr)  # on a line of its own, whatever progress bar stands there
+        parser.exit(1)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
+from . import __version__
 from .grid import to_pil
 from .noise import sample_noise
 
@@ -49,19 +50,85 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+def digest_weights(pipeline: DiffusionPipeline) -> str:
+    """
+    Tells networks apart by what they hold, whatever the folder or the repository they come from.
+
+    Args:
+        pipeline ([`PFGMPPPipeline`]): The pipeline.
+
+    Returns:
+        `str`: A digest of the networks' weights as float32: weights that are stored in float16 and loaded in float32 are the
+            same weights.
+    """
+    digest = hashlib.sha256()
+    for part, component in sorted(pipeline.components.items()):
+        if isinstance(component, torch.nn.Module):
+            for name, tensor in sorted(component.state_dict().items()):
+                digest.update(f"{part} {name} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy())
+    return digest.hexdigest()[:16]
+
+
+def _public_config(component):
+    return {name: value for name, value in component.config.items() if not name.startswith("_")}
+
+
 def describe(pipeline: DiffusionPipeline, **settings) -> dict:
     """
-    What images depend on besides the network and their seed.
+    Lists what images depend on besides their seed.
 
     Args:
         pipeline ([`PFGMPPPipeline`]): What generates.
         settings: Arguments of its call.
 
     Returns:
-        `dict`: The settings and the scheduler's configuration, ready for JSON.
+        `dict`: The settings, the configurations of scheduler and network, the digest and the type of the weights, and the
+            version of this package, as they come back from JSON.
     """
-    config = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
-    return {**settings, "scheduler": config}
+    scheduler = {"class": type(pipeline.scheduler).__name__, **_public_config(pipeline.scheduler)}
+    dtype = str(pipeline.unet.dtype).removeprefix("torch.")
+    network = {"class": type(pipeline.unet).__name__, **_public_config(pipeline.unet)}
+    description = {**settings, "scheduler": scheduler, "network": network, "weights": digest_weights(pipeline)}
+    return json.loads(json.dumps({**description, "dtype": dtype, "version": __version__}))
+
+
+def default_output(kind: str, model: str | os.PathLike, description: dict) -> Path:
+    """
+    Names a folder for results: the same one for the same description, another one for any other.
+
+    Args:
+        kind (`str`): What the results are, such as `"evaluation"`.
+        model (`str` or `os.PathLike`): The model, whose name the folder bears.
+        description (`dict`): All that the results depend on, ready for JSON.
+
+    Returns:
+        `Path`: `outputs/KIND/NAME-DIGEST`.
+    """
+    text = json.dumps(description, sort_keys=True)
+    return Path("outputs", kind, f"{Path(model).resolve().name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
+
+
+def list_differences(found: dict, wanted: dict) -> str:
+    """
+    Says in words how two descriptions differ.
+
+    Args:
+        found (`dict`): What is there.
+        wanted (`dict`): What is asked for.
+
+    Returns:
+        `str`: Such as `"num_inference_steps is 18 there and 9 here"`; empty where they agree.
+    """
+    names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+    parts = []
+    for name in names:
+        there, here = found.get(name), wanted.get(name)
+        if isinstance(there, dict) and isinstance(here, dict):
+            parts.append(list_differences(there, here))
+        else:
+            parts.append(f"{name} is {there} there and {here} here")
+    return ", ".join(parts)
 
 
 def generate(
@@ -233,9 +300,10 @@ def _batches(seeds, batch_size):
 def _check_settings(folder, text):
     """Refuses to mix images with others, drawn in another way."""
     if (folder / SETTINGS).is_file():
-        found, wanted = json.loads((folder / SETTINGS).read_text()), json.loads(text)
-        if {**found, "command": None} != {**wanted, "command": None}:
-            raise ValueError(f"{folder} holds images drawn with other settings (see its {SETTINGS}); name another output.")
+        found = json.loads((folder / SETTINGS).read_text()) | {"command": None}
+        wanted = json.loads(text) | {"command": None}
+        if differences := list_differences(found, wanted):
+            raise ValueError(f"{folder} holds images drawn with other settings ({differences}); name another output.")
     elif folder.is_dir() and any(folder.glob("*.png")):
         raise ValueError(f"{folder} holds images that were drawn elsewhere; name another output.")
 

@@ -1,5 +1,6 @@
 """The command line, run as a user runs it."""
 
+import json
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import PIL.Image
 import pytest
 import torch
 from conftest import ROOT
+from tqdm.auto import tqdm
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, cli
 from pipeline_pfgmpp.grid import labelled_grid
@@ -84,16 +86,85 @@ def test_evaluate_writes_into_the_card(model, fashion_mnist, tmp_path, capsys, m
     cli.main(["evaluate", str(model), "--data", str(fashion_mnist), *few, "--write"])
     assert "| D = 16 |" in capsys.readouterr().out
     assert "| D = 16 |" in (model / "README.md").read_text()
-    assert len(list((tmp_path / "outputs" / "evaluation" / "model" / "D-16").glob("*.png"))) == 50
+    assert len(list(tmp_path.glob("outputs/samples/model-*/D-16/*.png"))) == 50
+    (drawn,) = tmp_path.glob("outputs/samples/model-*")
     for arguments, message in (
         (["org/somewhere", "--write"], "--write needs a local model folder"),
         ([str(model), "--metrics", "fjd"], "There is no metric 'fjd'; choose from fid, kid, precision_recall, inception_score"),
         ([str(model), "--num-images", "1"], "--num-images must be at least 2"),
-        ([str(model), "--num-inference-steps", "3"], "holds images drawn with other settings"),
+        (
+            [str(model), "--num-inference-steps", "3", "--output", str(drawn)],
+            "holds images drawn with other settings (num_inference_steps is 2 there and 3 here)",
+        ),
     ):
         with pytest.raises(SystemExit):
             cli.main(["evaluate", "--data", str(fashion_mnist), *arguments])
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:The Fréchet distance of")
+def test_models_of_one_name_do_not_share_results(fashion_mnist, tmp_path, capsys, monkeypatch):
+    """Two folders called best, and then new weights in the first: each is drawn and measured itself."""
+    monkeypatch.chdir(tmp_path)
+    folders = [tmp_path / name / "best" for name in ("a", "b", "again", "a")]
+    few = ["--data", str(fashion_mnist), "--num-images", "20", "--num-inference-steps", "2"]
+    tables = []
+    for seed, folder in enumerate(folders):
+        torch.manual_seed(0 if folder.parent.name == "again" else seed)
+        unet = PFGMPPUNet2DModel(
+            sample_size=28, in_channels=1, out_channels=1, model_channels=16, channel_mult=(1,), num_blocks=1
+        )
+        torch.nn.init.xavier_uniform_(unet.dec["28x28_aux_conv"].weight)
+        PFGMPPPipeline(unet, PFGMPPScheduler(D=16)).save_pretrained(folder)
+        cli.main(["evaluate", str(folder), *few])
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[2]  # the same weights
+    assert len(set(tables)) == 3
+    assert len(list(tmp_path.glob("outputs/evaluation/best-*/evaluation.json"))) == 3
+
+
+@pytest.mark.filterwarnings("ignore:The Fréchet distance of")
+def test_verify_measures_the_card_again(model, fashion_mnist, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (model / "README.md").write_text("# A model\n")
+    few = ["--num-images", "24", "--num-inference-steps", "2"]
+    cli.main(["evaluate", str(model), "--data", str(fashion_mnist), *few, "--write"])
+    cli.main(["verify", str(model), "--num-images", "24"])
+    assert "All figures agree." in capsys.readouterr().out
+    results = json.loads((model / "evaluation.json").read_text())
+    results["results"][0]["fid"][0] *= 3
+    (model / "evaluation.json").write_text(json.dumps(results))
+    with pytest.raises(SystemExit):
+        cli.main(["verify", str(model), "--num-images", "24"])
+    assert "does not agree with its card at D = 16." in capsys.readouterr().err
+    results["settings"]["weights"] = "0123456789abcdef"
+    (model / "evaluation.json").write_text(json.dumps(results))
+    with pytest.raises(SystemExit):
+        cli.main(["verify", str(model)])
+    assert "The figures of evaluation.json are of other weights" in capsys.readouterr().err
+
+
+def test_errors_stand_on_a_line_of_their_own(capsys):
+    with tqdm(total=2, desc="Sampling") as progress:
+        progress.update()
+        with pytest.raises(SystemExit):
+            cli.main(["verify", "nowhere/at-all"])
+    assert "\npfgmpp: " in capsys.readouterr().err.replace("\r", "\n")
+
+
+def test_help_loads_nothing_heavy():
+    """So it answers at once; what a command needs is loaded when it runs."""
+    program = """
+import sys
+from pipeline_pfgmpp.cli import main
+for arguments in (["--help"], ["evaluate", "--help"], ["verify"]):
+    try:
+        main(arguments)
+    except SystemExit:
+        pass
+assert not {"torch", "diffusers", "numpy", "huggingface_hub", "datasets"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, cwd=ROOT)
 
 
 def test_the_package_runs_as_a_module():

@@ -21,6 +21,7 @@ from pipeline_pfgmpp.evaluation.fashion_mnist_classifier import WEIGHTS, accurac
 from pipeline_pfgmpp.evaluation.features import cached_features
 from pipeline_pfgmpp.evaluation.inception import InceptionV3
 from pipeline_pfgmpp.evaluation.metrics import inception_score, kernel_distance, precision_recall
+from pipeline_pfgmpp.evaluation.verify import format_figures, predict_distance, verify_evaluation
 from pipeline_pfgmpp.sampling import generate
 from pipeline_pfgmpp.training import load_images
 
@@ -296,10 +297,59 @@ def test_processes_share_the_work(model, fashion_mnist, tmp_path):
         assert second["kid"] == pytest.approx(first["kid"], rel=1e-3)
 
 
+def tiny_pipeline(seed=0):
+    """A tiny network that is told D, with weights by the seed."""
+    torch.manual_seed(seed)
+    options = {"model_channels": 16, "channel_mult": (1,), "num_blocks": 1, "d_conditioning": True}
+    unet = PFGMPPUNet2DModel(sample_size=28, in_channels=1, out_channels=1, **options).eval()
+    torch.nn.init.xavier_uniform_(unet.dec["28x28_aux_conv"].weight)
+    return PFGMPPPipeline(unet, PFGMPPScheduler(D=128))
+
+
+def test_figures_of_other_weights_never_come_into_a_card(tmp_path):
+    pipe = tiny_pipeline()
+    results = report([{"D": "16", "fid": [12.5]}], pipe, "fashion-mnist", 50, "images", "here", num_inference_steps=2)
+    results["settings"]["guidance_scale"] = 1.0
+    tiny_pipeline(seed=1).save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("# A model\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="does not hold the weights that were measured"):
+        write_evaluation(tmp_path, results)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    pipe.unet.save_pretrained(tmp_path / "unet")
+    write_evaluation(tmp_path, results)
+    assert "12.5" in (tmp_path / "README.md").read_text()
+
+
+def test_a_distance_of_few_predicts_that_of_many():
+    real, drawn = features(20_000, 16, 0), features(8000, 16, 0, shift=0.2)[torch.randperm(8000)]
+    many = frechet_distance(drawn, real)
+    measured, predicted, error = predict_distance(drawn[:400], real, 8000)
+    assert abs(predicted - many) < 4 * error
+    assert abs(predicted - many) < abs(measured - many)
+
+
+def test_verify_tells_a_right_card_from_a_wrong_one(classifier, test_images):
+    metrics = ImageMetrics(classifier, test_images)
+    pipe = tiny_pipeline()
+    settings = {"num_inference_steps": 2, "guidance_scale": 1.0}
+    images = torch.cat([batch for _, batch in generate(pipe, list(range(60)), 30, None, D=16, **settings)])
+    right = metrics(images)["fid"]
+    results = report([{"D": "16", "fid": [right]}], pipe, "fashion-mnist", 60, "images", "here", **settings)
+    (figure,) = verify_evaluation(pipe, metrics, results, 60)
+    assert figure.agrees
+    assert figure.predicted == pytest.approx(right, rel=1e-2)
+    results["results"][0]["fid"] = [3 * right]
+    (figure,) = verify_evaluation(pipe, metrics, results, 60)
+    assert not figure.agrees
+    assert "**does not agree**" in format_figures("evaluation.json", [figure])
+
+
 def test_results_are_kept_with_the_model(tmp_path):
-    pipe = PFGMPPPipeline(EmpiricalDenoiser(torch.zeros(1, 1, 28, 28)), PFGMPPScheduler(D=128))
+    pipe = tiny_pipeline()
     entries = [{"D": "16", "fid": [12.5, 13.5]}, {"D": "∞", "fid": [20.0, 20.0]}, {"images": "real ones", "fid": [0.75]}]
     settings = {"num_inference_steps": 18, "guidance_scale": 1.0}
+    pipe.save_pretrained(tmp_path)
     results = report(entries, pipe, "fashion-mnist", 5000, "the test images", "pfgmpp evaluate here", **settings)
     (tmp_path / "README.md").write_text("---\nlibrary_name: diffusers\n---\n\n# A model\n\n## Limits\n\nMany.\n")
     for _ in range(2):  # a second time replaces the first

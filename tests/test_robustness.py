@@ -18,7 +18,8 @@ from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler
 from pipeline_pfgmpp.evaluation import ImageMetrics, load_features, robustness
 from pipeline_pfgmpp.evaluation.evaluate import mean_and_deviation
 from pipeline_pfgmpp.evaluation.robustness import measure, plot, quantised, settings_of, table
-from pipeline_pfgmpp.sampling import generate
+from pipeline_pfgmpp.evaluation.verify import verify_robustness
+from pipeline_pfgmpp.sampling import digest_weights, generate
 from pipeline_pfgmpp.training import load_images
 
 
@@ -94,6 +95,15 @@ def test_measuring_goes_on_where_it_was(pipe, metrics, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(robustness, "generate", None)
         assert measure({"model": pipe}, [16], settings, metrics, tmp_path, **arguments) == entries
+    with pytest.raises(ValueError, match=r"measured otherwise \(num_images is 20 there and 10 here\)"):
+        measure({"model": pipe}, [16], settings, metrics, tmp_path, num_images=10)
+    with pytest.raises(ValueError, match="of another model, model"):
+        measure({"other": pipe}, [16], settings, metrics, tmp_path, **arguments)
+    with quantised(pipe.unet, 5), pytest.raises(ValueError, match=r"measured otherwise \(weights is \w+ there"):
+        measure({"model": pipe}, [16], settings, metrics, tmp_path, **arguments)
+    figures = verify_robustness(pipe, metrics, entries)
+    assert [figure.agrees for figure in figures] == [True]
+    assert figures[0].measured == pytest.approx(entries[1]["distances"][0], rel=1e-2)
     text = table(entries)
     plain, *disturbed = [entry["distances"] for entry in entries]
     headers = ["noise injected, α | 0 | 0.4", "bits a weight | as trained | 2", "calls of the network | 7 | 3"]
@@ -125,20 +135,25 @@ def test_the_command_line_in_two_processes(pipe, metrics, fashion_mnist, tmp_pat
     assert refused.stderr.endswith("pfgmpp: `noise` must not hold -1.\n")
 
 
-def test_results_are_kept_with_the_model(tmp_path):
+def test_results_are_kept_with_the_model(pipe, tmp_path):
     output, folder, entries = tmp_path / "output", tmp_path / "model", []
     output.mkdir()
-    folder.mkdir()
+    pipe.save_pretrained(folder)
+    saved = {path.name for path in folder.iterdir()}
     for setting in settings_of([0.1], [], [35]):
-        entries.append({"model": "m", "D": "16", "num_images": 1000, **setting._asdict(), "distances": [1.0, 2.0, 3.0]})
-    (output / "robustness.json").write_text(json.dumps(entries))
+        entry = {"model": "m", "D": "16", "num_images": 1000, **setting._asdict(), "distances": [1.0, 2.0, 3.0]}
+        entries.append({**entry, "weights": digest_weights(pipe)})
     for name in ("robustness.png", "noise.png"):
         PIL.Image.new("L", (2, 2)).save(output / name)
     (folder / "README.md").write_text(
         "---\nlibrary_name: diffusers\n---\n\n# M\n\n## Evaluation\n\nFirst.\n\n## Limits\n\nMany.\n"
     )
     for _ in range(2):  # a second time replaces the first
-        robustness.write_robustness(folder, output, "pfgmpp robustness here")
+        robustness.write_robustness(folder, entries, output, "pfgmpp robustness here")
+    others = [{**entry, "weights": "of another network"} for entry in entries]
+    with pytest.raises(ValueError, match="does not hold the weights that were measured"):
+        robustness.write_robustness(folder, others, output, "pfgmpp robustness there")
+    assert json.loads((folder / "robustness.json").read_text()) == entries
     card = (folder / "README.md").read_text()
     sections = [
         "## Evaluation",
@@ -150,7 +165,8 @@ def test_results_are_kept_with_the_model(tmp_path):
     assert [card.count(part) for part in sections] == [1] * 5
     assert sorted(sections, key=card.index) == sections
     assert "3 groups of 1,000 images" in card
-    assert {path.name for path in folder.iterdir()} == {"README.md", "robustness.json", "robustness.png", "noise.png"}
+    written = {path.name for path in folder.iterdir()} - saved
+    assert written == {"README.md", "robustness.json", "robustness.png", "noise.png"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "model_cards").glob("*/robustness.json")), ids=lambda path: path.parent.name)

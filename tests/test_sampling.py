@@ -1,5 +1,6 @@
 """Many images: the same for a seed whatever the number of processes, the batches or the interruptions."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -14,7 +15,14 @@ from conftest import ROOT
 from diffusers import DiffusionPipeline
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, cli
-from pipeline_pfgmpp.sampling import load_samples, parse_seeds, sample_to_files
+from pipeline_pfgmpp.sampling import (
+    default_output,
+    describe,
+    digest_weights,
+    load_samples,
+    parse_seeds,
+    sample_to_files,
+)
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +147,39 @@ def test_images_of_other_settings_are_not_mixed(pipe, tmp_path):
     with pytest.raises(ValueError, match="is a file"):
         sample_to_files(pipe, [1], tmp_path / "file", num_inference_steps=3)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_images_of_other_weights_are_not_mixed(pipe, tmp_path):
+    sample_to_files(pipe, [0], tmp_path / "out", num_inference_steps=3)
+    weight = pipe.unet.dec["8x8_aux_conv"].weight
+    weight.data[0, 0, 0, 0] += 1e-3
+    try:
+        with pytest.raises(ValueError, match=r"drawn with other settings \(weights is \w+ there and \w+ here\)"):
+            sample_to_files(pipe, [0, 1], tmp_path / "out", num_inference_steps=3)
+    finally:
+        weight.data[0, 0, 0, 0] -= 1e-3
+
+
+def test_default_outputs_tell_everything_apart(pipe):
+    described = describe(pipe, num_inference_steps=3)
+    assert default_output("samples", "a/best", described) == default_output("samples", "b/best", described)
+    others = [describe(pipe, num_inference_steps=4), described | {"weights": "0"}, described | {"version": "0"}]
+    scheduler = pipe.scheduler
+    try:
+        for changes in ({"rho": 6.0}, {"solver_type": "euler"}):
+            pipe.scheduler = PFGMPPScheduler.from_config(scheduler.config, **changes)
+            others.append(describe(pipe, num_inference_steps=3))
+    finally:
+        pipe.scheduler = scheduler
+    assert len({default_output("samples", "best", each) for each in [described, *others]}) == 1 + len(others)
+
+
+def test_the_digest_is_of_the_weights_and_not_of_their_type(pipe, tmp_path):
+    copy.deepcopy(pipe.unet).half().save_pretrained(tmp_path)
+    half = PFGMPPUNet2DModel.from_pretrained(tmp_path, torch_dtype=torch.float16)
+    single = PFGMPPUNet2DModel.from_pretrained(tmp_path)
+    digests = [digest_weights(PFGMPPPipeline(unet, pipe.scheduler)) for unet in (half, single, pipe.unet)]
+    assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ import statistics
 from pathlib import Path
 
 import torch
+from diffusers import DiffusionPipeline
 from huggingface_hub import EvalResult, ModelCard
 
 from ..cards import number, put_section
 from ..pipeline_pfgmpp import PFGMPPPipeline
-from ..sampling import describe, load_samples, sample_to_files
+from ..sampling import describe, digest_weights, load_samples, sample_to_files
 from .metrics import ImageMetrics
 
 
@@ -176,6 +177,21 @@ def table(results: dict) -> str:
     return "\n".join(rows) + "\n"
 
 
+def check_weights(folder: str | os.PathLike, measured: str | None) -> None:
+    """
+    Refuses figures of other weights than those that lie in a folder, so that none of them comes into its card.
+
+    Args:
+        folder (`str` or `os.PathLike`): The model's folder.
+        measured (`str` or `None`): Digest of the weights that were measured, from [`digest_weights`].
+
+    Raises:
+        ValueError: The folder holds other weights.
+    """
+    if measured != digest_weights(DiffusionPipeline.from_pretrained(folder)):
+        raise ValueError(f"{folder} does not hold the weights that were measured, so its card is left as it is.")
+
+
 def write_evaluation(folder: str | os.PathLike, results: dict) -> None:
     """
     Keeps results with a model: as `evaluation.json`, and as a section and metadata of its card.
@@ -183,7 +199,11 @@ def write_evaluation(folder: str | os.PathLike, results: dict) -> None:
     Args:
         folder (`str` or `os.PathLike`): The model's folder.
         results (`dict`): A [`report`].
+
+    Raises:
+        ValueError: The folder holds other weights than those that were measured.
     """
+    check_weights(folder, results["settings"].get("weights"))
     folder, settings, count = Path(folder), results["settings"], f"{results['num_images']:,} images"
     (folder / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
     steps, solver, guidance = settings["num_inference_steps"], settings["scheduler"]["solver_type"], settings["guidance_scale"]

@@ -167,6 +167,23 @@ def image_features(extractor: nn.Module, images: torch.Tensor, batch_size: int =
     return torch.cat([extractor.features(batch.to(device).float() / 127.5 - 1).cpu() for batch in batches])
 
 
+def digest_images(extractor: nn.Module, images: torch.Tensor) -> str:
+    """
+    Tells apart what images are measured against: other images or other features have another digest.
+
+    Args:
+        extractor (`nn.Module`): What [`load_features`] returned.
+        images (`torch.Tensor` of shape `(M, C, H, W)`, uint8): The real images.
+
+    Returns:
+        `str`: The digest.
+    """
+    digest = hashlib.sha256(f"{images.shape}{extractor!r}".encode())
+    for tensor in (images, *extractor.state_dict().values()):
+        digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()[:16]
+
+
 def cached_features(extractor: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """
     Features of real images, computed once and kept in the cache of `datasets`, under a digest of the images and the network.
@@ -181,10 +198,8 @@ def cached_features(extractor: nn.Module, images: torch.Tensor) -> torch.Tensor:
     import datasets
     from safetensors.torch import load_file, save_file
 
-    digest = hashlib.sha256(f"{images.shape}{extractor!r}".encode())
-    for tensor in (images, *extractor.state_dict().values()):
-        digest.update(tensor.cpu().contiguous().numpy())
-    path = Path(datasets.config.HF_DATASETS_CACHE) / "pipeline_pfgmpp" / f"features-{digest.hexdigest()[:16]}.safetensors"
+    name = f"features-{digest_images(extractor, images)}.safetensors"
+    path = Path(datasets.config.HF_DATASETS_CACHE) / "pipeline_pfgmpp" / name
     if not path.is_file():
         features = image_features(extractor, images, desc="Features of the real images")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from .features import cached_features, image_features
+from .features import cached_features, digest_images, image_features
 
 
 class _Given(nn.Module):
@@ -139,6 +139,7 @@ class ImageMetrics:
             raise ValueError("`inception_score` needs features that know classes, as `inception` and `fashion-mnist` do.")
         self.extractor, self.metrics, self.gather = extractor, metrics, gather
         self.real_features = cached_features(extractor, real_images)
+        self.reference = digest_images(extractor, real_images)
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> dict[str, float]:

@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 from ..cards import number, put_section
 from ..grid import labelled_grid, stacked, to_pil
 from ..pipeline_pfgmpp import PFGMPPPipeline
-from ..sampling import generate
-from .evaluate import mean_and_deviation, served
+from ..sampling import describe, generate, list_differences
+from .evaluate import check_weights, mean_and_deviation, served
 from .metrics import ImageMetrics
 
 
@@ -99,7 +99,7 @@ def settings_of(noise: list[float], bits: list[int], nfe: list[int]) -> list[Set
     return points
 
 
-def _steps(pipeline, nfe):
+def count_steps(pipeline, nfe):
     """Steps of so many calls: Heun calls twice a step, but for the last."""
     return -(-nfe // pipeline.scheduler.order)
 
@@ -129,37 +129,59 @@ def measure(
         batch_size (`int`, defaults to 50): Images at a time, in each process.
 
     Returns:
-        `list[dict]`: An entry a point: `model`, `D`, `num_images`, `noise`, `bits`, `nfe` and `distances`.
+        `list[dict]`: An entry per point: `model`, `D`, `num_images`, `noise`, `bits`, `nfe`, `distances`, and the digests and
+            settings that they depend on.
+
+    Raises:
+        ValueError: `robustness.json` holds distances of other weights, settings or real images.
     """
     from accelerate import PartialState
 
     state = PartialState(cpu=next(iter(pipelines.values())).device.type == "cpu")
     path = Path(output) / "robustness.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    common = {"num_images": num_images, "reference": metrics.reference}
+    origins = {model: {**common, **describe(pipe)} for model, pipe in pipelines.items()}
     entries = json.loads(path.read_text()) if path.is_file() else []
+    for entry in entries:
+        _check_origin(path, entry, origins)
     state.wait_for_everyone()  # all have read before one writes
     points = [
         (model, D, setting) for setting in settings for model, pipe in pipelines.items() for D in served(pipe, dimensions)
     ]
+    asked = []
     progress = tqdm(points, desc="Robustness", unit="point", disable=not state.is_main_process)
     for model, D, setting in progress:
-        key = {"model": model, "D": number(D), "num_images": num_images, **setting._asdict()}
-        if any(key.items() <= entry.items() and len(entry["distances"]) >= num_groups for entry in entries):
+        key = {"model": model, "D": number(D), **setting._asdict()}
+        found = next((entry for entry in entries if key.items() <= entry.items()), None)
+        if found and len(found["distances"]) >= num_groups:
+            asked.append({**found, "distances": found["distances"][:num_groups]})
             continue
         progress.set_postfix(D=number(D), **setting._asdict())
         pipeline, distances = pipelines[model], []
         with quantised(pipeline.unet, setting.bits):
             for group in range(num_groups):
                 seeds = list(range(group * 10_000, group * 10_000 + num_images))[state.process_index :: state.num_processes]
-                call = {"D": D, "num_inference_steps": _steps(pipeline, setting.nfe)}
+                call = {"D": D, "num_inference_steps": count_steps(pipeline, setting.nfe)}
                 images = torch.cat([images for _, images in generate(pipeline, seeds, batch_size, None, setting.noise, **call)])
                 distances.append(round(metrics(images)["fid"], 3))
-        entries = [entry for entry in entries if not key.items() <= entry.items()] + [{**key, "distances": distances}]
+        asked.append({**key, **origins[model], "distances": distances})
+        entries = [entry for entry in entries if entry is not found] + asked[-1:]
         if state.is_main_process:
             partial = path.with_suffix(".partial")
             partial.write_text(json.dumps(entries, indent=1) + "\n")
             os.replace(partial, path)
-    return entries
+    return asked
+
+
+def _check_origin(path, entry, origins):
+    """Refuses to put distances beside others that were measured of something else."""
+    origin = origins.get(entry["model"])
+    if origin is None:
+        raise ValueError(f"{path} holds distances of another model, {entry['model']}; name another output.")
+    differences = list_differences({name: entry.get(name) for name in origin}, origin)
+    if differences:
+        raise ValueError(f"{path} holds distances of {entry['model']} measured otherwise ({differences}); name another output.")
 
 
 TITLES = {"noise": "noise injected, α", "bits": "bits a weight", "nfe": "calls of the network"}
@@ -243,7 +265,7 @@ def picture(
     """
     seeds = list(range(num_seeds))
     labels = [seed % pipeline.num_classes for seed in seeds] if pipeline.num_classes else None
-    settings = {"num_inference_steps": _steps(pipeline, nfe), "class_labels": labels}
+    settings = {"num_inference_steps": count_steps(pipeline, nfe), "class_labels": labels}
     images = []
     for D in dimensions:
         columns = [next(generate(pipeline, seeds, num_seeds, None, level, D=D, **settings))[1] for level in levels]
@@ -276,19 +298,26 @@ def table(entries: list[dict]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_robustness(folder: str | os.PathLike, output: str | os.PathLike, command: str) -> None:
+def write_robustness(folder: str | os.PathLike, entries: list[dict], output: str | os.PathLike, command: str) -> None:
     """
     Keeps what was measured with a model: `robustness.json`, the pictures, and a section of its card.
 
     Args:
         folder (`str` or `os.PathLike`): The model's folder.
-        output (`str` or `os.PathLike`): Where [`measure`], [`plot`] and [`picture`] wrote to.
+        entries (`list[dict]`): What [`measure`] returned.
+        output (`str` or `os.PathLike`): Where [`plot`] and [`picture`] wrote to.
         command (`str`): The command that measured.
+
+    Raises:
+        ValueError: The folder holds other weights than those that were measured.
     """
     folder, output = Path(folder), Path(output)
-    for name in ("robustness.json", "robustness.png", "noise.png"):
+    for weights in {entry.get("weights") for entry in entries}:
+        check_weights(folder, weights)
+    for name in ("robustness.png", "noise.png"):
         shutil.copyfile(output / name, folder / name)
-    entries, card = json.loads((folder / "robustness.json").read_text()), ModelCard.load(folder / "README.md")
+    (folder / "robustness.json").write_text(json.dumps(entries, indent=1) + "\n")
+    card = ModelCard.load(folder / "README.md")
     groups, images = len(entries[0]["distances"]), f"{entries[0]['num_images']:,} images"
     section = f"""
 The Fréchet distance when sampling is disturbed: by noise of α times the noise level before each step, by weights rounded to
