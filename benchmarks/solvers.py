@@ -20,7 +20,7 @@ from diffusers import DiffusionPipeline
 
 from pipeline_pfgmpp import PFGMPPScheduler
 from pipeline_pfgmpp.evaluation import ImageMetrics, load_features
-from pipeline_pfgmpp.sampling import load_samples, sample_to_files
+from pipeline_pfgmpp.sampling import default_output, describe, load_samples, sample_to_files
 from pipeline_pfgmpp.training import load_images
 
 
@@ -54,11 +54,12 @@ def main():
     args = parser.parse_args()
 
     state = PartialState(cpu=not torch.cuda.is_available())
-    folder, kept = Path(__file__).parent, Path("outputs/solvers")
-    kept.mkdir(parents=True, exist_ok=True)
+    folder = Path(__file__).parent
     pipe = DiffusionPipeline.from_pretrained(args.model).to(state.device)
     pipe.unet.to(memory_format=torch.channels_last)
     config = pipe.scheduler.config
+    kept = default_output("solvers", args.model, describe(pipe))  # of other weights nothing is found there
+    kept.mkdir(parents=True, exist_ok=True)
 
     def use(solver):
         pipe.scheduler = PFGMPPScheduler.from_config(config, **SOLVERS[solver])

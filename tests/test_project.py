@@ -65,6 +65,16 @@ def test_the_bundled_model_draws_clothes():
     assert (predicted == labels).float().mean() > 0.7
 
 
+@pytest.mark.parametrize("page", ["README.md", "space/README.md", "space/about.md"])
+def test_code_blocks_import_what_they_use(page):
+    """The blocks of a page run from top to bottom, so one may use what another has imported."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "-"]
+    result = subprocess.run(command, input="\n".join(blocks), capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    assert "torch_dtype" not in (ROOT / page).read_text()  # deprecated by diffusers
+
+
 def test_ruff():
     for command in (["check"], ["format", "--check"]):
         result = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)

@@ -176,7 +176,7 @@ def test_default_outputs_tell_everything_apart(pipe):
 
 def test_the_digest_is_of_the_weights_and_not_of_their_type(pipe, tmp_path):
     copy.deepcopy(pipe.unet).half().save_pretrained(tmp_path)
-    half = PFGMPPUNet2DModel.from_pretrained(tmp_path, torch_dtype=torch.float16)
+    half = PFGMPPUNet2DModel.from_pretrained(tmp_path).half()
     single = PFGMPPUNet2DModel.from_pretrained(tmp_path)
     digests = [digest_weights(PFGMPPPipeline(unet, pipe.scheduler)) for unet in (half, single, pipe.unet)]
     assert digests[0] == digests[1] != digests[2]
