@@ -110,13 +110,14 @@ class PFGMPPPipeline(DiffusionPipeline):
         Returns:
             `list[Path]`: The files.
         """
-        written = _copy_module(Path(__file__), Path(folder, "pipeline.py"))
+        components = {}
         for name, component in self.components.items():
-            cls = type(getattr(component, "_orig_mod", component))  # not torch.compile's wrapper
-            if cls.__module__.split(".")[0] == __name__.split(".")[0]:
-                library, _ = self.config[name]
-                written += _copy_module(Path(inspect.getsourcefile(cls)), Path(folder, name, f"{library}.py"))
-        return written
+            library, _ = self.config[name]
+            components[name] = (library, type(getattr(component, "_orig_mod", component)))  # not torch.compile's wrapper
+        files = list_code(components)
+        for name, source in files.items():
+            _copy_file(source, Path(folder, name))
+        return [Path(folder, name) for name in files]
 
     @property
     def num_classes(self) -> int:
@@ -561,12 +562,37 @@ class PFGMPPPipeline(DiffusionPipeline):
         return class_labels
 
 
-def _copy_module(source, target):
-    """Copies a module, and the modules that it imports relatively to beside it."""
+def list_code(components: dict[str, tuple[str | None, type]]) -> dict[str, Path]:
+    """
+    Lists the source files that load a pipeline where only diffusers is installed.
+
+    Args:
+        components (`dict[str, tuple[str | None, type]]`): For each component, the library that `model_index.json` names and the
+            class.
+
+    Returns:
+        `dict[str, Path]`: The files, by their path in the pipeline's folder: `pipeline.py`, in a component's folder the library
+            of that component, and beside each the modules that it imports.
+    """
+    files = _list_modules(Path(__file__), Path("pipeline.py"))
+    for name, (library, cls) in components.items():
+        if cls.__module__.split(".")[0] == __name__.split(".")[0]:
+            files |= _list_modules(Path(inspect.getsourcefile(cls)), Path(name, f"{library}.py"))
+    return files
+
+
+def _list_modules(source, target):
+    """Lists a module and those that it imports relatively, by the paths that they get when it goes to `target`."""
+    files = {target.as_posix(): source}
+    for name in re.findall(r"^from \.(\w+) import", source.read_text(encoding="utf-8"), re.MULTILINE):
+        files |= _list_modules(source.with_name(f"{name}.py"), target.with_name(f"{name}.py"))
+    return files
+
+
+def _copy_file(source, target):
+    """Copies a file; a link at its place is replaced, and what it leads to stays as it was."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_symlink():
+        target.unlink()
     if source.resolve() != target.resolve():
         shutil.copyfile(source, target)
-    files = [target]
-    for name in re.findall(r"^from \.(\w+) import", source.read_text(encoding="utf-8"), re.MULTILINE):
-        files += _copy_module(source.with_name(f"{name}.py"), target.with_name(f"{name}.py"))
-    return files
