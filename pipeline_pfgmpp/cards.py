@@ -8,11 +8,13 @@ import argparse
 import math
 import os
 import re
-from pathlib import Path
+import shlex
+from pathlib import Path, PureWindowsPath
 
 import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError
 
 from .pipeline_pfgmpp import PFGMPPPipeline
 from .unet_pfgmpp import PFGMPPUNet2DModel
@@ -96,7 +98,7 @@ def number(D: float | None) -> str:
 
 def _card(folder, unet, D, num_classes, id2label, origin, limits=LIMITS, **metadata):
     """The card of a network at D in a folder."""
-    config, any_D, licence = unet.config, bool(unet.config.get("d_conditioning")), metadata.get("license")
+    config, any_D = unet.config, bool(unet.config.get("d_conditioning"))
     dimension = (
         f"any augmented dimension D ({number(D)} when none is asked for)" if any_D else f"augmented dimension D = {number(D)}"
     )
@@ -120,8 +122,16 @@ def _card(folder, unet, D, num_classes, id2label, origin, limits=LIMITS, **metad
         classes=", ".join(f"{index} {name}" for index, name in (id2label or {}).items()),
         origin=origin.strip(),
         limits=limits,
-        licence=LICENCES.get(licence, f"The weights are under {licence}."),
+        licence=_describe_licence(**metadata),
     )
+
+
+def _describe_licence(license=None, license_name=None, license_link=None, **metadata):
+    """The section of the card; `license` is one, a list of them, or `other` with a name and a link."""
+    if license is None or (isinstance(license, str) and license in LICENCES):
+        return LICENCES[license]
+    name = license_name or (", ".join(license) if isinstance(license, list) else license)
+    return f"The weights are under [{name}]({license_link})." if license_link else f"The weights are under {name}."
 
 
 def write_model_card(folder: str | os.PathLike, pipeline: PFGMPPPipeline, origin: str, **metadata) -> None:
@@ -132,7 +142,8 @@ def write_model_card(folder: str | os.PathLike, pipeline: PFGMPPPipeline, origin
         folder (`str` or `os.PathLike`): Where; its name is the card's title.
         pipeline ([`PFGMPPPipeline`]): The pipeline that the folder holds.
         origin (`str`): Markdown section that says where the weights come from.
-        metadata: Further entries of the card's front matter, such as `license`, and `limits`, the section of that name.
+        metadata: Further entries of the card's front matter, such as `license` and `base_model`, and `limits`, the section of
+            that name.
     """
     folder, D = Path(folder).resolve(), pipeline.scheduler.config.D
     card = _card(folder, pipeline.unet, D, pipeline.num_classes, pipeline.config.id2label, origin, **metadata)
@@ -140,6 +151,58 @@ def write_model_card(folder: str | os.PathLike, pipeline: PFGMPPPipeline, origin
 
 
 MEASURED = ("Evaluation", "Robustness", "Limits")
+
+
+def format_command(program: str, arguments: list[str]) -> str:
+    """
+    Writes a command for people who read a card: quoted for a shell, and without a folder of this machine. A path that is
+    absolute, or leads to a home or out of the working directory, becomes its last name.
+
+    Args:
+        program (`str`): What is run, such as `"pfgmpp"` or `"accelerate launch train_accelerate.py"`.
+        arguments (`list[str]`): Its arguments, each as the program gets it, also as `--name=value`.
+
+    Returns:
+        `str`: The command.
+    """
+    return shlex.join(_hide_folders(word) for word in [*shlex.split(program), *map(str, arguments)])
+
+
+def _hide_folders(word):
+    """A word of a command with each local path in it, which may stand after `=`, `,` or `:`, cut down to its last name."""
+    if "://" in word and "file://" not in word:
+        return word  # the address of something that is not on this machine
+    pieces = re.split(r"((?:file://)|(?<![A-Za-z0-9])[A-Za-z]:[\\/][^,;=]*|[=,:;])", word)
+    return "".join(_hide_folder(piece) for piece in pieces if piece != "file://")
+
+
+def _hide_folder(path):
+    if re.match(r"[A-Za-z]:[\\/]|\\\\", path):
+        return PureWindowsPath(path).name
+    if not path.startswith(("/", "~")) and not os.path.normpath(path).startswith(".."):
+        return path
+    absolute = os.path.abspath(os.path.expanduser(path))
+    return "~" if absolute == os.path.expanduser("~") else os.path.basename(absolute)
+
+
+def describe_base(model: str) -> dict[str, str]:
+    """
+    Names the model that another one is trained from, and its licence, for the other one's card.
+
+    Args:
+        model (`str`): A pipeline folder, which is named by its card or else by its own last name, or a Hub id.
+
+    Returns:
+        `dict[str, str]`: `base_model`, and `license` with what belongs to it where the model's card states one.
+    """
+    local = Path(model).is_dir()
+    try:
+        card = ModelCard.load(Path(model, "README.md") if local else model).data
+    except (OSError, ValueError, yaml.YAMLError, HfHubHTTPError):  # it has none, or none that can be read
+        card = ModelCardData()
+    name = (card.model_name or Path(model).resolve().name) if local else model
+    licence = {key: card.get(key) for key in ("license", "license_name", "license_link") if card.get(key)}
+    return {"base_model": name, **licence}
 
 
 def put_section(card: ModelCard, title: str, body: str) -> None:

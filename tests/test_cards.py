@@ -8,7 +8,14 @@ from conftest import ROOT
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 
-from pipeline_pfgmpp.cards import PUBLISHED, number, write_model_card, write_published_cards
+from pipeline_pfgmpp.cards import (
+    PUBLISHED,
+    describe_base,
+    format_command,
+    number,
+    write_model_card,
+    write_published_cards,
+)
 
 
 CARDS = ROOT / "model_cards"
@@ -62,3 +69,58 @@ def test_the_card_of_a_network_for_every_d_says_so(tmp_path):
     assert "any augmented dimension D" in text
     assert "`D=` picks the augmented dimension" in text
     assert "Not stated: that of the data" in text
+
+
+@pytest.mark.parametrize(
+    ("argument", "shown"),
+    [
+        ("/srv/someone/data set", "'data set'"),
+        ("--train_data_dir=/srv/someone/clothes/", "--train_data_dir=clothes"),
+        ("~/models/clothes", "clothes"),
+        ("~", "'~'"),
+        ("../../elsewhere/clothes", "clothes"),
+        ("data/../../elsewhere/clothes", "clothes"),
+        (r"C:\Users\someone\clothes", "clothes"),
+        ("--output_dir=C:/Users/someone/clothes", "--output_dir=clothes"),
+        (r"\\server\share\clothes", "clothes"),
+        ("file:///home/someone/clothes", "clothes"),
+        ("/srv/one,/srv/two", "one,two"),
+        ("data/clothes", "data/clothes"),
+        ("org/name", "org/name"),
+        ("https://host/org/name", "https://host/org/name"),
+        ("--D=16:inf", "--D=16:inf"),
+        ("it's", "'it'\"'\"'s'"),
+    ],
+)
+def test_a_command_is_shown_without_folders_of_this_machine(argument, shown):
+    assert format_command("accelerate launch /home/someone/train.py", [argument, "--D", "8"]) == (
+        f"accelerate launch train.py {shown} --D 8"
+    )
+
+
+def test_the_home_is_not_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "someone"))
+    assert format_command("pfgmpp", [str(tmp_path / "someone"), "~"]) == "pfgmpp '~' '~'"
+
+
+def test_a_base_model_is_named_by_its_card_and_with_its_licence(tmp_path):
+    assert describe_base(str(BUNDLED)) == {"base_model": "pfgmpp-fashion-mnist", "license": "apache-2.0"}
+    folder = tmp_path / "someones" / "model"
+    folder.mkdir(parents=True)
+    assert describe_base(str(folder)) == {"base_model": "model"}
+    for text in ("---\nlicense: [", "no front matter"):
+        (folder / "README.md").write_text(text)
+        assert describe_base(str(folder)) == {"base_model": "model"}
+    (folder / "README.md").write_text("---\nlicense: other\nlicense_name: house\nlicense_link: https://host/text\n---\n")
+    base = describe_base(str(folder))
+    assert base == {
+        "base_model": "model", "license": "other", "license_name": "house", "license_link": "https://host/text"
+    }  # fmt: skip
+    write_model_card(folder, DiffusionPipeline.from_pretrained(BUNDLED), "## Training\n\nNone.", **base)
+    assert "The weights are under [house](https://host/text)." in (folder / "README.md").read_text()
+    assert ModelCard.load(folder / "README.md").data.base_model == "model"
+
+
+def test_several_licences_are_named(tmp_path):
+    write_model_card(tmp_path, DiffusionPipeline.from_pretrained(BUNDLED), "## Training", license=["mit", "cc-by-4.0"])
+    assert "The weights are under mit, cc-by-4.0." in (tmp_path / "README.md").read_text()
