@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -232,6 +231,7 @@ def evaluate(args):
 
     from accelerate import PartialState
 
+    from .cards import format_command
     from .evaluation import ImageMetrics, load_features
     from .evaluation.evaluate import evaluate, evaluate_real, gather_features, report, table, write_evaluation
     from .sampling import default_output, describe
@@ -261,9 +261,10 @@ def evaluate(args):
         entries.append(evaluate_real(others, metrics, args.num_images, args.baseline_split))
     if not state.is_main_process:
         return
-    reference = f"the {len(real):,} images of the {args.split} split of `{args.data}`"
+    data = format_command("", [args.data])  # without folders of this machine
+    reference = f"the {len(real):,} images of the {args.split} split of `{data}`"
     results = report(entries, pipeline, args.features, args.num_images, reference, command, **settings)
-    results |= {"data": args.data, "split": args.split, "data_digest": metrics.reference}
+    results |= {"data": data, "split": args.split, "data_digest": metrics.reference}
     output.mkdir(parents=True, exist_ok=True)
     (output / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
@@ -403,12 +404,17 @@ def add_push_parser(commands):
     parser.add_argument("--private", action="store_true", default=None, help="make a private repository")
     parser.add_argument("--revision", help="branch to commit to (default: main)")
     parser.add_argument("--create-pr", action="store_true", help="propose the commit instead")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be sent, and send nothing")
 
 
 def push(args):
-    from .hub import push_to_hub
+    from .hub import describe_files, list_files, upload_files
 
-    address = push_to_hub(args.folder, args.repo_id, args.private, args.revision, args.create_pr, args.repo_type)
+    files = list_files(args.folder, args.repo_type)
+    print(describe_files(files), flush=True)
+    if args.dry_run:
+        return
+    address = upload_files(files, args.repo_id, args.private, args.revision, args.create_pr, args.repo_type)
     print(f"Pushed {args.folder}: {address}")
 
 
@@ -427,7 +433,10 @@ def info(args):
 
 
 def own_command():
-    return f"pfgmpp {shlex.join(sys.argv[1:])}"
+    """The command that runs, for people: without folders of this machine."""
+    from .cards import format_command
+
+    return format_command("pfgmpp", sys.argv[1:])
 
 
 def load_pipeline(args):
@@ -468,7 +477,10 @@ def main(argv=None):
     except (OSError, ValueError) as error:
         from tqdm.auto import tqdm
 
-        tqdm.write(f"pfgmpp: {error}", file=sys.stderr)  # on a line of its own, whatever progress bar stands there
+        from .hub.reading import printable
+
+        message = "\n".join(map(printable, str(error).splitlines()))  # a repository may have written part of it
+        tqdm.write(f"pfgmpp: {message}", file=sys.stderr)  # on a line of its own, whatever progress bar stands there
         parser.exit(1)
 
 

@@ -12,6 +12,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -127,6 +128,16 @@ def create_app(hub):
         hub.repositories[kind, repo_id] = Repository(asked.get("private") or asked.get("visibility") == "private")
         return {"url": address, "name": repo_id}
 
+    @app.delete("/api/repos/delete")
+    async def delete(request: Request):
+        asked = await request.json()
+        repo_id = f"{asked.get('organization') or 'writer'}/{asked['name']}"
+        if (refused := may_write(request, repo_id)) is not None:
+            return refused
+        if hub.repositories.pop((f"{asked.get('type') or 'model'}s", repo_id), None) is None:
+            raise MissingError("RepoNotFound", "Repository not found")
+        return {}
+
     @app.exception_handler(MissingError)
     def missing(request: Request, error: MissingError):
         return failure(404, *error.args)
@@ -159,6 +170,31 @@ def create_app(hub):
             return failure(404, "EntryNotFound", f"{path} does not exist")
         entries = [entry(file, content) for file, content in sorted(files.items())]
         return [each for each in entries if recursive or "/" not in each["path"][len(below) :]]
+
+    @app.get("/api/{kind}/{org}/{name}/refs")
+    def refs(kind: str, org: str, name: str):
+        found, _ = commit_of(kind, f"{org}/{name}", "main")
+        proposals = {branch: sha for branch, sha in found.branches.items() if branch.startswith("refs/pr/")}
+        branches = {f"refs/heads/{branch}": sha for branch, sha in found.branches.items() if branch not in proposals}
+        branches, proposals = (
+            [{"name": ref.rpartition("/")[2], "ref": ref, "targetCommit": sha} for ref, sha in group.items()]
+            for group in (branches, proposals)
+        )
+        return {"branches": branches, "pullRequests": proposals, "tags": [], "converts": []}
+
+    @app.post("/api/{kind}/{org}/{name}/paths-info/{revision:path}")
+    async def paths_info(request: Request, kind: str, org: str, name: str, revision: str):
+        found, sha = commit_of(kind, f"{org}/{name}", revision)
+        wanted = parse_qs((await request.body()).decode())["paths"]
+        return [entry(path, content) for path, content in found.commits[sha].items() if path in wanted]
+
+    @app.delete("/api/{kind}/{org}/{name}/branch/{branch:path}")
+    def delete_branch(request: Request, kind: str, org: str, name: str, branch: str):
+        if (refused := may_write(request, f"{org}/{name}")) is not None:
+            return refused
+        found, _ = commit_of(kind, f"{org}/{name}", "main")
+        del found.branches[branch]
+        return {}
 
     @app.post("/api/{kind}/{org}/{name}/branch/{branch:path}")
     def branch(request: Request, kind: str, org: str, name: str, branch: str):

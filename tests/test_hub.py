@@ -266,7 +266,7 @@ def test_a_push_that_breaks_off_changes_nothing_and_a_second_sends_the_rest(hub,
     server.accidents.append((method, part, 400))
     message = pfgmpp("push", folder, "org/new", env=env, check=False)
     assert message.startswith("pfgmpp: The upload to org/new failed, and nothing was changed:")
-    assert server.files("org/new") == {}
+    assert not server.repositories
     sent = len(server.large)
     server.requests.clear()
     pfgmpp("push", folder, "org/new", env=env)

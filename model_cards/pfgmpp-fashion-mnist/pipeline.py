@@ -14,11 +14,13 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, logging
 
 from .noise import degrees_of_freedom, log_density, sample_noise
 from .scheduling_pfgmpp import PFGMPPScheduler
 
+
+logger = logging.get_logger(__name__)
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 Images = PIL.Image.Image | list[PIL.Image.Image] | np.ndarray | torch.Tensor
@@ -83,6 +85,7 @@ class PFGMPPPipeline(DiffusionPipeline):
         self.register_modules(unet=unet, scheduler=scheduler, guidance_unet=guidance_unet)
         self.register_to_config(id2label=id2label and {str(number): name for number, name in id2label.items()})  # as in JSON
         self._interrupt = False
+        self._warned_of_range = False
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """
@@ -107,13 +110,14 @@ class PFGMPPPipeline(DiffusionPipeline):
         Returns:
             `list[Path]`: The files.
         """
-        written = _copy_module(Path(__file__), Path(folder, "pipeline.py"))
+        components = {}
         for name, component in self.components.items():
-            cls = type(getattr(component, "_orig_mod", component))  # not torch.compile's wrapper
-            if cls.__module__.split(".")[0] == __name__.split(".")[0]:
-                library, _ = self.config[name]
-                written += _copy_module(Path(inspect.getsourcefile(cls)), Path(folder, name, f"{library}.py"))
-        return written
+            library, _ = self.config[name]
+            components[name] = (library, type(getattr(component, "_orig_mod", component)))  # not torch.compile's wrapper
+        files = list_code(components)
+        for name, source in files.items():
+            _copy_file(source, Path(folder, name))
+        return [Path(folder, name) for name in files]
 
     @property
     def num_classes(self) -> int:
@@ -152,7 +156,8 @@ class PFGMPPPipeline(DiffusionPipeline):
             batch_size (`int`, defaults to 1): Number of images; with `latents` it is theirs.
             num_inference_steps (`int`, defaults to 18): Number n of steps; Heun calls the network 2n - 1 times, others n times.
             D (`float`, *optional*): Augmented dimension for a network conditioned on D, `inf` for infinity; None is the
-                scheduler's. A network trained at one D takes no other.
+                scheduler's. A network trained at one D takes no other. Outside the range that the scheduler's `D_range` states
+                it warns once.
             class_labels (`int`, `list[int]` or `torch.Tensor`, *optional*): Class of all images or of each. None draws classes
                 with `generator` when the network is conditional.
             guidance_scale (`float`, defaults to 1.0): The w in F_guide + w (F - F_guide); 1 is none. F_guide is that of
@@ -508,6 +513,7 @@ class PFGMPPPipeline(DiffusionPipeline):
     def _resolve_d(self, D):
         own = self.scheduler.config.get("D")
         if D is None:
+            self._check_range(own)
             return own
         differs = bool((degrees_of_freedom(D) != degrees_of_freedom(own)).any())
         if differs and not self.unet.config.get("d_conditioning"):
@@ -515,7 +521,22 @@ class PFGMPPPipeline(DiffusionPipeline):
                 f"`D` is {D}, but this network was trained at D = {'inf' if own is None else own} alone; leave `D` out, or load"
                 " a network that is conditioned on D."
             )
+        self._check_range(D)
         return D
+
+    def _check_range(self, D):
+        """Warns of a D that the network was not trained for; refuses one that is known to give noise."""
+        trained = self.scheduler.config.get("D_range")
+        if trained is None or not self.unet.config.get("d_conditioning"):
+            return
+        low, high = (degrees_of_freedom(bound).item() for bound in trained)
+        asked = degrees_of_freedom(D)
+        inside = f"this network was trained for D from {low:g} to {high:g}"
+        if low > 2 and bool((asked <= 2).any()):  # there the noise has no variance: its far points are like nothing it has seen
+            raise ValueError(f"`D` is {D}, but {inside}, and draws noise at D up to 2.")
+        if bool(((asked < low) | (asked > high)).any()) and not self._warned_of_range:
+            logger.warning(f"`D` is {D}, but {inside}; outside that range the images get worse.")
+            self._warned_of_range = True
 
     def _prepare_class_labels(self, class_labels, batch_size, generator, device):
         num_classes = self.num_classes
@@ -541,12 +562,37 @@ class PFGMPPPipeline(DiffusionPipeline):
         return class_labels
 
 
-def _copy_module(source, target):
-    """Copies a module, and the modules that it imports relatively to beside it."""
+def list_code(components: dict[str, tuple[str | None, type]]) -> dict[str, Path]:
+    """
+    Lists the source files that load a pipeline where only diffusers is installed.
+
+    Args:
+        components (`dict[str, tuple[str | None, type]]`): For each component, the library that `model_index.json` names and the
+            class.
+
+    Returns:
+        `dict[str, Path]`: The files, by their path in the pipeline's folder: `pipeline.py`, in a component's folder the library
+            of that component, and beside each the modules that it imports.
+    """
+    files = _list_modules(Path(__file__), Path("pipeline.py"))
+    for name, (library, cls) in components.items():
+        if cls.__module__.split(".")[0] == __name__.split(".")[0]:
+            files |= _list_modules(Path(inspect.getsourcefile(cls)), Path(name, f"{library}.py"))
+    return files
+
+
+def _list_modules(source, target):
+    """Lists a module and those that it imports relatively, by the paths that they get when it goes to `target`."""
+    files = {target.as_posix(): source}
+    for name in re.findall(r"^from \.(\w+) import", source.read_text(encoding="utf-8"), re.MULTILINE):
+        files |= _list_modules(source.with_name(f"{name}.py"), target.with_name(f"{name}.py"))
+    return files
+
+
+def _copy_file(source, target):
+    """Copies a file; a link at its place is replaced, and what it leads to stays as it was."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_symlink():
+        target.unlink()
     if source.resolve() != target.resolve():
         shutil.copyfile(source, target)
-    files = [target]
-    for name in re.findall(r"^from \.(\w+) import", source.read_text(encoding="utf-8"), re.MULTILINE):
-        files += _copy_module(source.with_name(f"{name}.py"), target.with_name(f"{name}.py"))
-    return files

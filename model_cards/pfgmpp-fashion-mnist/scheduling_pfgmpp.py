@@ -46,6 +46,19 @@ class PFGMPPSchedulerOutput(BaseOutput):
     pred_original_sample: torch.Tensor
 
 
+def _check_range(D_range):
+    """Returns a range of D as JSON keeps it: a list of the least D and of the largest, None for infinity."""
+    if D_range is None:
+        return None
+    try:
+        low, high = (degrees_of_freedom(D).item() for D in D_range)
+    except (TypeError, ValueError):
+        raise ValueError(f"`D_range` must be (low, high), two augmented dimensions, but is {D_range!r}.") from None
+    if low > high:
+        raise ValueError(f"`D_range` must begin at its least D, but is {D_range!r}.")
+    return [None if math.isinf(D) else D for D in (low, high)]
+
+
 class PFGMPPScheduler(EDMEulerScheduler):
     r"""
     Scheduler of PFGM++ for any augmented dimension D, from PFGM (D = 1) to diffusion (D = infinity).
@@ -79,6 +92,8 @@ class PFGMPPScheduler(EDMEulerScheduler):
         max_noise_norm (`float` or `None`, defaults to `None`): Norm, in units of $\sqrt N$, that longer unit noise is shortened
             to, in training and in the prior. For D up to 2 the squared norm has no mean, and so neither has the loss: a
             network learns little near the data and is lost far out without a limit. `None` is none, and exact.
+        D_range (`tuple[float, float | None]` or `None`, defaults to `None`): Least and largest D that a network conditioned on
+            D was trained for; `None` as the second is infinity. `None` alone says that nobody has stated it.
 
     Raises:
         ValueError: An argument is out of range; the message names it.
@@ -106,6 +121,7 @@ class PFGMPPScheduler(EDMEulerScheduler):
         final_sigmas_type: str = "zero",
         lower_order_final: bool = True,
         max_noise_norm: float | None = None,
+        D_range: tuple[float, float | None] | None = None,
     ):
         dof = degrees_of_freedom(D)
         if dof.ndim:
@@ -149,6 +165,7 @@ class PFGMPPScheduler(EDMEulerScheduler):
         )
         self.register_to_config(
             D=None if dof.isinf() else D if isinstance(D, int) else dof.item(),  # JSON has no infinity
+            D_range=_check_range(D_range),
             s_tmax=None if s_tmax in (None, float("inf")) else s_tmax,
             solver_type=solver_type,
             # When diffusers converts configs it drops these values. D must outlive that; our solvers' names it does not know.
