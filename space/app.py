@@ -13,6 +13,8 @@ from pathlib import Path
 
 import gradio as gr
 import torch
+from checks import Refusal, check_cost, one_of, real, whole
+from limits import MODEL, guard
 from models import HERE, read_models
 from PIL import Image
 
@@ -43,32 +45,11 @@ AS_TRAINED = "as trained"
 PAUSE = 0.7  # seconds between what is shown of a run
 LARGEST_SEED = 2**31 - 65  # with those of 64 images it fits 31 bits
 PLANE, REACH = 480, 3.0  # the playground: its pixels, and half its width
-# One at a time, in turn; all that comes in is checked here, and nothing by gradio, which knows less of it.
-MODEL_WORK = {"concurrency_id": "model", "concurrency_limit": 1, "preprocess": False}
+CHECKED_HERE = {"preprocess": False}  # all that comes in is checked here, and nothing by gradio, which knows less of it
+MODEL_WORK = {"concurrency_id": MODEL, "concurrency_limit": 1, **CHECKED_HERE}  # one at a time, in turn
 
 
-# What comes from the browser, or from anybody: checked before it is used
-
-
-def whole(value, low, high, name):
-    """A whole number in a range."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1 or not low <= value <= high:
-        raise gr.Error(f"{name} must be a whole number from {low} to {high}.")
-    return int(value)
-
-
-def real(value, low, high, name):
-    """A number in a range."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise gr.Error(f"{name} must be a number from {low:g} to {high:g}.")
-    return float(value)
-
-
-def one_of(value, choices, name):
-    """One of several things."""
-    if value not in choices:
-        raise gr.Error(f"{name} must be one of those offered.")
-    return value
+# What is asked for
 
 
 def turned(dial):
@@ -94,7 +75,7 @@ def chosen_model(name):
     try:
         return MODELS[one_of(name, list(MODELS), "The model")].load()
     except ValueError as error:
-        raise gr.Error(str(error)) from None
+        raise Refusal(str(error)) from None
 
 
 def classes_of(pipe, name, count):
@@ -111,7 +92,13 @@ def loaded(model, D, **settings):
     try:
         return model.pipeline(D, **settings)
     except ValueError as error:
-        raise gr.Error(str(error)) from None
+        raise Refusal(str(error)) from None
+
+
+def calls_of(pipe, steps, guidance=1.0):
+    """Calls of the network for an image."""
+    pipe.scheduler.set_timesteps(steps)
+    return len(pipe.scheduler.timesteps) * (1 if guidance == 1 else 2)
 
 
 # Pictures
@@ -179,7 +166,7 @@ def run(pipe, count, callback_on_step_end=None, **settings):
         while not calls or calls < len(pipe.scheduler.timesteps):
             item = seen.get()
             if isinstance(item, Exception):
-                raise gr.Error(str(item)) if isinstance(item, ValueError) else item
+                raise Refusal(str(item)) if isinstance(item, ValueError) else item
             calls, images = item
             if calls == len(pipe.scheduler.timesteps) or time.monotonic() - shown > PAUSE:
                 shown = time.monotonic()
@@ -220,6 +207,7 @@ def sample(model, dial, fixed, label, count, steps, solver, guidance, seed):
     count, steps = whole(count, 1, 64, "The number of images"), whole(steps, 1, 100, "The number of steps")
     seed, guidance = whole(seed, 0, LARGEST_SEED, "The seed"), real(guidance, 0, 10, "Guidance")
     pipe = loaded(model, D, solver_type=one_of(solver, SOLVERS, "The solver"))
+    check_cost(count, calls_of(pipe, steps, guidance))
     labels, names = classes_of(pipe, label, count)
     settings = {"D": D, "class_labels": labels, "guidance_scale": guidance}
     if not names:
@@ -245,12 +233,14 @@ def compare(model, dimensions, label, steps, seed):
     """The same seeds at several D: a row each, as they are drawn."""
     model = chosen_model(model)
     if not isinstance(dimensions, list) or not 1 <= len(dimensions) <= 5:
-        raise gr.Error("Choose one to five D.")
+        raise Refusal("Choose one to five D.")
     dimensions = sorted(float(one_of(D, offered_by(model), "D")) for D in dimensions)
     steps, seed = whole(steps, 1, 100, "The number of steps"), whole(seed, 0, LARGEST_SEED, "The seed")
-    rows, columns = {}, 8
-    for D in dimensions:
-        pipe = loaded(model, D)
+    pipes = {D: loaded(model, D) for D in dimensions}
+    rows = {}
+    columns = 8
+    check_cost(columns * len(dimensions), calls_of(pipes[dimensions[0]], steps))
+    for D, pipe in pipes.items():
         labels, _ = classes_of(pipe, label, columns)
         settings = {"num_inference_steps": steps, "D": D, "class_labels": labels}
         for _, images in run(pipe, columns, generator=generators_of(seed, columns), **settings):
@@ -266,7 +256,9 @@ def disturb(model, noise, bits, small, large, label, steps, seed):
     noise, steps = real(noise, 0, 1, "The noise"), whole(steps, 1, 100, "The number of steps")
     seed = whole(seed, 0, LARGEST_SEED, "The seed")
     bits = None if bits == AS_TRAINED else whole(bits, 2, 16, "Bits a weight")
-    rows, columns = {}, 8
+    rows = {}
+    columns = 8
+    check_cost(columns * 4, calls_of(loaded(model, small), steps))
     for alpha, rounded in ((0.0, None), (noise, bits)):
         for D in (small, large):
             pipe = loaded(model, D, **({} if rounded is None else {"bits": rounded}))
@@ -302,10 +294,9 @@ def follow(model, dial, fixed, label, steps, seed):
             denoised.append(tensors["pred_original_sample"].cpu())
         return {}
 
-    pipe(
-        1, steps, D=D, class_labels=labels, latents=prior, generator=[generator], output_type="latent",
-        callback_on_step_end=keep, callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"],
-    )  # fmt: skip
+    settings = {"num_inference_steps": steps, "D": D, "class_labels": labels, "latents": prior, "generator": [generator]}
+    for _ in run(pipe, 1, callback_on_step_end=keep, **settings):
+        yield [gr.skip()] * 4  # so that it stops where nobody listens any more
     sigmas = [*pipe.scheduler.sigmas[: -1 : pipe.scheduler.order].tolist()[:steps], 0.0]
     samples, denoised = [sigmas[0] * prior.cpu(), *samples], [denoised[0], *denoised]
     frames = []
@@ -314,7 +305,7 @@ def follow(model, dial, fixed, label, steps, seed):
         scaled = x / max(1.0, norm)
         pair = labelled_grid([*pictures_of(scaled), *pictures_of(image)], 2, cell=224)
         frames.append((as_html(pair, f"The sample at sigma {sigma:.3g}, and what the network makes of it"), sigma, norm))
-    return frames, gr.update(maximum=steps, value=steps, visible=True), show_frame(frames, steps), plot_way(frames, D)
+    yield frames, gr.update(maximum=steps, value=steps, visible=True), show_frame(frames, steps), plot_way(frames, D)
 
 
 def show_frame(frames, index):
@@ -361,7 +352,9 @@ def play(charges, dial):
 def add_charge(charges, dial, event: gr.SelectData):
     """A charge where the picture was clicked."""
     if len(charges) >= 300:
-        raise gr.Error("There is room for 300 charges.")
+        raise Refusal("There is room for 300 charges.")
+    if not isinstance(event.index, list) or len(event.index) != 2:
+        raise Refusal("The place must be two numbers.")
     x, y = (real(place, 0, PLANE, "The place") / PLANE * 2 * REACH - REACH for place in event.index)
     charges = [*charges, (x, -y)]
     return charges, *play(charges, dial)
@@ -440,7 +433,7 @@ def offer(name):
     try:
         model = chosen_model(name)
         pipe = model.pipeline((model.dimensions or [model.low])[0])
-    except (ValueError, gr.Error) as error:
+    except (ValueError, Refusal) as error:
         message = getattr(error, "message", str(error))
         said = f"**{message}** The others can be used."
         return [said, "", *[gr.skip()] * 12, *[gr.update(interactive=False) for _ in range(4)]]
@@ -559,8 +552,8 @@ def build():
                 follow, [model, follow_dial, follow_fixed, label, steps, seed], [frames, place, frame, way],
                 api_visibility="private", **MODEL_WORK,
             )  # fmt: skip
-            place.change(show_frame, [frames, place], frame, show_progress="hidden", api_visibility="private")
-            quiet = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "always_last"}
+            place.change(show_frame, [frames, place], frame, show_progress="hidden", api_visibility="private", **CHECKED_HERE)
+            quiet = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "always_last", **CHECKED_HERE}
             shown = [charges, plane, plane_said]
             plane.select(add_charge, [charges, plane_dial], shown, **quiet)
             plane_dial.change(play, [charges, plane_dial], shown[1:], **quiet)
@@ -577,12 +570,29 @@ def build():
         dials = [dial, *dial_marks, fixed, follow_dial, *follow_marks, follow_fixed]
         offered = [said, card, label, *dials, compared, small, large, *buttons]
         for event in (page.load, model.change):
-            event(offer, model, offered, api_visibility="private", show_progress="minimal")
-    return page.queue(default_concurrency_limit=4, max_size=100)
+            event(offer, model, offered, api_visibility="private", show_progress="minimal", **CHECKED_HERE)
+    return page
 
 
-gr.set_static_paths([HERE / "pictures"])
+gr.set_static_paths([HERE / "pictures"])  # the only files that are served, beside what was drawn
 page = build()
 
 if __name__ == "__main__":
-    page.launch(css=CSS, theme=THEME, ssr_mode=False, show_error=False, footer_links=["api"])
+    page.launch(
+        css=CSS,
+        theme=THEME,
+        app_kwargs={"middleware": guard(page)},  # routes, sizes and turns: see limits.py
+        run_history=False,  # with HF_TOKEN set, its routes act on the Hub in the owner's name for anybody who asks
+        share=False,  # no tunnel to another server, whatever GRADIO_SHARE says
+        enable_monitoring=False,  # who asked for what is nobody's business
+        mcp_server=False,  # what programs may call is the API, in its turn
+        ssr_mode=False,  # no second server in front, for which all visitors would have one address
+        num_workers=0,  # no processes beside the door, which would serve files and take uploads
+        pwa=False,  # nothing is installed on a visitor's device
+        max_file_size=1,  # no input takes a file; the route is closed as well
+        show_error=False,  # what went wrong inside stays in the log; what visitors may know is a Refusal
+        debug=False,
+        strict_cors=True,  # pages from elsewhere reach no Space on this machine
+        state_session_capacity=1000,  # each keeps the last pictures of a visitor
+        footer_links=["api"],  # of settings and of runs there are none
+    )

@@ -1,7 +1,8 @@
-"""The Space, started as a visitor's server is: asked over its API, and visited in a browser."""
+"""The Space, started as a visitor's server is: asked over its API, put under fire, and visited in a browser."""
 
 import contextlib
 import io
+import json
 import os
 import re
 import shutil
@@ -29,13 +30,13 @@ DIAL = "D (the dial turns log₂ D)"
 
 
 @contextlib.contextmanager
-def served(env=os.environ, folder=SPACE, python=sys.executable):
-    """The address of the app, from when it answers until the block ends."""
+def served(env=os.environ, folder=SPACE, python=sys.executable, log=None):
+    """The address of the app, from when it answers until the block ends; what it says is appended to `log`."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     env = {**env, "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
-    with tempfile.TemporaryFile("w+") as said:
+    with open(log, "a+") if log else tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen([python, "app.py"], cwd=folder, env=env, stdout=said, stderr=said)
         address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 90
         try:
@@ -55,8 +56,16 @@ def served(env=os.environ, folder=SPACE, python=sys.executable):
 
 
 @pytest.fixture(scope="module")
-def address():
-    with served() as address:
+def log(tmp_path_factory):
+    """The file with what the server says."""
+    return tmp_path_factory.mktemp("space") / "log"
+
+
+@pytest.fixture(scope="module")
+def address(log):
+    """A server whose environment asks gradio for all that the Space has decided not to offer."""
+    asked = {"GRADIO_RUN_HISTORY": "True", "GRADIO_MCP_SERVER": "True", "GRADIO_NUM_WORKERS": "1", "HF_TOKEN": WRITER}
+    with served({**os.environ, **asked}, log=log) as address:
         yield address
 
 
@@ -132,6 +141,10 @@ def test_pictures_have_a_text(client):
         ("compare", {"dimensions": ["3"]}, "D must be one of those offered"),
         ("disturb", {"noise": [7]}, "The noise must be a number from 0 to 1"),
         ("disturb", {"bits": 40}, "Bits a weight must be a whole number from 2 to 16"),
+        ("sample", {"count": 64, "steps": 100}, "64 images of 199 calls of the network each are 12,736 calls, and one"),
+        ("sample", {"count": 64, "steps": 18, "guidance": 2}, "one drawing may take 3,200: ask for fewer images or steps"),
+        ("compare", {"dimensions": ["16", "64", "128", "512", "inf"], "steps": 100}, "one drawing may take 3,200"),
+        ("disturb", {"steps": 100}, "one drawing may take 3,200"),
     ],
 )
 def test_what_is_not_offered_gets_a_message(client, name, changes, message):
@@ -165,7 +178,7 @@ def test_the_pictures_of_the_page_can_be_read(address):
 
 def test_a_cancelled_job_stops(client):
     """The queue is free for the next job long before the cancelled one would have ended."""
-    job = client.submit(*{**DRAW, "count": 64, "steps": 100}.values(), api_name="/sample")
+    job = client.submit(*{**DRAW, "count": 64, "steps": 25}.values(), api_name="/sample")
     deadline = time.monotonic() + 30
     while not job.outputs() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -207,6 +220,135 @@ def test_a_pushed_space_needs_nothing_but_its_requirements(hub, tmp_path):
     with served({**env, "HF_HUB_OFFLINE": "1"}, folder, python) as address:
         gallery, *_ = call(Client(address, verbose=False), "sample", {**DRAW, "count": 1, "steps": 1})
         assert len(gallery) == 1
+
+
+# Under fire
+
+
+def visitor(number):
+    """A client with an address of its own, which needs no proxy: all of 127.0.0.0/8 is this machine."""
+    return httpx.Client(transport=httpx.HTTPTransport(local_address=f"127.0.0.{number}"), timeout=60)
+
+
+@pytest.fixture(scope="module")
+def events(address):
+    """The number of each event of the page, by name."""
+    return {event["api_name"]: event["id"] for event in httpx.get(f"{address}/config").json()["dependencies"]}
+
+
+def join(client, address, event, data, session, **more):
+    body = {"fn_index": event, "data": data, "session_hash": session, **more}
+    return client.post(f"{address}/gradio_api/queue/join", json=body)
+
+
+def last_message(client, address, session):
+    """What the server says at the end to whoever listens to a session with one job."""
+    with client.stream("GET", f"{address}/gradio_api/queue/data", params={"session_hash": session}) as response:
+        messages = [json.loads(line[5:]) for line in response.iter_lines() if line.startswith("data:")]
+    return next(message for message in messages if message["msg"] == "process_completed")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        *(("POST", f"{way}/{name}") for way in ("run", "api") for name in ("follow", "sample", "predict")),
+        *(("POST", f"{way}/{name}") for way in ("call", "call/v2") for name in ("follow", "play", "offer", "add_charge")),
+        *(("POST", path) for path in ("upload", "component_server", "process_recording", "stream/x", "vibe-edit", "mcp")),
+        *(("GET", path) for path in ("runs", "run-history/buckets", "deep_link?session_hash=x", "vibe-code", "dev/reload")),
+        *(("GET", path) for path in ("file=http://127.0.0.1/", "file=https://127.0.0.1/", "proxy=https://x.hf.space/")),
+        *(("GET", path) for path in ("../monitoring", "../monitoring/summary", "../openapi.json", "../pwa_icon")),
+        ("POST", "run-history/connect"),
+        ("POST", "../login"),
+    ],
+)
+def test_routes_that_the_page_does_not_need_are_closed(address, method, path):
+    json = {"data": list(DRAW.values()), "bucket_id": "me/bucket"} if method == "POST" else None
+    assert httpx.request(method, f"{address}/gradio_api/{path}", json=json).status_code == 404
+
+
+def test_the_size_of_a_request_is_limited(address):
+    def pieces():
+        for _ in range(100):
+            yield b" " * 1000
+
+    for body in (b" " * 70_000, pieces()):
+        response = httpx.post(f"{address}/gradio_api/queue/join", content=body)
+        assert response.status_code == 413
+        assert response.json()["detail"] == "A request may have 65,536 bytes."
+    padded = json.dumps({"data": list(DRAW.values())}) + " " * 50_000
+    kind = {"Content-Type": "application/json"}
+    assert httpx.post(f"{address}/gradio_api/call/sample", content=padded, headers=kind).status_code == 200
+
+
+def test_a_mistake_is_one_line_of_the_log_and_tells_no_path(address, events, log):
+    """What a visitor sends wrong: refused at once, or by the event in its turn, or by a route that expects something else."""
+    file = {"path": "/etc/passwd", "url": f"{address}/config", "meta": {"_type": "gradio.FileData"}}
+    at_once = [
+        ("add_charge", [None, 3], {}),
+        ("add_charge", [None, 3], {"event_data": {"value": None}}),
+        ("sample", [1, 2], {}),
+        ("sample", [file, *list(DRAW.values())[1:]], {}),
+        ("sample", [[file], *list(DRAW.values())[1:]], {}),
+        ("js_fn", [None], {}),
+        ("no such event", [], {}),
+    ]
+    in_turn = [
+        ("add_charge", [None, 3], {"event_data": {"index": "ab", "value": None}}),
+        ("add_charge", [None, 3], {"event_data": {"index": [1, 10**6], "value": None}}),
+        ("take_shape", [["heart"], 3], {}),
+        ("take_shape", ["heart", [3]], {}),
+        ("show_frame", [None, 3], {}),
+        ("follow", [NAME, 7, None, "any", "three", 0], {}),
+    ]
+    before = log.read_text()
+    said = []
+    with visitor(4) as client:
+        for name, data, more in at_once:
+            response = join(client, address, events.get(name, 999), data, "mistakes", **more)
+            assert response.status_code in (400, 404)
+            said.append(response.text)
+        for number, (name, data, more) in enumerate(in_turn):
+            assert join(client, address, events[name], data, f"mistakes{number}", **more).status_code == 200
+            said.append(json.dumps(last_message(client, address, f"mistakes{number}")))
+        for method, path in (("GET", "?page=nowhere"), ("POST", "gradio_api/call/v2/sample")):
+            said.append(client.request(method, f"{address}/{path}", json={"nonsense": 1}).text)
+    lines = log.read_text().removeprefix(before).splitlines()
+    mistakes = [line for line in lines if "Loading" not in line]
+    assert "Traceback" not in "".join(lines)
+    assert len(mistakes) == len(said) - 1, mistakes  # a way that is not there yet has no frames to show, which is no mistake
+    for text in (*said, *mistakes):
+        assert str(ROOT) not in text
+        assert sys.prefix not in text
+
+
+def test_no_visitor_keeps_the_others_out(address, events, client):
+    """101 jobs as large as any, from one address under many names: a few are taken, and the others see their own pictures."""
+    large = [*{**DRAW, "count": 64, "steps": 25}.values()]
+    with visitor(2) as hostile, visitor(3) as other:
+        one = [join(hostile, address, events["sample"], large, "one-session") for _ in range(3)]
+        assert [response.status_code for response in one] == [200, 200, 429]
+        assert one[-1].json()["detail"] == "2 of your drawings are waiting or under way. Wait for one of them, or cancel it."
+        kinds = {"sample": large, "follow": [NAME, 7, None, "any", 9, 0]}
+        many = [join(hostile, address, events[name], kinds[name], f"{name}{n}") for n in range(49) for name in kinds]
+        assert [response.status_code for response in many] == [200] * 4 + [429] * 94
+        forged = hostile.post(
+            f"{address}/gradio_api/call/sample", json={"data": large}, headers={"X-Forwarded-For": "203.0.113.7"}
+        )
+        assert forged.status_code == 429
+
+        assert other.get(address).status_code == 200
+        assert join(other, address, events["take_shape"], ["heart", 3], "other").status_code == 200
+        assert last_message(other, address, "other")["success"]
+        gallery, *_ = call(client, "sample", {**DRAW, "count": 1, "steps": 1})  # nobody listens to those, so they do not start
+        assert len(gallery) == 1
+
+
+def test_events_of_the_page_are_limited_as_well(address, events):
+    with visitor(5) as hostile, visitor(6) as other:
+        codes = [join(hostile, address, events["take_shape"], ["heart", 3], "flood").status_code for _ in range(30)]
+        assert codes == [200] * 20 + [429] * 10
+        assert join(other, address, events["take_shape"], ["heart", 3], "calm").status_code == 200
+        assert last_message(other, address, "calm")["success"]
 
 
 # In a browser
@@ -316,7 +458,7 @@ def test_turning_the_dial_draws(browser, address):
 def test_a_cancelled_job_stops_in_the_browser(browser, address):
     with visit(browser, address) as page:
         page.get_by_label("number input for Images").fill("64")
-        set_steps(page, 100)
+        set_steps(page, 25)
         press(page, "Draw")
         took = page.get_by_text("64 images, D = 128")
         expect(took).to_be_visible()
@@ -343,6 +485,14 @@ def test_the_keyboard_is_enough(browser, address):
                 break
         page.keyboard.press("Enter")
         expect(page.get_by_text("16 images, D = 128, 1 of 1 calls")).to_be_visible()
+
+
+def test_a_drawing_that_costs_too_much_is_refused_in_the_browser(browser, address):
+    with visit(browser, address) as page:
+        page.get_by_label("number input for Images").fill("64")
+        set_steps(page, 100)
+        press(page, "Draw")
+        expect(page.get_by_text("one drawing may take 3,200: ask for fewer images or steps")).to_be_visible()
 
 
 def test_a_click_puts_a_charge(browser, address):
