@@ -97,6 +97,12 @@ class PFGMPPPipeline(DiffusionPipeline):
             args, kwargs: As for [`~DiffusionPipeline.save_pretrained`].
         """
         self.write_code(save_directory)
+        written = [Path(save_directory, "model_index.json")]
+        for name in self.components:
+            written += [path for kind in ("json", "safetensors") for path in Path(save_directory, name).glob(f"*.{kind}")]
+        for path in written:
+            if path.is_symlink():  # is replaced: what it leads to, such as the Hub's cache, stays as it was
+                path.unlink()
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def write_code(self, folder: str | os.PathLike) -> list[Path]:

@@ -39,7 +39,7 @@ PICTURE = re.compile(rf"""(?:\]\(\s*<?|\bsrc\s*=\s*["']?)([^\s"'<>()?#]+{PICTURE
 SPACE_PICTURE = re.compile(rf"\bpictures/([\w.-]+{PICTURE_TYPES})\b", re.IGNORECASE)
 SECRET = re.compile(
     r"(^|[^a-z])(token|secret|credential|password|passwd|passphrase|(api|access|private)[_-]?key)s?([^a-z]|$)"
-    r"|(^|/)(\.|_netrc|kubeconfig|authorized_keys|id_(rsa|dsa|ecdsa|ed25519))"
+    r"|(^|[^a-z])(id_(rsa|dsa|ecdsa|ed25519)|netrc|kubeconfig|authorized_keys|service[_-]?account)([^a-z]|$)|(^|/)\."
     r"|\.(env|pem|key|p12|pfx|ppk|jks|keystore|kdbx|gpg|asc)$"
 )
 
@@ -186,7 +186,7 @@ def _list_component(folder, part, cls):
     if not issubclass(cls, ModelMixin):
         return configs
     names = [path.name for path in sorted((folder / part).iterdir())]
-    single = [[name] for name in names if WEIGHTS.fullmatch(name)]
+    single = [[name] for name in names if WEIGHTS.fullmatch(name) and not SHARD.fullmatch(name)]
     indices = [name for name in names if WEIGHTS_INDEX.fullmatch(name)]
     sharded = [_list_shards(folder, part, name) for name in indices]
     files = dict(configs)

@@ -50,17 +50,16 @@ def _download(repo_id):
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    names, revision = [INDEX, SCHEDULER, NETWORK, CARD], None
+    names = [INDEX, SCHEDULER, NETWORK, CARD]
     try:
-        revision = HfApi().repo_info(repo_id).sha
-        for file in HfApi().get_paths_info(repo_id, names, revision=revision):
+        for file in HfApi().get_paths_info(repo_id, names):
             if getattr(file, "size", 0) > MAX_BYTES:
                 raise ValueError(f"{file.path} is larger than {MAX_BYTES} bytes.")
     except HfHubHTTPError:
         raise
     except (OSError, TransportError):  # offline, or the Hub cannot be reached
         pass
-    return Path(snapshot_download(repo_id, revision=revision, allow_patterns=names))
+    return Path(snapshot_download(repo_id, allow_patterns=names))
 
 
 def _describe(folder):

@@ -105,7 +105,7 @@ class _Repository:
         if private and not self.is_new and not self.api.repo_info(self.repo_id, repo_type=self.repo_type).private:
             raise ValueError("it is public already, though a private one is asked for")
         mark = "app.py" if self.repo_type == "space" else "model_index.json"  # what holds something else lacks it
-        there = set(self.api.list_repo_files(self.repo_id, repo_type=self.repo_type)) - {".gitattributes", "README.md"}
+        there = self._list_files()
         if there and mark not in there:
             raise ValueError(f"it is taken by something else, which holds {printable(min(there))}")
         if revision and f"refs/heads/{revision}" not in self.heads:
@@ -118,7 +118,7 @@ class _Repository:
         if self.heads is None and not self.is_new:
             return UNCHANGED
         try:
-            if self.heads is not None and self._read_heads() != self.heads:
+            if self._list_files() if self.heads is None else self._read_heads() != self.heads:
                 return f"it has changed meanwhile, perhaps by this upload: look at {self.address}"
             if self.is_new:
                 self.api.delete_repo(self.repo_id, repo_type=self.repo_type)
@@ -150,6 +150,10 @@ class _Repository:
             address = self.api.create_repo(self.repo_id, exist_ok=True, **options)  # it is there, or may not be made
         self.repo_id = address.repo_id
         self.address = str(address)
+
+    def _list_files(self):
+        """The files there, but those that the Hub itself puts into a new repository."""
+        return set(self.api.list_repo_files(self.repo_id, repo_type=self.repo_type)) - {".gitattributes", "README.md"}
 
     def _read_heads(self):
         refs = self.api.list_repo_refs(self.repo_id, repo_type=self.repo_type, include_pull_requests=True)
