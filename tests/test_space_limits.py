@@ -1,0 +1,160 @@
+"""Whose turn it is in the Space, and under which address a visitor is counted: on a page of one event."""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+
+import fastapi
+import gradio as gr
+import httpx
+import pytest
+from conftest import ROOT
+from gradio.data_classes import PredictBodyInternal
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+
+sys.path.insert(0, str(ROOT / "space"))
+import limits
+
+
+def request_from(host):
+    return fastapi.Request({"type": "http", "client": (host, 1), "headers": [], "method": "POST", "path": "/"})
+
+
+@pytest.fixture
+def page():
+    """A page with one event, which needs the model."""
+    with gr.Blocks(analytics_enabled=False) as page:
+        gr.Button().click(lambda: None, None, None, concurrency_id=limits.MODEL, concurrency_limit=1)
+    page.queue()
+    return page
+
+
+@pytest.fixture
+def turns(page):
+    return limits.Turns(page)
+
+
+def push(turns, session, host):
+    body = PredictBodyInternal(data=[], fn_index=0, session_hash=session)
+    return asyncio.run(turns.push(body, request_from(host), None))
+
+
+def next_sessions(turns):
+    """The sessions whose jobs start, one after another, until no more do."""
+    return [events[0].session_hash for events, *_ in iter(turns.get_events, None)]
+
+
+def test_addresses_take_turns(turns):
+    jobs = [("a1", "192.0.2.1"), ("a2", "192.0.2.1"), ("a3", "192.0.2.1"), ("b1", "192.0.2.2"), ("c1", "192.0.2.3")]
+    with contextlib.ExitStack() as stack:
+        for session, host in jobs:
+            push(turns, session, host)
+            stack.enter_context(turns.listening(session))
+        assert next_sessions(turns) == ["a1", "b1", "c1", "a2", "a3"]
+        push(turns, "a4", "192.0.2.1")
+        stack.enter_context(turns.listening("a4"))
+        push(turns, "d1", "192.0.2.4")
+        stack.enter_context(turns.listening("d1"))
+        assert next_sessions(turns) == ["d1", "a4"]  # who came back comes after who is new
+
+
+def test_a_job_starts_only_when_somebody_listens_and_is_dropped_after_a_while(turns):
+    push(turns, "silent", "192.0.2.1")
+    push(turns, "heard", "192.0.2.1")
+    with turns.listening("heard"):
+        assert next_sessions(turns) == ["heard"]
+    for event in turns.event_queue_per_concurrency_id[limits.MODEL].queue:
+        event.enqueue_time -= limits.PATIENCE + 1
+    turns._looked = 0.0
+    with turns.listening("heard"):
+        assert next_sessions(turns) == []
+    assert len(turns) == 0
+    assert not any("silent" in kept for kept in (turns.pending_messages_per_session, turns.pending_event_ids_session))
+
+
+def test_jobs_are_limited_by_session_address_and_in_all(turns):
+    limit = limits.PER_ADDRESS[limits.MODEL]
+    for number in range(limit):
+        push(turns, f"s{number}", "192.0.2.1")
+    with pytest.raises(fastapi.HTTPException, match=f"{limit} drawings from your network are waiting"):
+        push(turns, "another", "192.0.2.1")
+    for _ in range(limits.PER_SESSION[limits.MODEL]):
+        push(turns, "mine", "192.0.2.2")
+    with pytest.raises(fastapi.HTTPException, match="of your drawings are waiting or under way"):
+        push(turns, "mine", "192.0.2.3")
+    for number in range(limits.IN_ALL[limits.MODEL] - len(turns)):
+        push(turns, f"t{number}", f"198.51.100.{number}")
+    with pytest.raises(fastapi.HTTPException, match="200 drawings are waiting. Please come back") as refusal:
+        push(turns, "late", "192.0.2.200")
+    assert refusal.value.status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:0:1::7", "2001:db8:0:1::/64"),
+        ("2001:db8:0:1:ffff::9", "2001:db8:0:1::/64"),
+        ("not an address", "not an address"),
+    ],
+)
+def test_visitors_are_counted_by_address(host, address):
+    assert limits.address_of(request_from(host)) == address
+
+
+@pytest.mark.parametrize(
+    ("on_hub", "forwarded", "address"),
+    [
+        (True, "203.0.113.9", "203.0.113.9"),
+        (True, "198.51.100.1, 203.0.113.9", "203.0.113.9"),  # the left one is what the visitor wrote
+        (True, "198.51.100.1, 203.0.113.9, 10.1.2.3", "203.0.113.9"),
+        (False, "203.0.113.9", "10.16.4.2"),
+    ],
+)
+def test_only_the_hubs_own_proxies_tell_an_address(monkeypatch, on_hub, forwarded, address):
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    monkeypatch.setenv("SPACE_ID", "org/dial" if on_hub else "")
+    limits.trust_proxies()
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(limits.address_of(fastapi.Request(scope)))
+
+    trusted = ProxyHeadersMiddleware(app, trusted_hosts=os.environ.pop("FORWARDED_ALLOW_IPS"))
+    scope = {"type": "http", "client": ("10.16.4.2", 1), "headers": [(b"x-forwarded-for", forwarded.encode())]}
+    asyncio.run(trusted(scope, None, None))
+    assert seen == [address]
+
+
+def test_a_running_job_stops_when_its_listener_leaves(monkeypatch):
+    """Even one that has no network behind it, and would never end."""
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "")
+    stopped = threading.Event()
+
+    def endless():
+        try:
+            while True:
+                time.sleep(0.01)
+                yield "more"
+        finally:
+            stopped.set()
+
+    with gr.Blocks(analytics_enabled=False) as page:
+        gr.Button().click(endless, None, gr.Markdown(), concurrency_id=limits.MODEL, concurrency_limit=1)
+    middleware = limits.guard(page)
+    page.launch(prevent_thread_lock=True, quiet=True, share=False, app_kwargs={"middleware": middleware})
+    try:
+        routes = f"{page.local_url}gradio_api/queue"
+        httpx.post(f"{routes}/join", json={"fn_index": 0, "data": [], "session_hash": "x"}).raise_for_status()
+        with httpx.stream("GET", f"{routes}/data", params={"session_hash": "x"}, timeout=60) as response:
+            messages = (json.loads(line[5:]) for line in response.iter_lines() if line.startswith("data:"))
+            next(message for message in messages if message["msg"] == "process_generating")
+        assert stopped.wait(60)
+    finally:
+        page.close()
