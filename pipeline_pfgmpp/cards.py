@@ -96,12 +96,31 @@ def number(D: float | None) -> str:
     return "∞" if D in (None, math.inf) else f"{D:g}"
 
 
-def _card(folder, unet, D, num_classes, id2label, origin, limits=LIMITS, **metadata):
+def describe_dimensions(D: float | None, any_D: bool, D_range: list[float | None] | None) -> str:
+    """
+    Says which augmented dimensions a model serves.
+
+    Args:
+        D (`float` or `None`): That of its scheduler.
+        any_D (`bool`): Whether the network is told D.
+        D_range (`list` or `None`): The range that it was trained for, where that is stated.
+
+    Returns:
+        `str`: Such as `"any augmented dimension D from 16 to ∞ (2048 when none is asked for)"`.
+    """
+    if not any_D:
+        return f"augmented dimension D = {number(D)}"
+    trained = ""
+    if D_range is not None:
+        low, high = map(number, D_range)
+        trained = f" from {low} to {high}"
+    return f"any augmented dimension D{trained} ({number(D)} when none is asked for)"
+
+
+def _card(folder, unet, D, num_classes, id2label, origin, limits=LIMITS, D_range=None, **metadata):
     """The card of a network at D in a folder."""
     config, any_D = unet.config, bool(unet.config.get("d_conditioning"))
-    dimension = (
-        f"any augmented dimension D ({number(D)} when none is asked for)" if any_D else f"augmented dimension D = {number(D)}"
-    )
+    dimension = describe_dimensions(D, any_D, D_range)
     return ModelCard.from_template(
         ModelCardData(
             library_name="diffusers",
@@ -145,8 +164,10 @@ def write_model_card(folder: str | os.PathLike, pipeline: PFGMPPPipeline, origin
         metadata: Further entries of the card's front matter, such as `license` and `base_model`, and `limits`, the section of
             that name.
     """
-    folder, D = Path(folder).resolve(), pipeline.scheduler.config.D
-    card = _card(folder, pipeline.unet, D, pipeline.num_classes, pipeline.config.id2label, origin, **metadata)
+    folder = Path(folder).resolve()
+    scheduler = pipeline.scheduler.config
+    classes = (pipeline.num_classes, pipeline.config.id2label)
+    card = _card(folder, pipeline.unet, scheduler.D, *classes, origin, D_range=scheduler.get("D_range"), **metadata)
     card.save(folder / "README.md")
 
 

@@ -86,9 +86,9 @@ def describe(pipeline: DiffusionPipeline, **settings) -> dict:
         `dict`: The settings, the configurations of scheduler and network, the digest and the type of the weights, and the
             version of this package, as they come back from JSON.
     """
-    scheduler = {"class": type(pipeline.scheduler).__name__, **_public_config(pipeline.scheduler)}
+    scheduler = {"_class_name": type(pipeline.scheduler).__name__, **_public_config(pipeline.scheduler)}
     dtype = str(pipeline.unet.dtype).removeprefix("torch.")
-    network = {"class": type(pipeline.unet).__name__, **_public_config(pipeline.unet)}
+    network = {"_class_name": type(pipeline.unet).__name__, **_public_config(pipeline.unet)}
     description = {**settings, "scheduler": scheduler, "network": network, "weights": digest_weights(pipeline)}
     return json.loads(json.dumps({**description, "dtype": dtype, "version": __version__}))
 
