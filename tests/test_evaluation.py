@@ -22,6 +22,7 @@ from pipeline_pfgmpp.evaluation.features import cached_features
 from pipeline_pfgmpp.evaluation.inception import InceptionV3
 from pipeline_pfgmpp.evaluation.metrics import inception_score, kernel_distance, precision_recall
 from pipeline_pfgmpp.evaluation.verify import format_figures, predict_distance, verify_evaluation
+from pipeline_pfgmpp.hub.files import list_files
 from pipeline_pfgmpp.sampling import generate
 from pipeline_pfgmpp.training import load_images
 
@@ -319,6 +320,18 @@ def test_figures_of_other_weights_never_come_into_a_card(tmp_path):
     pipe.unet.save_pretrained(tmp_path / "unet")
     write_evaluation(tmp_path, results)
     assert "12.5" in (tmp_path / "README.md").read_text()
+
+
+def test_figures_of_other_weights_are_not_pushed(tmp_path):
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("# A model\n")
+    settings = {"num_inference_steps": 2, "guidance_scale": 1.0}
+    write_evaluation(tmp_path, report([{"D": "16", "fid": [12.5]}], pipe, "fashion-mnist", 50, "images", "here", **settings))
+    assert "evaluation.json" in list_files(tmp_path)
+    tiny_pipeline(seed=1).unet.save_pretrained(tmp_path / "unet")
+    with pytest.raises(ValueError, match=r"evaluation\.json is of other weights than those beside it"):
+        list_files(tmp_path)
 
 
 def test_a_distance_of_few_predicts_that_of_many():

@@ -5,6 +5,7 @@ A file counts where it lies. A link that leads out of its folder is refused, exc
 from `snapshots/COMMIT/NAME` to `blobs/ETAG` of the same repository. What is named like a secret is refused, listed or not.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ from .reading import (
 PACKAGE = Path(__file__).parents[1]
 PACKAGE_DATA = ("evaluation/fashion_mnist_classifier/*.json", "evaluation/fashion_mnist_classifier/*.safetensors")
 PACKAGE_DATA += ("training/configs/*.yaml",)
+REPORTS = {"evaluation.json", "robustness.json"}  # they name the weights that were measured
 DESCRIPTIONS = ("README.md", "evaluation.json", "robustness.json")  # beside model_index.json, where they are there
 CONFIGS = ("config.json", "scheduler_config.json")
 SPACE_FILES = ("README.md", "about.md", "models.yaml", "requirements.txt")
@@ -150,9 +152,27 @@ def _list_pipeline(folder):
             files |= _list_component(folder, part, cls)
     except ValueError as error:
         raise ValueError(f"{folder} holds no pipeline that can be uploaded: {error}") from None
-    # evaluation.json and robustness.json name the weights that they measured: here, where nothing is sent yet, is the place to
-    # compare that with the digest of the weights in `files`.
+    for name in REPORTS & files.keys():
+        _check_report(folder, name)
     return files | list_code(classes)
+
+
+def _check_report(folder, name):
+    """Refuses figures of other weights than those that lie beside them; older reports do not name any."""
+    from diffusers import DiffusionPipeline
+
+    from ..sampling import digest_weights
+
+    try:
+        report = json.loads(read_text(folder, name))
+    except ValueError as error:
+        raise ValueError(f"{folder / name} cannot be read: {error}") from None
+    entries = [report["settings"]] if isinstance(report, dict) and "settings" in report else report
+    if not isinstance(entries, list):
+        raise ValueError(f"{folder / name} is no report of `pfgmpp evaluate` or `pfgmpp robustness`.")
+    measured = {entry["weights"] for entry in entries if isinstance(entry, dict) and "weights" in entry}
+    if measured and measured != {digest_weights(DiffusionPipeline.from_pretrained(folder, local_files_only=True))}:
+        raise ValueError(f"{folder / name} is of other weights than those beside it: measure them again, or take it out.")
 
 
 def _check_pipeline_class(name):
