@@ -62,12 +62,20 @@ def chosen_dimension(model, dial, fixed):
     """The D that is asked of a model: of the dial, or one of a family's."""
     if model.dimensions:
         return float(one_of(fixed, offered_by(model), "D"))
-    return min(max(turned(dial), model.low), model.high)
+    low, high = model.trained_range
+    dial = real(dial, *stops_of_dial(low, high), "The dial of D")
+    return min(max(turned(dial), low), high)  # which a D of three digits may miss
+
+
+def stops_of_dial(low, high):
+    """Where the dial of log2 D begins and ends for a range of D."""
+    return math.log2(low), INFINITY if math.isinf(high) else math.log2(high)
 
 
 def offered_by(model):
     """The D to choose from, as the browser knows them: JSON has no infinity."""
-    return [f"{D:g}" for D in model.dimensions] or COMPARED
+    low, high = model.trained_range
+    return [f"{D:g}" for D in model.dimensions] or [D for D in COMPARED if low <= float(D) <= high]
 
 
 def chosen_model(name):
@@ -403,52 +411,55 @@ def named(dimensions):
     return [(number(float(D)), D) for D in dimensions]
 
 
-def ruler(low):
-    """The marks below a dial that begins at `low`."""
-    first = math.log2(low)
-    marks = [(first, f"{low:g}"), *((place, f"{2**place}") for place in (3, 7, 11, 15) if place > first + 1), (INFINITY, "∞")]
-    spans = [f'<span style="left:{100 * (place - first) / (INFINITY - first):.1f}%">{text}</span>' for place, text in marks]
+def ruler(low, high):
+    """The marks below a dial of a range of D."""
+    first, last = stops_of_dial(low, high)
+    between = [(place, f"{2**place}") for place in (3, 7, 11, 15) if first + 1 < place < last - 1]
+    marks = [(first, number(low)), *between, (last, number(high))]
+    spans = [f'<span style="left:{100 * (place - first) / (last - first):.1f}%">{text}</span>' for place, text in marks]
     return f'<div class="ruler" aria-hidden="true">{"".join(spans)}</div>'
 
 
-def dial_of_dimension(low, value):
+def dial_of_dimension(low, high, value):
     """A dial of log2 D with a stop for infinity, its marks, and the D that it says."""
     with gr.Group(elem_classes="turn"):
         shown = gr.HTML(f"D = {2**value:g}", html_template='<div class="turned" role="status">${value}</div>')
         dial = gr.Slider(
-            math.log2(low), INFINITY, value, step=0.5, label="D (the dial turns log₂ D)", buttons=[], elem_classes="dial"
+            *stops_of_dial(low, high), value, step=0.5, label="D (the dial turns log₂ D)", buttons=[], elem_classes="dial"
         )
-        marks = gr.HTML(ruler(low))
+        marks = gr.HTML(ruler(low, high))
     dial.change(None, dial, shown, js=SHOW_D, api_visibility="private")
     return dial, marks, shown
 
 
 def choice_of_dimension(model):
     """The dial, for a network that is told D; the choice, for a family."""
-    return [*dial_of_dimension(model.low, 7.0), gr.Radio([], label="D", visible=False)]
+    return [*dial_of_dimension(*model.trained_range, 7.0), gr.Radio([], label="D", visible=False)]
 
 
 def offer(name):
     """What the page offers for a model, which is loaded now."""
     try:
         model = chosen_model(name)
-        pipe = model.pipeline((model.dimensions or [model.low])[0])
+        pipe = model.pipeline((model.dimensions or model.trained_range)[0])
     except (ValueError, Refusal) as error:
         message = getattr(error, "message", str(error))
         said = f"**{message}** The others can be used."
         return [said, "", *[gr.skip()] * 12, *[gr.update(interactive=False) for _ in range(4)]]
     _, names = classes_of(pipe, ANY_CLASS, 1)
     family, offered = bool(model.dimensions), offered_by(model)
+    low, high = model.trained_range
+    first, last = stops_of_dial(low, high)
 
     def dimension():
         return [
-            gr.update(visible=not family, minimum=math.log2(model.low)),
-            gr.update(visible=not family, value=ruler(model.low)),
+            gr.update(visible=not family, minimum=first, maximum=last, value=min(max(7.0, first), last)),
+            gr.update(visible=not family, value=ruler(low, high)),
             gr.update(visible=not family),
             gr.update(visible=family, choices=named(offered) if family else [], value=offered[0] if family else None),
         ]
 
-    compared = gr.update(choices=named(offered), value=offered[:5] if family else DEFAULTS)
+    compared = gr.update(choices=named(offered), value=offered[:5] if family else [D for D in DEFAULTS if D in offered])
     small, large = (gr.update(choices=named(offered), value=D) for D in (offered[0], offered[-1]))
     label = gr.update(choices=[ANY_CLASS, *names], value=ANY_CLASS, visible=bool(names))
     size, parameters = pipe.unet.config.sample_size, pipe.unet.num_parameters()
@@ -541,7 +552,7 @@ def build():
                     with gr.Row():
                         plane_shape = gr.Dropdown(list(SHAPES), value="heart", label="Shape")
                         clear = gr.Button("Clear")
-                    plane_dial, *_ = dial_of_dimension(1.0, 3.0)
+                    plane_dial, *_ = dial_of_dimension(1.0, math.inf, 3.0)
                     plane = gr.Image(
                         label="Plane", show_label=False, type="pil", interactive=False, width=PLANE, height=PLANE, buttons=[],
                         alt_text="Charges in red, and the ways of sixty samples home to them",

@@ -28,12 +28,20 @@ class Model:
     Args:
         name (`str`): What it is called.
         sources (`dict[float | None, str]`): Hub id or folder for each D; for a network that is told D, one under None.
-        low, high (`float`): The range of D of a network that is told it.
     """
 
-    def __init__(self, name: str, sources: dict[float | None, str], low: float = 16.0, high: float = math.inf):
-        self.name, self.sources, self.low, self.high = name, sources, low, high
-        self._loaded, self._lock = {}, threading.Lock()
+    def __init__(self, name: str, sources: dict[float | None, str]):
+        self.name = name
+        self.sources = sources
+        self._loaded = {}
+        self._lock = threading.Lock()
+
+    @property
+    def trained_range(self) -> tuple[float, float]:
+        """The range of D that a network which is told D was trained for; all D where it is not loaded yet or does not say."""
+        loaded = self._loaded.get(self.sources.get(None))
+        low, high = (loaded and loaded.scheduler.config.D_range) or (1.0, None)
+        return low, math.inf if high is None else high
 
     @property
     def dimensions(self) -> list[float]:
@@ -134,6 +142,5 @@ def read_models() -> dict[str, Model]:
         if "models" in entry:
             models[entry["name"]] = Model(entry["name"], {float(D): source for D, source in entry["models"].items()})
         else:
-            low, high = map(float, str(entry.get("D", "16:inf")).split(":"))
-            models[entry["name"]] = Model(entry["name"], {None: entry["model"]}, low, high)
+            models[entry["name"]] = Model(entry["name"], {None: entry["model"]})
     return models
