@@ -52,9 +52,13 @@ def ten_images(fashion_mnist):
 def hub(tmp_path):
     """An empty Hub on 127.0.0.1, and the environment in which the real client asks it with an empty cache and no token."""
     with serve_hub() as hub:
-        env = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
-        own = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
-        yield hub, {**env, **own}
+        yield hub, make_hub_environment(hub, tmp_path / "cache")
+
+
+def make_hub_environment(hub, cache):
+    """The environment in which the real client asks a Hub, with its own cache and no token."""
+    env = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
+    return {**env, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
 
 
 def pytest_collection_modifyitems(items):

@@ -20,6 +20,7 @@ from fastapi.responses import JSONResponse, Response
 
 
 WRITER, READER = "hf_writer", "hf_reader"
+ANSWER_LOST = "answer lost"  # an accident after the request has been served
 LARGE = 100_000  # bytes from which a file goes to the large file storage
 
 
@@ -50,7 +51,7 @@ class Hub:
 
     def __init__(self):
         self.repositories, self.large, self.requests = {}, {}, []
-        self.accidents = []  # (method, part of the path, status): the next such request fails
+        self.accidents = []  # (method, part of the path, status or ANSWER_LOST): the next such request fails
         self.lock = threading.Lock()
         self.endpoint = None
 
@@ -101,8 +102,13 @@ def create_app(hub):
                 method, part, status = accident
                 if request.method == method and part in request.url.path:
                     hub.accidents.remove(accident)
-                    return JSONResponse({"error": "accident"}, status)
-        return await call_next(request)
+                    break
+            else:
+                status = None
+        if isinstance(status, int):
+            return JSONResponse({"error": "accident"}, status)
+        answer = await call_next(request)
+        return JSONResponse({"error": "accident"}, 504) if status == ANSWER_LOST else answer
 
     @app.post("/api/validate-yaml")
     def validate():

@@ -1,5 +1,6 @@
 """The Hub on 127.0.0.1 with the real client, in fresh processes: loading in three environments, pushing, what goes wrong."""
 
+import contextlib
 import inspect
 import json
 import re
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, make_hub_environment
 from diffusers import DiffusionPipeline
-from hub_server import LARGE, READER, WRITER
+from hub_server import ANSWER_LOST, LARGE, READER, WRITER, serve_hub
 
 import pipeline_pfgmpp
 from pipeline_pfgmpp.hub import model_info
@@ -186,8 +187,8 @@ for line in sys.stdin:
 """
 
 
-@pytest.fixture
-def pfgmpp():
+@contextlib.contextmanager
+def run_commands():
     """Runs commands, one after the other in one process an environment: most of a process goes into its imports."""
     processes = {}
 
@@ -211,6 +212,27 @@ def pfgmpp():
     for process in processes.values():
         process.stdin.close()
         assert process.wait() == 0
+
+
+@pytest.fixture
+def pfgmpp():
+    with run_commands() as command:
+        yield command
+
+
+@pytest.fixture(scope="module")
+def module_hub(tmp_path_factory):
+    with serve_hub() as hub, run_commands() as command:
+        yield hub, make_hub_environment(hub, tmp_path_factory.mktemp("cache")), command
+
+
+@pytest.fixture
+def shared_hub(module_hub):
+    """A Hub, its environment and `pfgmpp`, of which tests share the process; the Hub is empty when each begins."""
+    hub = module_hub[0]
+    for kept in (hub.repositories, hub.requests, hub.accidents):
+        kept.clear()
+    return module_hub
 
 
 @pytest.fixture
@@ -241,6 +263,7 @@ def test_a_folder_is_pushed_and_loads(hub, pfgmpp, folder, vanilla, tmp_path):
     assert len(server.repositories["models", "org/new"].commits) == 2  # the empty one and ours
     for name, content in server.files("org/new").items():
         assert content == (folder / name).read_bytes()
+        assert re.search(rf"^ *[\d.]+ k?M?B  {name}$", output, re.MULTILINE)
     drawn = run(INSTALLED.format("org/new") + DRAW, env)
     assert run(VANILLA.format("org/new") + DRAW, env, vanilla, cwd=tmp_path) == drawn
 
@@ -260,6 +283,34 @@ p.PFGMPPPipeline.from_pretrained({str(BUNDLED)!r}).push_to_hub("org/itself")
     assert server.files("org/itself").keys() == PUSHED - SHOWN
 
 
+def test_a_dry_run_needs_neither_token_nor_network(shared_hub, folder):
+    server, env, pfgmpp = shared_hub
+    output = pfgmpp("push", folder, "org/new", "--dry-run", env=env, token=None)
+    assert all(f"  {name}\n" in output for name in PUSHED)
+    assert "hf_secret" not in output
+    assert pfgmpp("push", ROOT / "space", "org/new", "--repo-type", "space", "--dry-run", env=env, token=None)
+    assert server.requests == []
+    message = pfgmpp("push", folder / "scheduler", "org/new", "--dry-run", env=env, check=False)
+    assert "holds no pipeline: it has no model_index.json" in message
+
+
+def test_a_push_from_the_cache_leaves_the_cache_as_it_is(shared_hub, tmp_path):
+    """Its files are links to blobs, of which one is a pipeline.py of another version."""
+    server, env, pfgmpp = shared_hub
+    shutil.copytree(BUNDLED, tmp_path / "older")
+    (tmp_path / "older" / "pipeline.py").write_text("# of another version\n")
+    server.add(tmp_path / "older", "org/older")
+    pfgmpp("info", "org/older", env=env)
+    program = "from huggingface_hub import snapshot_download; print(snapshot_download('org/older'))"
+    snapshot = Path(run(program, env).strip())
+    assert (snapshot / "pipeline.py").is_symlink()
+    blobs = {path: path.read_bytes() for path in (snapshot.parents[1] / "blobs").iterdir()}
+    pfgmpp("push", snapshot, "org/new", env=env)
+    assert server.files("org/new").keys() == PUSHED
+    assert server.files("org/new")["pipeline.py"] == (ROOT / "pipeline_pfgmpp" / "pipeline_pfgmpp.py").read_bytes()
+    assert {path: path.read_bytes() for path in (snapshot.parents[1] / "blobs").iterdir()} == blobs
+
+
 @pytest.mark.parametrize(("method", "part"), [("PUT", "/lfs/"), ("POST", "/commit/")])
 def test_a_push_that_breaks_off_changes_nothing_and_a_second_sends_the_rest(hub, pfgmpp, folder, method, part):
     server, env = hub
@@ -273,6 +324,69 @@ def test_a_push_that_breaks_off_changes_nothing_and_a_second_sends_the_rest(hub,
     assert server.files("org/new").keys() == PUSHED
     large = sum(len(content) >= LARGE for content in server.files("org/new").values())
     assert sum(method == "PUT" for method, _ in server.requests) == large - sent
+
+
+def test_a_failed_push_takes_back_what_it_has_made_and_no_more(shared_hub, folder):
+    server, env, pfgmpp = shared_hub
+    # A repository that cannot be deleted again is named.
+    server.accidents += [("POST", "/commit/", 400), ("DELETE", "/repos/delete", 403)]
+    message = pfgmpp("push", folder, "org/new", env=env, check=False)
+    assert "failed, and the repository that was made for it is still there" in message
+    assert f"delete it at {server.endpoint}/org/new/settings" in message
+    assert "nothing was changed" not in message
+    assert server.files("org/new") == {}
+
+    # One that was there stays, though it is empty, and so does its branch; ours is deleted.
+    server.repositories["models", "org/new"].branches["theirs"] = server.repositories["models", "org/new"].branches["main"]
+    for revision in ("ours", "theirs"):
+        server.accidents.append(("POST", "/commit/", 400))
+        message = pfgmpp("push", folder, "org/new", "--revision", revision, env=env, check=False)
+        assert "failed, and nothing was changed" in message
+        assert server.repositories["models", "org/new"].branches.keys() == {"main", "theirs"}
+
+    # A branch that cannot be deleted again is named.
+    server.accidents += [("POST", "/commit/", 400), ("DELETE", "/branch/", 403)]
+    message = pfgmpp("push", folder, "org/new", "--revision", "ours", env=env, check=False)
+    assert "failed, and the branch ours that was made for it is still there" in message
+
+
+def test_a_push_of_which_the_answer_is_lost_claims_nothing(shared_hub, folder):
+    """The commit has arrived, so that the new repository stays."""
+    server, env, pfgmpp = shared_hub
+    server.accidents.append(("POST", "/commit/", ANSWER_LOST))
+    message = pfgmpp("push", folder, "org/new", env=env, check=False)
+    assert "it has changed meanwhile, perhaps by this upload: look at" in message
+    assert "nothing was changed" not in message
+    assert server.files("org/new").keys() == PUSHED
+
+
+def test_a_private_push_does_not_go_to_a_public_repository(shared_hub, folder):
+    server, env, pfgmpp = shared_hub
+    server.add(BUNDLED, "org/public")
+    (commit,) = [sha for sha, files in server.repositories["models", "org/public"].commits.items() if files]
+    message = pfgmpp("push", folder, "org/public", "--private", env=env, check=False)
+    assert "failed, and nothing was changed: it is public already, though a private one is asked for" in message
+    assert server.repositories["models", "org/public"].branches["main"] == commit
+
+
+def test_what_must_not_leave_is_refused_before_the_hub_is_asked(shared_hub, folder, tmp_path):
+    server, env, pfgmpp = shared_hub
+    (tmp_path / "key.txt").write_text("hf_secret")
+    (folder / "samples.png").unlink()
+    (folder / "samples.png").symlink_to(tmp_path / "key.txt")
+    message = pfgmpp("push", folder, "org/new", env=env, check=False)
+    assert "samples.png is a link out of its folder, which a push does not follow" in message
+    space = Path(shutil.copytree(ROOT / "space", tmp_path / "space"))
+    for content in ("name: A\nmodel: org/a\n", "- org/a\n", "- {name: [\n"):
+        (space / "models.yaml").write_text(content)
+        assert "models.yaml" in pfgmpp("push", space, "org/new", "--repo-type", "space", env=env, check=False)
+    shutil.copy(ROOT / "space" / "models.yaml", space)
+    (space / "secrets.py").write_text("")
+    message = pfgmpp("push", space, "org/new", "--repo-type", "space", env=env, check=False)
+    assert "secrets.py in" in message
+    assert "is named like a secret, and nothing was sent" in message
+    assert server.requests == []
+    assert not server.repositories
 
 
 def test_what_forbids_a_push_is_said_in_one_sentence(hub, pfgmpp, folder, tmp_path):
@@ -306,12 +420,29 @@ def test_sample_and_info_take_a_hub_id(hub, pfgmpp, tmp_path):
     pfgmpp("sample", "org/model", "--output", tmp_path / "grid.png", "--columns", 1, "--num-inference-steps", 1, env=env)
     assert (tmp_path / "grid.png").stat().st_size > 1000
     server.requests.clear()
-    table = pfgmpp("info", "org/model", env={**env, "HF_HOME": str(tmp_path / "empty")})
+    table = pfgmpp("info", "org/model", env=env)
     assert any(path.endswith("/unet/config.json") for _, path in server.requests)
     assert not any(path.endswith(".safetensors") for _, path in server.requests)
     assert table == pfgmpp("info", BUNDLED, env=env)
     assert "trained on    zalando-datasets/fashion_mnist" in table
     assert "is no PFGM++ pipeline that can be read" in pfgmpp("info", "org/none", env=env, check=False)
+    server.remove("org/model")
+    assert pfgmpp("info", "org/model", env={**env, "HF_HUB_OFFLINE": "1"}) == table  # of the cache
+
+
+def test_info_downloads_four_small_files_and_no_more(shared_hub, tmp_path):
+    server, env, pfgmpp = shared_hub
+    shutil.copytree(BUNDLED, tmp_path / "model")
+    (tmp_path / "model" / "unet" / "vocabulary.json").write_bytes(b"[]" * 2**20)
+    server.add(tmp_path / "model", "org/model")
+    pfgmpp("info", "org/model", env=env)
+    read = {path.partition("/resolve/")[2].partition("/")[2] for method, path in server.requests if method == "GET"} - {""}
+    assert read == {"model_index.json", "README.md", "scheduler/scheduler_config.json", "unet/config.json"}
+    (tmp_path / "model" / "unet" / "config.json").write_bytes(b"[]" * 2**20)
+    server.add(tmp_path / "model", "org/huge")
+    message = pfgmpp("info", "org/huge", env=env, check=False)
+    assert "org/huge is no PFGM++ pipeline that can be read: unet/config.json is larger than 1048576 bytes" in message
+    assert not any("/org/huge/resolve/" in path for _, path in server.requests)
 
 
 def test_info_of_a_folder():

@@ -14,7 +14,7 @@ from typing import Any
 
 
 MAX_BYTES = 2**20  # of a configuration or a card
-MAX_METADATA = 2**16  # characters of a card's front matter, which YAML is slow to read
+MAX_METADATA = 2**15  # characters of a card's front matter, which YAML is slow to read
 MAX_DIGITS = 18
 MAX_SIZE = 2**16  # of any number in a network's configuration
 MAX_ENTRIES = 64  # of any list there
@@ -169,9 +169,13 @@ def get_entry(entries: Mapping[str, Any], name: str, kind: type | tuple[type, ..
     value = entries[name]
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        wanted = " or ".join("null" if each is type(None) else each.__name__ for each in kinds)
-        raise ValueError(f"`{name}` in {file} must be {wanted}, but is {type(value).__name__}.")
+        wanted = " or ".join(map(_name_type, kinds))
+        raise ValueError(f"`{name}` in {file} must be {wanted}, but is {_name_type(type(value))}.")
     return value
+
+
+def _name_type(kind):
+    return "null" if kind is type(None) else kind.__name__
 
 
 def get_number(entries: Mapping[str, Any], name: str, file: str, default: Any = ...) -> float:

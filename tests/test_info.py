@@ -1,0 +1,255 @@
+"""What `pfgmpp info` makes of repositories that are broken or hostile: one sentence, and nothing that a terminal obeys."""
+
+import json
+import re
+import shutil
+
+import pytest
+from conftest import ROOT
+from diffusers import DDPMScheduler, UNet2DModel
+
+from pipeline_pfgmpp import DDPMUNet2DModel, PFGMPPPipeline, PFGMPPScheduler
+from pipeline_pfgmpp.cli import main
+from pipeline_pfgmpp.hub import model_info
+from pipeline_pfgmpp.hub.reading import MAX_BYTES, MAX_METADATA, printable
+
+
+BUNDLED = ROOT / "model_cards" / "pfgmpp-fashion-mnist"
+INDEX, SCHEDULER, NETWORK, CARD = "model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "README.md"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """What describes the bundled model, without its weights."""
+    folder = tmp_path / "model"
+    for name in (INDEX, SCHEDULER, NETWORK, CARD):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(BUNDLED / name, folder / name)
+    return folder
+
+
+def change(folder, name, **entries):
+    content = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**content, **entries}))
+
+
+def show(folder, capsys):
+    """What the command prints, and its status."""
+    try:
+        main(["info", str(folder)])
+        status = 0
+    except SystemExit as end:
+        status = end.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+HUGE = f"and {2**16} is the most that is believed"
+BROKEN_JSON = [
+    (b"[]", "must hold a JSON object, but holds a list"),
+    (b'"text"', "must hold a JSON object, but holds a str"),
+    (b"", "is no JSON that can be used"),
+    (b'{"a": ', "is no JSON that can be used"),
+    (b'{"a": NaN}', "NaN is no finite number"),
+    (b'{"a": -Infinity}', "-Infinity is no finite number"),
+    (b'{"a": 1e999}', "1e999 is no finite number"),
+    (b'{"a": 1, "a": 2}', "a name stands twice in one object"),
+    (b'{"a": %s}' % (b"9" * 5000), "a number has more than 18 digits"),
+    (b'{"a": "\xff"}', "is not UTF-8 text"),
+    (b"[" * 500_000, "is nested too deeply"),
+    (b'{"a":' * 100_000, "is nested too deeply"),
+    (b'{"a": "%s"}' % (b"x" * MAX_BYTES), f"is larger than {MAX_BYTES} bytes"),
+]
+
+
+@pytest.mark.parametrize("name", [INDEX, SCHEDULER, NETWORK])
+@pytest.mark.parametrize(("content", "message"), BROKEN_JSON, ids=range(len(BROKEN_JSON)))
+def test_broken_json_is_one_sentence(folder, capsys, name, content, message):
+    (folder / name).write_bytes(content)
+    status, out, err = show(folder, capsys)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"pfgmpp: {folder} is no PFGM++ pipeline that can be read: {name} ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "message"),
+    [
+        (INDEX, {"unet": "UNet2DModel"}, "must name library and class of `unet`"),
+        (INDEX, {"unet": ["a", 1]}, "must name library and class of `unet`"),
+        (INDEX, {"unet": ["a", "DiffusionPipeline"]}, "the network must be one of PFGMPPUNet2DModel, DDPMUNet2DModel"),
+        (INDEX, {"unet": ["a", "__class__"]}, "the network must be one of"),
+        (INDEX, {"../../etc": ["a", "b"]}, "which cannot be a folder's name"),
+        (INDEX, {"id2label": ["a"]}, "`id2label` in model_index.json must be dict or null, but is list"),
+        (INDEX, {"id2label": {"0": ["a"]}}, "`id2label` in model_index.json must hold text alone"),
+        (SCHEDULER, {"D": "128"}, "`D` in scheduler/scheduler_config.json must be int or float, but is str"),
+        (SCHEDULER, {"D": True}, "must be int or float, but is bool"),
+        (SCHEDULER, {"D": -1}, "`D` in scheduler/scheduler_config.json must be positive, but is -1"),
+        (SCHEDULER, {"D_range": 16}, "`D_range` in scheduler/scheduler_config.json must be list or null, but is int"),
+        (SCHEDULER, {"D_range": [16]}, "must be a pair, but has 1 entries"),
+        (SCHEDULER, {"D_range": ["16", None]}, "must be int or float, but is str"),
+        (
+            SCHEDULER,
+            {"sigma_min": None},
+            "`sigma_min` in scheduler/scheduler_config.json must be int or float, but is null",
+        ),
+        (SCHEDULER, {"sigma_data": []}, "must be int or float, but is list"),
+        (NETWORK, {"d_conditioning": "yes"}, "`d_conditioning` in unet/config.json must be bool, but is str"),
+        (NETWORK, {"in_channels": None}, "no network can be built from unet/config.json"),
+        (NETWORK, {"sample_size": "28"}, "no network can be built from unet/config.json"),
+        (NETWORK, {"model_type": "Other"}, "`model_type` must be one of"),
+        (NETWORK, {"channel_mult": 2}, "`channel_mult` in unet/config.json must be list or tuple, but is int"),
+        (NETWORK, {"num_blocks": 1.5}, "`num_blocks` in unet/config.json must be int, but is float"),
+        # sizes that would build for minutes, or take all memory
+        (NETWORK, {"num_blocks": 100_000}, f"`num_blocks` in unet/config.json holds 100000, {HUGE}"),
+        (NETWORK, {"num_blocks": 2000}, "declares 6000 blocks, of which 128 are the most that are believed"),
+        (NETWORK, {"channel_mult": [1] * 1000}, "`channel_mult` in unet/config.json holds 1000 entries"),
+        (NETWORK, {"channel_mult": [1] * 64, "num_blocks": 3}, "declares 192 blocks"),
+        (NETWORK, {"model_channels": 10**12}, f"holds 1e+12, {HUGE}"),
+        (NETWORK, {"sample_size": -(2**40)}, f"holds -1.09951e+12, {HUGE}"),
+        (NETWORK, {"label_dim": 10**9}, f"holds 1e+09, {HUGE}"),
+        (NETWORK, {"attn_resolutions": [[[10**9]]]}, f"holds 1e+09, {HUGE}"),
+        (NETWORK, {"resample_filter": [1] * 100}, "holds 100 entries"),
+    ],
+)
+def test_an_entry_of_the_wrong_kind_is_named(folder, capsys, name, entries, message):
+    change(folder, name, **entries)
+    status, out, err = show(folder, capsys)
+    assert (status, out) == (1, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_blocks_that_a_configuration_leaves_to_the_default_are_counted(folder):
+    config = json.loads((folder / NETWORK).read_text())
+    del config["channel_mult"]
+    (folder / NETWORK).write_text(json.dumps({**config, "num_blocks": 60_000}))
+    with pytest.raises(ValueError, match="declares 180000 blocks"):
+        model_info(folder)
+
+
+@pytest.mark.parametrize("missing", [INDEX, SCHEDULER, NETWORK])
+def test_a_file_that_is_missing_is_named(folder, missing):
+    (folder / missing).unlink()
+    with pytest.raises(ValueError, match=f"is no PFGM.. pipeline that can be read: it has no file {missing}"):
+        model_info(folder)
+    (folder / missing).mkdir()
+    with pytest.raises(ValueError, match=f"it has no file {missing}"):
+        model_info(folder)
+
+
+@pytest.mark.parametrize(
+    ("front_matter", "message"),
+    [
+        ("license: [", "the YAML of README.md is malformed in line"),
+        ("license: mit\n\tdatasets: x", "the YAML of README.md is malformed in line 2"),
+        ("- a", "the YAML of README.md must hold a mapping"),
+        ("license: {a: b}", "`license` in README.md must be str or list, but is dict"),
+        ("datasets: [[a]]", "`datasets` in README.md must hold text alone"),
+        ("[" * 5000, "the YAML of README.md is nested too deeply"),
+        ("a: " + "b" * MAX_METADATA, f"the YAML of README.md is longer than {MAX_METADATA} characters"),
+        ('license: "\x1b[31m"', "the YAML of README.md is malformed"),
+        ("a: &a [x]\n" + "".join(f"{y}: &{y} [{x}, {x}]\n" for x, y in zip("abcdefgh", "bcdefghi")).replace("[", "[*")
+         .replace(", ", ", *") + "datasets: *i", "`datasets` in README.md must hold text alone"),
+    ],
+)  # fmt: skip
+def test_a_card_that_is_broken_is_one_sentence(folder, capsys, front_matter, message):
+    (folder / CARD).write_text(f"---\n{front_matter}\n---\n# A card\n")
+    status, out, err = show(folder, capsys)
+    assert (status, out) == (1, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "stated"),
+    [("# Card", "not stated"), ("---\nlicense: null\n---\n", "not stated"), ("---\nlicense: 0.10\n---", "0.10")],
+)
+def test_what_a_card_does_not_state(folder, text, stated):
+    (folder / CARD).write_text(text)
+    assert model_info(folder)["licence"] == stated
+    (folder / CARD).unlink()
+    assert model_info(folder)["trained on"] == "not stated"
+
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202eevil\u2066\r\nroot\x00\ud800"
+
+
+def test_printable_writes_control_characters_out():
+    assert printable(EVIL) == r"\x1b]0;owned\x07\x1b[2J\x9b31m\u202eevil\u2066\r\nroot\x00\ud800"
+    assert printable("D = ∞, 28×28, Ankle boot, 靴 🥾") == "D = ∞, 28×28, Ankle boot, 靴 🥾"
+
+
+@pytest.mark.parametrize(
+    ("name", "entries"),
+    [
+        (INDEX, {"id2label": {"0": EVIL}}),
+        (INDEX, {"unet": ["a", EVIL]}),
+        (INDEX, {EVIL: ["a", "b"]}),
+        (SCHEDULER, {"D": EVIL}),
+        (NETWORK, {"model_type": EVIL}),
+        (NETWORK, {"embedding_type": EVIL}),
+        (NETWORK, {EVIL: EVIL}),
+    ],
+)
+def test_no_control_character_reaches_the_terminal(folder, capsys, name, entries):
+    change(folder, name, **entries)
+    _, out, err = show(folder, capsys)
+    assert all(character.isprintable() or character == "\n" for character in out + err)
+    assert err.count("\n") <= 1
+    assert out.count("\n") in (0, 7)
+
+
+def test_a_licence_and_a_data_set_reach_the_terminal_as_text(folder, capsys):
+    (folder / CARD).write_text('---\nlicense: "\\e[31mmit\\n"\ndatasets: ["\\e]0;x\\a", b]\n---\n')
+    status, out, _ = show(folder, capsys)
+    assert status == 0
+    assert re.search(r"^licence +\\x1b\[31mmit\\n$", out, re.MULTILINE)
+    assert re.search(r"^trained on +\\x1b\]0;x\\x07, b$", out, re.MULTILINE)
+
+
+def test_an_error_of_any_command_reaches_the_terminal_as_text(capsys):
+    with pytest.raises(SystemExit):
+        main(["push", "no\x1b[31mfolder", "org/new"])
+    assert r"no\x1b[31mfolder holds no pipeline" in capsys.readouterr().err
+
+
+def test_names_are_cut(folder):
+    change(folder, INDEX, id2label={str(label): f"{label} {'x' * 1000}" for label in range(1000)})
+    classes = model_info(folder)["classes"]
+    assert classes.endswith("and 900 more")
+    assert len(classes) < 100 * 103
+
+
+def test_the_range_of_d(folder):
+    assert model_info(folder)["D"] == "16 to ∞, 2048 when none is asked for"
+    change(folder, SCHEDULER, D_range=[1, 128.5], D=None)
+    assert model_info(folder)["D"] == "1 to 128.5, ∞ when none is asked for"
+    change(folder, SCHEDULER, D_range=None, D=64)
+    assert model_info(folder)["D"] == "any, trained for what is not stated, 64 when none is asked for"
+    change(folder, NETWORK, d_conditioning=False)
+    assert model_info(folder)["D"] == "64"
+
+
+def test_the_networks_of_diffusers_are_described(tmp_path):
+    small = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": [8], "norm_num_groups": 4}
+    small |= {"layers_per_block": 1, "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+    schedule = dict(DDPMScheduler().config)
+    for unet in (UNet2DModel(**small), DDPMUNet2DModel(schedule, 0.5, **small)):
+        PFGMPPPipeline(unet, PFGMPPScheduler(D=16)).save_pretrained(tmp_path)
+        info = model_info(tmp_path)
+        assert info["network"] == f"{type(unet).__name__}, {unet.num_parameters():,} parameters"
+        assert info["images"] == "8×8, 4 channels"
+    change(tmp_path, NETWORK, ddpm_schedule={"num_train_timesteps": 10**15})  # is not built
+    assert model_info(tmp_path) == info
+    change(tmp_path, NETWORK, layers_per_block=200)
+    with pytest.raises(ValueError, match="declares 200 blocks"):
+        model_info(tmp_path)
+
+
+def test_what_is_no_model_is_one_sentence(tmp_path):
+    for name in (tmp_path, "no/such/model", "a\0b", "x" * 5000):
+        with pytest.raises(ValueError, match="is no PFGM.. pipeline that can be read") as error:
+            model_info(name)
+        assert "\n" not in str(error.value)
