@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import os
-import shlex
 import shutil
 import signal
 import sys
@@ -31,42 +30,55 @@ from diffusers.utils import make_image_grid
 from tqdm.auto import tqdm
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
-from pipeline_pfgmpp.cards import write_model_card
+from pipeline_pfgmpp.cards import describe_base, format_command, write_model_card
 from pipeline_pfgmpp.hub import push_to_hub
+from pipeline_pfgmpp.sampling import digest_weights
 from pipeline_pfgmpp.training import (
+    OF_THE_NETWORK,
     RECIPES,
     SCHEDULES,
     Augmentation,
     DimensionRange,
     FrechetDistance,
     HalfLifeEMA,
+    ImageDecoder,
     ImageStream,
     JSONLTracker,
     LossMeter,
     PFGMPPLoss,
     PowerFunctionEMA,
     UncertaintyWeighting,
+    adapt_network,
+    choose_classes,
     derived_seed,
+    identify_run,
     learning_rate_factor,
-    list_checkpoints,
+    lies_in,
     load_checkpoint,
     load_images,
+    open_run,
     power_of_width,
     prefetch,
+    read_run,
+    remove_run,
     replace_nonfinite_gradients,
     save_checkpoint,
+    trained_range,
+    write_run,
 )
 
 
 ORIGIN = """## Training
 
 {images:,} images of `{source}` in {steps:,} optimisation steps, on {hardware}; loss {loss}. The saved weights are the
-exponential moving average with a half-life of {halflife:,.0f} images.
+exponential moving average with a half-life of {halflife:,.0f} images.{base}
 
 ```bash
-accelerate launch {command}
+{command}
 ```
 """
+
+BASE = "\n\nFine-tuned from `{name}`, whose licence is {licence}."
 
 
 def config_arguments(path):
@@ -78,6 +90,8 @@ def config_arguments(path):
     for name, value in config.items():
         if value is True:
             arguments += [f"--{name}"]
+        elif value is False and name == "class_conditional":  # the one argument that is also said to be false
+            arguments += ["--no-class_conditional"]
         elif isinstance(value, list):
             arguments += [f"--{name}", *map(str, value)] if value else []
         elif value is not None and value is not False:
@@ -92,11 +106,12 @@ def parse_args(argv=None):
     add = parser.add_argument
 
     add("--config", help="YAML file of arguments by name; the command line overrides it, as it does the preset")
-    add("--preset", choices=sorted(RECIPES), default="cifar10-ncsnpp", help="network and recipe; other arguments override it")
-    add(
-        "--pretrained_model_name_or_path",
-        help="pipeline folder or Hub id to fine-tune: its network, not the preset's",
-    )
+    preset = "network and recipe (default: cifar10-ncsnpp, or with a pretrained network fine-tuning, a recipe alone)"
+    add("--preset", choices=sorted(RECIPES), help=f"{preset}; other arguments override it")
+    pretrained = "pipeline folder or Hub id to fine-tune: its network, classes, size and D, unless told otherwise"
+    add("--pretrained_model_name_or_path", help=pretrained)
+    new_classes = "replace the classes of the pretrained network by those of the data, or by none, and keep the rest"
+    add("--new_classes", action="store_true", help=new_classes)
     add("--D", default="2048", help="augmented dimension, any number above 0, or inf; with --d_conditioning a range, 16:inf")
     add("--d_conditioning", action="store_true", help="tell the network D: one network for every D of the range")
     add("--max_noise_norm", type=float, help="norm, in units of √N, that longer noise is shortened to; PFGM, D = 1, needs one")
@@ -121,6 +136,8 @@ def parse_args(argv=None):
     add("--augment", type=float, default=0.0, help="probability of each non-leaking transform (default: the preset's)")
 
     add("--output_dir", required=True, help="folder for the pipeline, its checkpoints and sample grids")
+    overwrite = "remove what another run left in the folder, when this one begins"
+    add("--overwrite_output_dir", action="store_true", help=overwrite)
     add("--train_batch_size", type=int, help="images a process and forward pass")
     add("--gradient_accumulation_steps", type=int, default=1, help="forward passes an optimisation step")
     add("--max_train_steps", type=int, required=True, help="optimisation steps")
@@ -170,22 +187,31 @@ def parse_args(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config")
-    early.add_argument("--preset", default=parser.get_default("preset"))
+    early.add_argument("--preset")
+    early.add_argument("--pretrained_model_name_or_path")
     path = early.parse_known_args(argv)[0].config
     if path:
         try:
             argv = config_arguments(path) + argv  # what comes last counts
         except (OSError, ValueError, yaml.YAMLError) as error:
             parser.error(f"argument --config: {path} cannot be read: {error}")
-    parser.set_defaults(**RECIPES.get(early.parse_known_args(argv)[0].preset, {}))
+    known = early.parse_known_args(argv)[0]
+    preset = known.preset or ("fine-tuning" if known.pretrained_model_name_or_path else "cifar10-ncsnpp")
+    own = OF_THE_NETWORK if known.pretrained_model_name_or_path else {}
+    parser.set_defaults(preset=preset, **RECIPES.get(preset, {}) | own)
     args = parser.parse_args(argv)
     if (args.dataset_name is None) == (args.train_data_dir is None):
         parser.error("give one of --dataset_name and --train_data_dir")
     try:
-        args.D = DimensionRange.parse(args.D)
+        args.D = DimensionRange.parse(args.D) if args.D else None
     except ValueError as error:
         parser.error(f"argument --D: {error}")
-    if args.D.low != args.D.high and not args.d_conditioning:
+    if args.pretrained_model_name_or_path:
+        if args.sigma_data:
+            parser.error("--sigma_data is that of the pretrained network, which cannot have another")
+    elif args.new_classes:
+        parser.error("--new_classes needs --pretrained_model_name_or_path")
+    elif args.D and args.D.low != args.D.high and not args.d_conditioning:
         parser.error(f"--D {args.D} is a range, which needs --d_conditioning")
     if args.report_to and args.report_to not in [str(tracker) for tracker in get_available_trackers()]:
         parser.error(f"--report_to {args.report_to}: accelerate finds no such tracker; is its package installed?")
@@ -200,6 +226,40 @@ def parse_args(argv=None):
             "--reference_batch_size needs --augment 0 and no --class_conditional: its field is that of the images as they are"
         )
     return args
+
+
+def build_model(args, data, pretrained):
+    """
+    The network, its scheduler, the names of its classes (empty for none), and the D that it is told, None for one that is not.
+    """
+    if pretrained:
+        names = choose_classes(pretrained, data.class_names, args.class_conditional, args.new_classes)
+        num_classes = len(names) if args.new_classes else None
+        unet = adapt_network(pretrained.unet, num_classes, args.label_dropout, args.d_conditioning)
+        dimensions = args.D or trained_range(pretrained)
+        if dimensions.low != dimensions.high and not unet.config.get("d_conditioning"):
+            raise ValueError(f"is of one D, and --D {dimensions} is a range, which needs --d_conditioning")
+    else:
+        names, dimensions = data.class_names if args.class_conditional else [], args.D
+        unet = PFGMPPUNet2DModel.from_preset(
+            args.preset,
+            sample_size=args.resolution,
+            in_channels=data.channels,
+            out_channels=data.channels,
+            label_dim=len(names),
+            label_dropout=args.label_dropout,
+            augment_dim=Augmentation.num_labels if args.augment else 0,
+            d_conditioning=args.d_conditioning,
+        )
+    told = bool(unet.config.get("d_conditioning"))
+    options = {"D": args.D.middle} if args.D else {}  # what is not given a pretrained scheduler has
+    options |= {"D_range": (dimensions.low, dimensions.high)} if told else {}
+    options |= {} if args.max_noise_norm is None else {"max_noise_norm": args.max_noise_norm}
+    if pretrained:
+        scheduler = PFGMPPScheduler.from_config(pretrained.scheduler.config, **options)
+    else:
+        scheduler = PFGMPPScheduler(sigma_data=args.sigma_data or round(data.sigma_data(), 4), **options)
+    return unet, scheduler, names, dimensions if told else None
 
 
 def sample_grid(args, step):
@@ -228,22 +288,26 @@ def gathered(accelerator, unet, pipeline):
     state = accelerator.get_state_dict(unet)
     if not accelerator.is_main_process:
         return None
-    whole = type(pipeline.unet).from_config(pipeline.unet.config)
+    config = {name: value for name, value in pipeline.unet.config.items() if name != "_name_or_path"}  # where it came from
+    whole = type(pipeline.unet).from_config(config)
     whole.load_state_dict(state)
     return PFGMPPPipeline(whole.eval(), pipeline.scheduler, id2label=pipeline.config.id2label)
 
 
-def best_distance(output_dir):
-    """The least Fréchet distance of the run so far."""
-    path = Path(output_dir, "best", "distance.json")
-    return json.loads(path.read_text())["frechet_distance"] if path.is_file() else math.inf
+def best_distance(args):
+    """The least Fréchet distance of the run so far, over the same features and as many images."""
+    path = Path(args.output_dir, "best", "distance.json")
+    best = json.loads(path.read_text()) if path.is_file() else {}
+    same = (best.get("features"), best.get("num_images")) == (args.fid_features, args.fid_images)
+    return best["frechet_distance"] if same else math.inf
 
 
-def keep_best(pipeline, output_dir, step, distance):
+def keep_best(pipeline, args, step, distance):
     """Puts the pipeline into `best/`."""
-    best, partial = Path(output_dir, "best"), Path(output_dir, ".best.partial")
+    best, partial = Path(args.output_dir, "best"), Path(args.output_dir, ".best.partial")
     pipeline.save_pretrained(partial)
-    (partial / "distance.json").write_text(json.dumps({"frechet_distance": distance, "step": step}))
+    measured = {"frechet_distance": distance, "features": args.fid_features, "num_images": args.fid_images}
+    (partial / "distance.json").write_text(json.dumps({**measured, "step": step}))
     shutil.rmtree(best, ignore_errors=True)
     os.replace(partial, best)
 
@@ -259,6 +323,64 @@ def hardware_name(device):
     return torch.cuda.get_device_name() if device.type == "cuda" else f"a CPU with {os.cpu_count()} cores"
 
 
+def load_pretrained(args, accelerator):
+    """The pipeline to fine-tune."""
+    name = args.pretrained_model_name_or_path
+    try:
+        with accelerator.main_process_first():
+            pipeline = DiffusionPipeline.from_pretrained(name)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"{name} cannot be loaded: {error}") from None
+    if not isinstance(pipeline, PFGMPPPipeline):
+        raise SystemExit(
+            f"{name} is a {type(pipeline).__name__}: pfgmpp convert --from-diffusers makes a PFGMPPPipeline of a DDPM."
+        )
+    size = pipeline.unet.config.sample_size
+    if args.resolution not in (None, size):
+        raise SystemExit(f"--resolution {args.resolution}: the network of {name} is for {size}×{size} pixels.")
+    args.resolution = size
+    return pipeline
+
+
+def load_data(args, accelerator, channels):
+    """The images, turned into `channels` channels, or as they are where that is None."""
+    source = args.dataset_name or args.train_data_dir
+    reading = {"image_column": args.image_column, "label_column": args.label_column, "num_workers": args.dataloader_num_workers}
+    try:
+        with accelerator.main_process_first():
+            dataset = load_dataset(source, args.dataset_config_name, split=args.split, streaming=args.streaming)
+            own = ImageDecoder(dataset, args.resolution, **reading).channels
+            reading |= {"strict": args.strict, "channels": channels or own}
+            if args.streaming:
+                data = ImageStream(dataset, args.resolution, args.shuffle_window, **reading)
+            else:
+                data = load_images(dataset, args.resolution, **reading)
+            digest = data.digest()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"The data set {source} cannot be used: {error}") from None
+    if args.class_conditional and data.class_names is None:
+        raise SystemExit(f"--class_conditional needs a class column, but {source} has only {list(dataset.features)}.")
+    if own != data.channels:
+        kinds = {1: "grey", 3: "colour"}
+        accelerator.print(f"The images of {source} are {kinds[own]}; they are made {kinds[data.channels]}, as the network is.")
+    return data, {"name": f"{source}, split {args.split}", "digest": digest}
+
+
+def open_run_or_end(args, identity):
+    """The checkpoints to go on from; ends where the folder or one of them is not this run's."""
+    inputs = (args.pretrained_model_name_or_path, args.train_data_dir, args.dataset_name, args.resume_from_checkpoint)
+    try:
+        if args.overwrite_output_dir:
+            if args.resume_from_checkpoint == "latest":
+                raise ValueError("--overwrite_output_dir removes what --resume_from_checkpoint latest goes on from: give one.")
+            for path in inputs:
+                if lies_in(path, args.output_dir):
+                    raise ValueError(f"--overwrite_output_dir: {path}, which the run needs, lies in the folder.")
+        return open_run(args.output_dir, identity, args.resume_from_checkpoint, args.overwrite_output_dir)
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from None
+
+
 def main():
     args = parse_args()
     trackers = [JSONLTracker(args.output_dir), *([args.report_to] if args.report_to else [])]
@@ -270,70 +392,47 @@ def main():
     )
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     set_seed(args.seed)  # the same weights everywhere
+    images_per_pass = args.train_batch_size * world
+    images_per_step = images_per_pass * args.gradient_accumulation_steps
+    total_images = args.max_train_steps * images_per_step
 
-    pretrained = None
-    if args.pretrained_model_name_or_path:
-        try:
-            with accelerator.main_process_first():
-                pretrained = DiffusionPipeline.from_pretrained(args.pretrained_model_name_or_path)
-        except (ValueError, OSError) as error:
-            raise SystemExit(f"{args.pretrained_model_name_or_path} cannot be loaded: {error}") from None
-        args.resolution = pretrained.unet.config.sample_size
-
-    # Data
-    source = args.dataset_name or args.train_data_dir
-    reading = {"image_column": args.image_column, "label_column": args.label_column}
-    reading |= {"strict": args.strict, "num_workers": args.dataloader_num_workers}
-    try:
-        with accelerator.main_process_first():
-            dataset = load_dataset(source, args.dataset_config_name, split=args.split, streaming=args.streaming)
-            if args.streaming:
-                data = ImageStream(dataset, args.resolution, args.shuffle_window, **reading)
-            else:
-                data = load_images(dataset, args.resolution, **reading)
-            sigma_data = args.sigma_data or (None if pretrained else round(data.sigma_data(), 4))  # a network has its own
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"The data set {source} cannot be used: {error}") from None
-    if args.class_conditional and data.class_names is None:
-        raise SystemExit(f"--class_conditional needs a class column, but {source} has only {list(dataset.features)}.")
-
-    # Network, scheduler, loss
-    channels, num_classes = data.channels, len(data.class_names) if args.class_conditional else 0
-    own = {"D": args.D.middle}
-    if args.max_noise_norm is not None:  # a network has its own
-        own["max_noise_norm"] = args.max_noise_norm
-    if pretrained:
-        unet, scheduler = pretrained.unet, PFGMPPScheduler.from_config(pretrained.scheduler.config, **own)
-        if (unet.config.in_channels, pretrained.num_classes) != (channels, num_classes):
-            raise SystemExit(
-                f"The network of {args.pretrained_model_name_or_path} has {unet.config.in_channels} channels and"
-                f" {pretrained.num_classes} classes, but the data have {channels} and {num_classes} (see --class_conditional)."
-            )
-    else:
-        unet = PFGMPPUNet2DModel.from_preset(
-            args.preset,
-            sample_size=args.resolution,
-            in_channels=channels,
-            out_channels=channels,
-            label_dim=num_classes,
-            label_dropout=args.label_dropout,
-            augment_dim=Augmentation.num_labels if args.augment else 0,
-            d_conditioning=args.d_conditioning,
+    # Whose the folder is, before anything takes long
+    saved = {**vars(args), "D": args.D and str(args.D), "config": None, "resume_from_checkpoint": "latest"}
+    saved["overwrite_output_dir"] = False
+    identity = identify_run(args, images_per_step)
+    open_run_or_end(args, identity)
+    if args.lr_warmup_steps is not None:
+        args.lr_warmup_images = args.lr_warmup_steps * images_per_step
+    if args.lr_warmup_images > total_images / 2:
+        accelerator.print(
+            f"The learning rate warms up over {args.lr_warmup_images:,.0f} images, and the run has {total_images:,}: little is"
+            " learned before its end (see --lr_warmup_images, --max_train_steps)."
         )
-        scheduler = PFGMPPScheduler(sigma_data=sigma_data, **own)
-    if args.d_conditioning and not unet.config.get("d_conditioning"):
-        if not isinstance(unet, PFGMPPUNet2DModel):
-            raise SystemExit(f"The network of {args.pretrained_model_name_or_path} cannot be told D (see --d_conditioning).")
-        known = unet.state_dict()
-        unet = PFGMPPUNet2DModel.from_config(unet.config, d_conditioning=True)  # the new layer begins at zero
-        unet.load_state_dict(known, strict=False)
+
+    # Data, network, scheduler, loss
+    source, pretrained = args.dataset_name or args.train_data_dir, None
+    if args.pretrained_model_name_or_path:
+        pretrained = load_pretrained(args, accelerator)
+        identity["pretrained model"] = {"name": args.pretrained_model_name_or_path, "digest": digest_weights(pretrained)}
+        if args.preset != "fine-tuning":
+            accelerator.print(f"--preset {args.preset} gives the recipe alone: the network is the pretrained one.")
+    elif args.preset == "fine-tuning":
+        raise SystemExit("--preset fine-tuning needs --pretrained_model_name_or_path.")
+    data, identity["data"] = load_data(args, accelerator, pretrained and pretrained.unet.config.in_channels)
+    try:
+        unet, scheduler, class_names, dimensions = build_model(args, data, pretrained)
+    except ValueError as error:
+        raise SystemExit(f"The network of {args.pretrained_model_name_or_path or args.preset} {error}.") from None
+    identity["--D"] = str(dimensions or f"{scheduler.config.D or math.inf:g}")
+    checkpoints = open_run_or_end(args, identity)
+    run = {**identity, "--max_train_steps": args.max_train_steps}
     if args.augment and unet.config.get("augment_dim") != Augmentation.num_labels:
         accelerator.print(f"{args.pretrained_model_name_or_path} takes no augmentation labels: training without --augment.")
         args.augment = 0.0
+    if args.reference_batch_size and class_names:
+        raise SystemExit("--reference_batch_size needs a network without classes: its field is that of all images.")
     augmentation = Augmentation(args.augment) if args.augment else None
-    loss_function = PFGMPPLoss(
-        scheduler, P_mean=args.P_mean, P_std=args.P_std, dimensions=args.D if args.d_conditioning else None
-    )
+    loss_function = PFGMPPLoss(scheduler, P_mean=args.P_mean, P_std=args.P_std, dimensions=dimensions)
     weighting = UncertaintyWeighting() if args.uncertainty_weighting else None
 
     # Optimisation
@@ -351,10 +450,6 @@ def main():
         weight_decay=args.adam_weight_decay,
         fused=True,
     )
-    images_per_pass = args.train_batch_size * world
-    images_per_step = images_per_pass * args.gradient_accumulation_steps
-    if args.lr_warmup_steps is not None:
-        args.lr_warmup_images = args.lr_warmup_steps * images_per_step
     schedule = {
         "schedule": args.lr_scheduler,
         "total_images": args.max_train_steps * images_per_step,
@@ -377,35 +472,42 @@ def main():
     pipeline = PFGMPPPipeline(
         accelerator.unwrap_model(unet),
         scheduler,
-        id2label=dict(enumerate(data.class_names)) if args.class_conditional else None,
+        id2label=dict(enumerate(class_names)) or None,
     )
     pipeline.set_progress_bar_config(disable=True)
     try:
         frechet_distance = FrechetDistance(data, args.fid_images, args.fid_features, accelerator) if args.fid_steps else None
     except (OSError, ValueError) as error:
         raise SystemExit(f"--fid_steps: {error}") from None
-    (best,) = broadcast_object_list([best_distance(args.output_dir)])
 
     # Resume
     step, data_state = 0, None
-    if args.resume_from_checkpoint:
-        latest = args.resume_from_checkpoint == "latest"
-        checkpoints = list_checkpoints(args.output_dir) if latest else [Path(args.resume_from_checkpoint)]
-        while checkpoints:
-            checkpoint = checkpoints.pop()
-            try:
-                step, data_state = load_checkpoint(accelerator, checkpoint)
-            except ValueError as error:
-                if not checkpoints:
-                    raise SystemExit(f"{error}. It cannot be resumed from.") from None
-                accelerator.print(f"{error}. The one before it is used.")
-                continue
-            accelerator.print(f"Resuming from {checkpoint}")
-            break
-    saved = {**vars(args), "D": str(args.D), "config": None, "resume_from_checkpoint": "latest"}
+    while checkpoints:
+        checkpoint = checkpoints.pop()
+        try:
+            step, data_state = load_checkpoint(accelerator, checkpoint)
+        except ValueError as error:
+            if not checkpoints:
+                raise SystemExit(f"{error}. It cannot be resumed from.") from None
+            accelerator.print(f"{error}. The one before it is used.")
+            continue
+        accelerator.print(f"Resuming from {checkpoint}")
+        before = read_run(checkpoint)
+        if before is None:
+            accelerator.print("It does not say of which run it is: it is taken for this one's.")
+        elif args.lr_scheduler in ("cosine", "linear") and before["--max_train_steps"] != args.max_train_steps:
+            accelerator.print(
+                f"The learning rate falls to 0 at step {args.max_train_steps}, no longer at {before['--max_train_steps']}."
+            )
+        break
+    accelerator.wait_for_everyone()  # who has not looked into the folder yet must find it as it was
     if accelerator.is_main_process:
+        if args.overwrite_output_dir:
+            remove_run(args.output_dir)
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        write_run(args.output_dir, run)
         Path(args.output_dir, "arguments.yaml").write_text(yaml.safe_dump(saved))  # for --config
+    (best,) = broadcast_object_list([best_distance(args)])
     accelerator.init_trackers("pfgmpp", config={name: str(value) for name, value in saved.items()})
 
     # What ends the loop early
@@ -430,7 +532,7 @@ def main():
     while step < args.max_train_steps and not stopped:
         rng.manual_seed(derived_seed(args.seed, "step", step))
         torch.manual_seed(derived_seed(args.seed, "dropout", step, rank))
-        shape = (images_per_step, channels, args.resolution, args.resolution)
+        shape = (images_per_step, data.channels, args.resolution, args.resolution)
         perturbation = loss_function.draw(shape, rng, device)
         transforms = augmentation.draw(images_per_step, rng, device) if augmentation else None
         flips = torch.rand(images_per_step, 1, 1, 1, generator=rng, device=device) < 0.5 if args.random_flip else None
@@ -444,7 +546,7 @@ def main():
                 images = batch["images"].to(device, torch.float32) / 127.5 - 1
                 references = accelerator.gather(images) if args.reference_batch_size else None
                 images = images[: args.train_batch_size]
-                conditioning = {"class_labels": batch["class_labels"].to(device)} if args.class_conditional else {}
+                conditioning = {"class_labels": batch["class_labels"].to(device)} if class_names else {}
                 if flips is not None:
                     images = torch.where(flips[part], images.flip(-1), images)
                 if augmentation:
@@ -489,7 +591,7 @@ def main():
                 if distance < best:
                     best, whole = distance, gathered(accelerator, unet, pipeline)
                     if whole:
-                        keep_best(whole, args.output_dir, step, distance)
+                        keep_best(whole, args, step, distance)
             unet.train()
             ema.restore(unet.parameters())
         if due(args.ema_snapshot_steps):
@@ -503,7 +605,7 @@ def main():
         stopped = accelerator.check_trigger() and step < args.max_train_steps  # on any process
         if stopped or due(args.checkpointing_steps):
             try:
-                save_checkpoint(accelerator, args.output_dir, step, data_state, args.checkpoints_total_limit)
+                save_checkpoint(accelerator, args.output_dir, step, data_state, args.checkpoints_total_limit, run)
             except OSError as error:
                 raise SystemExit(str(error)) from None
     progress.close()
@@ -528,20 +630,19 @@ def main():
         grid = sample_grid(args, step)
         if grid.is_file():
             shutil.copyfile(grid, Path(args.output_dir) / "samples.png")
-        images_seen = step * images_per_step
-        write_model_card(
-            args.output_dir,
-            whole,
-            ORIGIN.format(
-                images=images_seen,
-                source=source,
-                steps=step,
-                hardware=f"{world} × {hardware_name(device)}" if world > 1 else hardware_name(device),
-                loss=f"{logs['loss']:.4g}" if logs else "not logged",
-                halflife=args.ema_halflife[0],
-                command=shlex.join(sys.argv),
-            ),
+        images_seen, local = step * images_per_step, Path(source).exists()
+        base = describe_base(args.pretrained_model_name_or_path) if pretrained else {}
+        origin = ORIGIN.format(
+            images=images_seen,
+            source=Path(source).resolve().name if local else source,
+            steps=step,
+            hardware=f"{world} × {hardware_name(device)}" if world > 1 else hardware_name(device),
+            loss=f"{logs['loss']:.4g}" if logs else "not logged",
+            halflife=min(ema.halflife, ema.rampup * images_seen),
+            base=BASE.format(name=base["base_model"], licence=base.get("license", "not stated")) if base else "",
+            command=format_command("accelerate launch train_accelerate.py", sys.argv[1:]),
         )
+        write_model_card(args.output_dir, whole, origin, **base, **({} if local else {"datasets": [source]}))
         print(json.dumps({"output_dir": args.output_dir, "steps": step, "images": images_seen}))
         if args.push_to_hub:
             try:

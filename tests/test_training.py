@@ -18,6 +18,7 @@ from conftest import ROOT
 from datasets import load_dataset
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from hub_server import WRITER
+from huggingface_hub import ModelCard
 
 from pipeline_pfgmpp.convert import convert_diffusers
 from pipeline_pfgmpp.training import RECIPES, load_images
@@ -40,7 +41,7 @@ def train(*args, check=True, env=os.environ, command=(sys.executable, "train_acc
     return result
 
 
-RESULT = {"unet", "scheduler", "model_index.json", "README.md", "log.jsonl", "arguments.yaml"}
+RESULT = {"unet", "scheduler", "model_index.json", "README.md", "log.jsonl", "arguments.yaml", "run.json"}
 RESULT |= {"pipeline.py", "scheduling_pfgmpp.py", "noise.py"}  # what loads it where only diffusers is installed
 
 
@@ -332,13 +333,16 @@ def test_training_goes_on_from_a_ddpm_of_diffusers(fashion_mnist, tmp_path):
     convert_diffusers(tmp_path / "ddpm", tmp_path / "start")
     common = ["--pretrained_model_name_or_path", tmp_path / "start", "--dataset_name", fashion_mnist, "--D", "64"]
     common += ["--max_train_steps", "2", "--checkpointing_steps", "0", "--output_dir", tmp_path / "out"]
-    assert "takes no augmentation labels" in train(*common, "--learning_rate", "1e-3", "--augment", "0.1").stdout
+    output = train(*common, "--learning_rate", "1e-3", "--augment", "0.1").stdout
+    assert "takes no augmentation labels" in output
+    assert "--preset fashion-mnist-small gives the recipe alone" in output
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert pipe.scheduler.config.D == 64
     assert pipe.scheduler.config.sigma_data == 1
     moved = (pipe.unet.conv_in.weight - unet.conv_in.weight).abs().max().item()
     assert 0 < moved < 3e-3  # two steps of Adam from where it was
-    assert "The network of" in train(*common, "--class_conditional", check=False).stderr
+    refused = train(*common, "--class_conditional", "--overwrite_output_dir", check=False)
+    assert f"The network of {tmp_path / 'start'} has no classes, but the data have 10: --new_classes" in refused.stderr
 
 
 def test_training_one_network_for_every_d_on_the_field_of_a_larger_batch(fashion_mnist, tmp_path):
@@ -401,11 +405,14 @@ def test_training_from_a_data_set_of_the_hub(hub, fashion_mnist, tmp_path):
     result = train("--dataset_name", "org/clothes", *common, *push, env={**env, "HF_TOKEN": WRITER})
     assert "/org/trained/commit/" in result.stdout
     assert {"model_index.json", "pipeline.py", "unet/diffusion_pytorch_model.safetensors"} <= server.files("org/trained").keys()
-    assert not {"log.jsonl", "arguments.yaml"} & server.files("org/trained").keys()
-    refused = train("--dataset_name", "org/clothes", *common, *push, env=env, check=False)
+    assert not {"log.jsonl", "arguments.yaml", "run.json"} & server.files("org/trained").keys()
+    again = [*common, "--overwrite_output_dir"]
+    refused = train("--dataset_name", "org/clothes", *again, *push, env=env, check=False)
     assert "is complete, but: You are not logged in to the Hub" in refused.stderr
-    assert "`org/clothes`" in (tmp_path / "out" / "README.md").read_text()
-    missing = train("--dataset_name", "org/none", *common, env=env, check=False)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert "`org/clothes`" in card.text
+    assert card.data.datasets == ["org/clothes"]
+    missing = train("--dataset_name", "org/none", *again, env=env, check=False)
     assert missing.returncode != 0
     assert "The data set org/none cannot be used" in missing.stderr, missing.stderr[-3000:]
     assert "Traceback" not in missing.stderr
@@ -420,6 +427,8 @@ def test_training_from_a_data_set_of_the_hub(hub, fashion_mnist, tmp_path):
         (["--report_to", "none"], "--report_to none: accelerate finds no such tracker"),
         (["--augment", "2"], "--augment must lie in [0, 1]"),
         (["--dataset_name", "also"], "give one of --dataset_name and --train_data_dir"),
+        (["--new_classes"], "--new_classes needs --pretrained_model_name_or_path"),
+        (["--pretrained_model_name_or_path", "start", "--sigma_data", "1"], "--sigma_data is that of the pretrained network"),
         (["--ema_width", "0.5"], "argument --ema_width: the width of a power function must lie in (0, 0.289)"),
     ],
 )

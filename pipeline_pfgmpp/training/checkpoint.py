@@ -9,18 +9,10 @@ from pathlib import Path
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from .run import list_checkpoints, step_of, write_run
+
 
 CHECKSUMS = "checksums.json"
-
-
-def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
-    """The folders `checkpoint-N` of a run, oldest first."""
-    return sorted(Path(output_dir).glob("checkpoint-*"), key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    """N of a folder `checkpoint-N`."""
-    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def _checksum(path):
@@ -31,7 +23,9 @@ def _checksum(path):
     return digest.hexdigest()
 
 
-def save_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike, step: int, data_state: object, limit: int) -> None:
+def save_checkpoint(
+    accelerator: Accelerator, output_dir: str | os.PathLike, step: int, data_state: object, limit: int, run: dict
+) -> None:
     """
     Writes `checkpoint-N` beside its place, moves it there, then removes the oldest over the limit. Every process calls it.
 
@@ -41,6 +35,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike, ste
         step (`int`): N, the optimisation steps done.
         data_state (JSON value): Where this process stands in its data.
         limit (`int`): Checkpoints to keep; 0 for all.
+        run (`dict`): What run it is of, for [`write_run`].
 
     Raises:
         OSError: It cannot be written; the ones before it are as they were.
@@ -55,6 +50,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike, ste
         (partial / f"data_{accelerator.process_index}.json").write_text(json.dumps(data_state))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
+            write_run(partial, run)
             sums = {path.relative_to(partial).as_posix(): _checksum(path) for path in partial.rglob("*") if path.is_file()}
             (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1))
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk comes as any of them

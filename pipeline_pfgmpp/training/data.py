@@ -5,6 +5,7 @@ What images come in which step, and at which place, depends on the seed alone, n
 passes or of restarts. A stream is the one exception: its files are shared among the processes.
 """
 
+import hashlib
 import math
 import os
 import shutil
@@ -153,7 +154,8 @@ def load_images(dataset, resolution: int, image_column: str | None = None, label
     from datasets.fingerprint import Hasher
 
     decoder = ImageDecoder(dataset, resolution, image_column, label_column, **options)
-    key = Hasher.hash([dataset._fingerprint, decoder.image_column, resolution, decoder.channels])
+    state = _state_of_files(decoder)
+    key = Hasher.hash([dataset._fingerprint, state, decoder.image_column, resolution, decoder.channels])
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "pipeline_pfgmpp" / key
     if not folder.is_dir() or (decoder.strict and len(np.load(folder / "rows.npy")) < len(dataset)):
         _decode_into(folder, decoder)
@@ -167,6 +169,26 @@ def load_images(dataset, resolution: int, image_column: str | None = None, label
         labels = torch.tensor(dataset[decoder.label_column][:])[torch.from_numpy(rows)]
         names = decoder.class_names or [str(i) for i in range(int(labels.max()) + 1)]
     return ImageDataset(images, labels, names)
+
+
+def _state_of_files(decoder):
+    """
+    What the system says of the image files that a data set refers to: size and last change of what it is and of what it is
+    called. The data set's fingerprint goes by a time that a copy may keep.
+    """
+    import pyarrow.compute as pc
+
+    table = decoder.dataset.with_format("arrow")
+    digest = hashlib.blake2b(digest_size=16)
+    for first in range(0, len(table), 10_000):
+        column = table[first : first + 10_000][decoder.image_column]
+        if not pc.any(pc.is_null(pc.struct_field(column, "bytes"))).as_py():
+            continue
+        for path in pc.struct_field(column, "path").to_pylist():
+            if path and os.path.isfile(path):
+                state = os.stat(path)
+                digest.update(f"{path} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def _decode_into(folder, decoder):
@@ -217,6 +239,14 @@ class ImageDataset(torch.utils.data.Dataset):
         if self.labels is not None:
             item["class_labels"] = self.labels[index]
         return item
+
+    def digest(self) -> str:
+        """Digest of images, labels and class names, the same wherever they come from."""
+        digest = hashlib.blake2b(repr([list(self.images.shape), self.class_names]).encode(), digest_size=8)
+        for tensor in (self.images, self.labels):
+            for chunk in tensor.split(4096) if tensor is not None else ():
+                digest.update(chunk.contiguous().numpy())
+        return digest.hexdigest()
 
     def sigma_data(self) -> float:
         """Standard deviation of the images in [-1, 1] over all pixels, for the preconditioning."""
@@ -272,6 +302,16 @@ class ImageStream:
     def __init__(self, dataset, resolution: int, window: int = 10_000, **options):
         self.decoder = ImageDecoder(dataset, resolution, **options)
         self.class_names, self.channels, self.window = self.decoder.class_names, self.decoder.channels, window
+
+    def digest(self) -> str:
+        """Digest of the first images as they are stored, of labels and class names."""
+        decoder = self.decoder
+        digest = hashlib.blake2b(repr([decoder.resolution, self.channels, self.class_names]).encode(), digest_size=8)
+        for row in islice(decoder.dataset, 64):
+            image = row[decoder.image_column] or {}
+            digest.update(image.get("bytes") or os.path.basename(image.get("path") or "").encode())
+            digest.update(repr(row.get(decoder.label_column)).encode())
+        return digest.hexdigest()
 
     def sigma_data(self) -> float:
         """Standard deviation of the first images of the stream in [-1, 1]."""
