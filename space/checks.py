@@ -38,6 +38,6 @@ def check_cost(images, calls):
     """Refuses a drawing that would keep the others waiting: so many images, each with so many calls of the network."""
     if images * calls > LARGEST_JOB:
         raise Refusal(
-            f"{images} images of {calls} calls of the network each are {images * calls:,} calls, and one drawing may take"
-            f" {LARGEST_JOB:,}: ask for fewer images or steps."
+            f"A drawing may take {LARGEST_JOB:,} calls of the network, but {images} images × {calls} calls are"
+            f" {images * calls:,}: ask for fewer images or steps."
         )

@@ -135,16 +135,25 @@ def test_pictures_have_a_text(client):
         ("sample", {"seed": -1}, "The seed must be a whole number"),
         ("sample", {"count": 2.5}, "whole number"),
         ("sample", {"guidance": -1}, "Guidance must be a number from 0 to 10"),
-        ("sample", {"dial": 1000}, "The dial of D must be a number from 0 to 19"),
+        ("sample", {"dial": 1000}, "The dial of D must be a number from 4 to 19"),
+        ("sample", {"dial": 0}, "The dial of D must be a number from 4 to 19"),  # D = 1, of which the network knows nothing
         ("compare", {"dimensions": []}, "Choose one to five D"),
         ("compare", {"dimensions": "16"}, "Choose one to five D"),
         ("compare", {"dimensions": ["3"]}, "D must be one of those offered"),
         ("disturb", {"noise": [7]}, "The noise must be a number from 0 to 1"),
         ("disturb", {"bits": 40}, "Bits a weight must be a whole number from 2 to 16"),
-        ("sample", {"count": 64, "steps": 100}, "64 images of 199 calls of the network each are 12,736 calls, and one"),
-        ("sample", {"count": 64, "steps": 18, "guidance": 2}, "one drawing may take 3,200: ask for fewer images or steps"),
-        ("compare", {"dimensions": ["16", "64", "128", "512", "inf"], "steps": 100}, "one drawing may take 3,200"),
-        ("disturb", {"steps": 100}, "one drawing may take 3,200"),
+        ("sample", {"count": 64, "steps": 100}, "calls of the network, but 64 images × 199 calls are 12,736: ask for fewer"),
+        (
+            "sample",
+            {"count": 64, "steps": 18, "guidance": 2},
+            "but 64 images × 70 calls are 4,480",
+        ),
+        (
+            "compare",
+            {"dimensions": ["16", "64", "128", "512", "inf"], "steps": 100},
+            "A drawing may take 3,200 calls",
+        ),
+        ("disturb", {"steps": 100}, "A drawing may take 3,200 calls"),
     ],
 )
 def test_what_is_not_offered_gets_a_message(client, name, changes, message):
@@ -492,7 +501,7 @@ def test_a_drawing_that_costs_too_much_is_refused_in_the_browser(browser, addres
         page.get_by_label("number input for Images").fill("64")
         set_steps(page, 100)
         press(page, "Draw")
-        expect(page.get_by_text("one drawing may take 3,200: ask for fewer images or steps")).to_be_visible()
+        expect(page.get_by_text("64 images × 199 calls are 12,736: ask for fewer images or steps")).to_be_visible()
 
 
 def test_a_click_puts_a_charge(browser, address):
