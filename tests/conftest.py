@@ -16,6 +16,15 @@ torch.set_num_threads(threads)
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ROOT = Path(__file__).parent.parent
+# The code files of a pipeline with a network of ours, and the package's modules that they are copies of.
+CODE = {
+    "pipeline.py": "pipeline_pfgmpp.py",
+    "scheduling_pfgmpp.py": "scheduling_pfgmpp.py",
+    "noise.py": "noise.py",
+    "scheduler/pipeline_pfgmpp.py": "scheduling_pfgmpp.py",
+    "scheduler/noise.py": "noise.py",
+    "unet/pipeline_pfgmpp.py": "unet_pfgmpp.py",
+}
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, make_hub_environment
+from conftest import CODE, ROOT, make_hub_environment
 from diffusers import DiffusionPipeline
 from hub_server import ANSWER_LOST, LARGE, READER, WRITER, serve_hub
 
@@ -21,14 +21,6 @@ from pipeline_pfgmpp.hub import model_info
 
 
 BUNDLED = ROOT / "model_cards" / "pfgmpp-fashion-mnist"
-CODE = {
-    "pipeline.py": "pipeline_pfgmpp.py",
-    "scheduling_pfgmpp.py": "scheduling_pfgmpp.py",
-    "noise.py": "noise.py",
-    "scheduler/pipeline_pfgmpp.py": "scheduling_pfgmpp.py",
-    "scheduler/noise.py": "noise.py",
-    "unet/pipeline_pfgmpp.py": "unet_pfgmpp.py",
-}
 DRAW = """
 import hashlib, torch
 images = pipe(2, num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np").images

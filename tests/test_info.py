@@ -110,6 +110,7 @@ def test_broken_json_is_one_sentence(folder, capsys, name, content, message):
         (NETWORK, {"sample_size": -(2**40)}, f"holds -1.09951e+12, {HUGE}"),
         (NETWORK, {"label_dim": 10**9}, f"holds 1e+09, {HUGE}"),
         (NETWORK, {"attn_resolutions": [[[10**9]]]}, f"holds 1e+09, {HUGE}"),
+        (NETWORK, {"attn_resolutions": [[[[[[1]]]]]]}, "`attn_resolutions` in unet/config.json is nested more than 4 times"),
         (NETWORK, {"resample_filter": [1] * 100}, "holds 100 entries"),
     ],
 )

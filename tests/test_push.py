@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import CODE, ROOT
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from safetensors.torch import load_file, save_file
 
@@ -20,14 +20,6 @@ from pipeline_pfgmpp.hub.files import PACKAGE_DATA
 
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-CODE = {
-    "pipeline.py": "pipeline_pfgmpp.py",
-    "scheduling_pfgmpp.py": "scheduling_pfgmpp.py",
-    "noise.py": "noise.py",
-    "scheduler/pipeline_pfgmpp.py": "scheduling_pfgmpp.py",
-    "scheduler/noise.py": "noise.py",
-    "unet/pipeline_pfgmpp.py": "unet_pfgmpp.py",
-}
 PIPELINE = {"model_index.json", "scheduler/scheduler_config.json", "unet/config.json", WEIGHTS, *CODE}
 SECRETS = [
     "token.png", "hf_token.png", "hfToken.png", "secrets.png", "my-credentials.png", "password1.png", "api_key.png",
@@ -99,7 +91,7 @@ def test_a_pipelines_list_is_what_it_names(folder):
     shown = {"README.md", "evaluation.json", "robustness.json", "samples.png", "figures/a b.jpg", "more.gif"}
     others = ["token.txt", ".env", "other.png", "absolute.png", "notes.json", "own.py", "unet/notes.json", "unet/optimizer.bin"]
     for name in [*(shown - {"README.md"}), *others]:
-        (folder / name).write_text("{}")
+        (folder / name).write_text("[]")
     files = list_files(folder)
     assert files.keys() == PIPELINE | shown
     assert list(files) == sorted(files)
@@ -156,7 +148,7 @@ def test_the_networks_of_diffusers_have_no_code_of_ours(tmp_path):
 def test_no_link_out_of_a_pipelines_folder_is_followed(folder, outside, name, relative):
     (folder / "README.md").write_text("![A](samples.png)")
     for each in ("samples.png", "evaluation.json"):
-        (folder / each).write_text("{}")
+        (folder / each).write_text("[]")
     target = outside / "unet" if name == "unet" else outside / "target"
     shutil.move(folder / name, target)
     replace_by_link(folder / name, os.path.relpath(target, (folder / name).parent) if relative else target)
@@ -296,6 +288,8 @@ BROKEN = {
     "no config": (lambda folder: (folder / "unet" / "config.json").unlink(), "unet has none of config.json"),
     "a broken card": (lambda folder: (folder / "README.md").write_text("---\na: [\n---\n"), "README.md is malformed"),
     "cut weights": (lambda folder: os.truncate(folder / WEIGHTS, 5000), f"{WEIGHTS} cannot be read"),
+    "no report": (lambda folder: (folder / "robustness.json").write_text("{}"), "is no report of `pfgmpp evaluate`"),
+    "a deep report": (lambda folder: (folder / "evaluation.json").write_text("[" * 10**5), "evaluation.json cannot be read"),
     "a list": (lambda folder: (folder / "model_index.json").write_text("[]"), "must hold a JSON object, but holds a list"),
 }
 
@@ -304,7 +298,7 @@ BROKEN = {
 def test_what_is_broken_is_found_before_anything_is_sent(folder, kind):
     spoil, message = BROKEN[kind]
     spoil(folder)
-    with pytest.raises(ValueError, match=f"holds no pipeline that can be uploaded: .*{re.escape(message)}"):
+    with pytest.raises(ValueError, match=re.escape(message)):
         list_files(folder)
 
 
@@ -415,6 +409,15 @@ def test_a_space_without_its_files_is_refused_in_a_sentence(space):
     (space / "app.py").unlink()
     with pytest.raises(ValueError, match=r"holds no Space: it has no app\.py"):
         list_files(space, "space")
+
+
+def test_what_is_no_regular_file_is_refused(folder):
+    os.mkfifo(folder / "evaluation.json")
+    with pytest.raises(ValueError, match=r"evaluation\.json is no regular file"):
+        list_files(folder)
+    replace_by_link(folder / "evaluation.json", "evaluation.json")
+    with pytest.raises(ValueError, match=r"evaluation\.json is no regular file"):
+        list_files(folder)
 
 
 def test_what_cannot_be_read_is_found_before_the_hub_is_asked(folder):

@@ -165,12 +165,12 @@ def _check_report(folder, name):
 
     try:
         report = json.loads(read_text(folder, name))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder / name} cannot be read: {error}") from None
     entries = [report["settings"]] if isinstance(report, dict) and "settings" in report else report
     if not isinstance(entries, list):
         raise ValueError(f"{folder / name} is no report of `pfgmpp evaluate` or `pfgmpp robustness`.")
-    measured = {entry["weights"] for entry in entries if isinstance(entry, dict) and "weights" in entry}
+    measured = {entry["weights"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("weights"), str)}
     if measured and measured != {digest_weights(DiffusionPipeline.from_pretrained(folder, local_files_only=True))}:
         raise ValueError(f"{folder / name} is of other weights than those beside it: measure them again, or take it out.")
 

@@ -1,9 +1,7 @@
 """What a model is, from its configurations and its card."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from .reading import (
     MAX_BYTES,
@@ -63,8 +61,6 @@ def _download(repo_id):
 
 
 def _describe(folder):
-    from ..cards import number
-
     index, scheduler, unet = (read_object(folder, name) for name in (INDEX, SCHEDULER, NETWORK))
     card = read_metadata(read_text(folder, CARD)) if (folder / CARD).exists() else {}
     cls = list_components(index)["unet"][1]
@@ -74,7 +70,7 @@ def _describe(folder):
     kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
     names = get_entry(index, "id2label", (dict, type(None)), INDEX, None) or {}
     return {
-        "D": _describe_dimension(scheduler, unet, number),
+        "D": _describe_dimension(scheduler, unet),
         "noise levels": f"{low:g} to {high:g}, data {data:g}",
         "images": f"{_describe_size(unet)}, {kind}",
         "network": f"{cls}, {parameters:,} parameters",
@@ -84,8 +80,10 @@ def _describe(folder):
     }
 
 
-def _describe_dimension(scheduler: Mapping[str, Any], unet: Mapping[str, Any], number) -> str:
+def _describe_dimension(scheduler, unet):
     """The augmented dimension, and for a network that is told it the range that it was trained for."""
+    from ..cards import number
+
     D = number(get_number(scheduler, "D", SCHEDULER) if scheduler.get("D", "") is not None else None)
     if not get_entry(unet, "d_conditioning", bool, NETWORK, False):
         return D

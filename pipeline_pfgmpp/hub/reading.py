@@ -18,6 +18,7 @@ MAX_METADATA = 2**15  # characters of a card's front matter, which YAML is slow 
 MAX_DIGITS = 18
 MAX_SIZE = 2**16  # of any number in a network's configuration
 MAX_ENTRIES = 64  # of any list there
+MAX_DEPTH = 4
 MAX_BLOCKS = 128  # levels times blocks a level
 NETWORKS = ("PFGMPPUNet2DModel", "DDPMUNet2DModel", "UNet2DModel")  # whose parameters can be counted from their configuration
 
@@ -276,11 +277,13 @@ def build_network(name: str, config: Mapping[str, Any], file: str) -> Any:
         raise ValueError(f"no network can be built from {file}: {reason[:200]}") from None
 
 
-def _check_size(value, name):
+def _check_size(value, name, depth=0):
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{name} is nested more than {MAX_DEPTH} times.")
     if isinstance(value, (int, float)) and abs(value) > MAX_SIZE:
         raise ValueError(f"{name} holds {value:g}, and {MAX_SIZE} is the most that is believed.")
     if isinstance(value, (list, tuple, dict)):
         if len(value) > MAX_ENTRIES:
             raise ValueError(f"{name} holds {len(value)} entries, and {MAX_ENTRIES} is the most that is believed.")
         for each in value.values() if isinstance(value, dict) else value:
-            _check_size(each, name)
+            _check_size(each, name, depth + 1)
