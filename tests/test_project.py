@@ -75,6 +75,15 @@ def test_code_blocks_import_what_they_use(page):
     assert "torch_dtype" not in (ROOT / page).read_text()  # deprecated by diffusers
 
 
+def test_every_promise_names_a_test_that_exists():
+    text = (ROOT / "docs" / "security.md").read_text()
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert f"def {name}(" in tests, name
+    for path in re.findall(r"`(tests/\w+\.py)`", text):
+        assert (ROOT / path).is_file(), path
+
+
 def test_ruff():
     for command in (["check"], ["format", "--check"]):
         result = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
