@@ -2,6 +2,8 @@
 
 import gzip
 import itertools
+import os
+import shutil
 import struct
 
 import numpy as np
@@ -220,3 +222,38 @@ def test_decoding_happens_once(fashion_mnist, monkeypatch):
     again = load_images(dataset, resolution=27)
     assert torch.equal(again.images, first.images)
     assert torch.equal(again.labels, first.labels)
+
+
+def test_changed_files_of_a_folder_are_decoded_anew(tmp_path):
+    """Whatever a copy does to their times: with the path, the name and the time of the old ones, or with one more or less."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+
+    def colors():
+        return sorted(load_images(load_dataset(str(folder), split="train"), resolution=2).images[:, 0, 0, 0].tolist())
+
+    for number in range(3):
+        PIL.Image.new("L", (2, 2), 10 + number).save(folder / f"{number}.png")
+    assert colors() == [10, 11, 12]
+    times = {path: path.stat() for path in folder.iterdir()}
+    for number, (path, stat) in enumerate(sorted(times.items())):
+        PIL.Image.new("L", (2, 2), 50 + number).save(path)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert colors() == [50, 51, 52]
+    PIL.Image.new("L", (2, 2), 90).save(folder / "3.png")
+    assert colors() == [50, 51, 52, 90]
+    (folder / "0.png").unlink()
+    assert colors() == [51, 52, 90]
+
+
+def test_a_digest_tells_data_apart_and_not_where_they_lie(folders, tmp_path_factory):
+    copy = shutil.copytree(folders, tmp_path_factory.mktemp("copy") / "copy")
+    whole = [load_images(load_dataset(str(folder), split="train"), 1) for folder in (folders, copy)]
+    assert whole[0].digest() == whole[1].digest()
+    first = stream(folders).digest()
+    assert stream(copy).digest() == first
+    (copy / "0.parquet").unlink()
+    assert stream(copy).digest() != first
+    relabelled = ImageDataset(whole[0].images, whole[0].labels.flip(0), whole[0].class_names)
+    assert relabelled.digest() != whole[0].digest()
+    assert ImageDataset(whole[0].images).digest() != whole[0].digest()
