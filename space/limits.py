@@ -29,6 +29,7 @@ LARGEST_BODY = 2**16  # bytes of a request; the page sends a few hundred
 PER_SESSION = {MODEL: 2, "page": 20}  # events that wait or run
 PER_ADDRESS = {MODEL: 6, "page": 60}  # a classroom may share one
 IN_ALL = {MODEL: 200, "page": 500}
+AT_ONCE = 100  # open requests of an address; a visitor's page has about two
 PATIENCE = 20.0  # seconds that a job waits for somebody to listen to it
 PROXIES = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7"  # the Hub's own, in front of a Space
 
@@ -68,6 +69,18 @@ def address_of(request: fastapi.Request) -> str:
 def one_line(text: object) -> str:
     """Shortens a text to one line for the log, which a visitor may have written."""
     return ascii(str(text))[:200]
+
+
+@contextlib.contextmanager
+def count(counter: Counter, key: str | None):
+    """Counts one more of something for as long as the block lasts."""
+    counter[key] += 1
+    try:
+        yield
+    finally:
+        counter[key] -= 1
+        if not counter[key]:
+            del counter[key]
 
 
 def kind_of(fn) -> str:
@@ -117,7 +130,7 @@ class Turns(Queue):
             blocks=page,
             default_concurrency_limit=2,
         )
-        self.listeners = Counter()
+        self.listeners = Counter()  # of each session
         self._turn = itertools.count(1)
         self._served = LRUCache(1000)
         self._looked = 0.0
@@ -144,17 +157,6 @@ class Turns(Queue):
             raise fastapi.HTTPException(429, said)
         if len(events) >= IN_ALL[kind]:
             raise fastapi.HTTPException(503, f"{IN_ALL[kind]} {what} are waiting. Please come back in a few minutes.")
-
-    @contextlib.contextmanager
-    def listening(self, session: str | None):
-        """Counts a listener of a session for as long as the block lasts."""
-        self.listeners[session] += 1
-        try:
-            yield
-        finally:
-            self.listeners[session] -= 1
-            if not self.listeners[session]:
-                del self.listeners[session]
 
     def session_of(self, event_id: str) -> str | None:
         """Returns the session of a job that waits or runs."""
@@ -206,7 +208,8 @@ class Turns(Queue):
 
 class Door:
     """
-    ASGI middleware: closes what nobody needs, bounds what is sent, and turns what a route cannot answer into a sentence.
+    ASGI middleware: closes what nobody needs, bounds what is sent and how much is open at once, and turns what a route
+    cannot answer into a sentence.
 
     Args:
         app: The application behind it.
@@ -216,6 +219,7 @@ class Door:
     def __init__(self, app, page: gr.Blocks):
         self.app = app
         self.queue = page._queue
+        self.open = Counter()  # requests of each address
         events = "|".join(fn.api_name for fn in page.fns.values() if fn.api_visibility == "public" and fn.fn)
         self.write = re.compile(WRITE.format(events=events))
 
@@ -228,14 +232,12 @@ class Door:
         if not is_open.fullmatch(path):
             await JSONResponse({"detail": "There is nothing here."}, 404)(scope, receive, send)
             return
-        if scope["method"] == "POST":
-            body = await read_body(receive)
-            if body is None:
-                said = f"A request may have {LARGEST_BODY:,} bytes."
-                await JSONResponse({"detail": said}, 413)(scope, receive, send)
-                return
-            receive = replay(body, receive)
-        with self.queue.listening(self._listener(scope, path)):
+        address = address_of(fastapi.Request(scope))
+        if self.open[address] >= AT_ONCE:
+            said = f"{AT_ONCE} requests from your network are open. Please close one of them."
+            await JSONResponse({"detail": said}, 429)(scope, receive, send)
+            return
+        with count(self.open, address), count(self.queue.listeners, self._listener(scope, path)):
             await self._answer(scope, receive, send)
 
     def _listener(self, scope, path):
@@ -247,6 +249,13 @@ class Door:
         return None
 
     async def _answer(self, scope, receive, send):
+        if scope["method"] == "POST":
+            body = await read_body(receive)
+            if body is None:
+                said = f"A request may have {LARGEST_BODY:,} bytes."
+                await JSONResponse({"detail": said}, 413)(scope, receive, send)
+                return
+            receive = replay(body, receive)
         started = False
 
         async def note(message):

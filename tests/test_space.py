@@ -143,16 +143,8 @@ def test_pictures_have_a_text(client):
         ("disturb", {"noise": [7]}, "The noise must be a number from 0 to 1"),
         ("disturb", {"bits": 40}, "Bits a weight must be a whole number from 2 to 16"),
         ("sample", {"count": 64, "steps": 100}, "calls of the network, but 64 images × 199 calls are 12,736: ask for fewer"),
-        (
-            "sample",
-            {"count": 64, "steps": 18, "guidance": 2},
-            "but 64 images × 70 calls are 4,480",
-        ),
-        (
-            "compare",
-            {"dimensions": ["16", "64", "128", "512", "inf"], "steps": 100},
-            "A drawing may take 3,200 calls",
-        ),
+        ("sample", {"count": 64, "steps": 18, "guidance": 2}, "but 64 images × 70 calls are 4,480"),
+        ("compare", {"dimensions": ["16", "64", "128", "512", "inf"], "steps": 100}, "A drawing may take 3,200 calls"),
         ("disturb", {"steps": 100}, "A drawing may take 3,200 calls"),
     ],
 )

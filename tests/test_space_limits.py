@@ -54,24 +54,24 @@ def test_addresses_take_turns(turns):
     with contextlib.ExitStack() as stack:
         for session, host in jobs:
             push(turns, session, host)
-            stack.enter_context(turns.listening(session))
+            stack.enter_context(limits.count(turns.listeners, session))
         assert next_sessions(turns) == ["a1", "b1", "c1", "a2", "a3"]
         push(turns, "a4", "192.0.2.1")
-        stack.enter_context(turns.listening("a4"))
+        stack.enter_context(limits.count(turns.listeners, "a4"))
         push(turns, "d1", "192.0.2.4")
-        stack.enter_context(turns.listening("d1"))
+        stack.enter_context(limits.count(turns.listeners, "d1"))
         assert next_sessions(turns) == ["d1", "a4"]  # who came back comes after who is new
 
 
 def test_a_job_starts_only_when_somebody_listens_and_is_dropped_after_a_while(turns):
     push(turns, "silent", "192.0.2.1")
     push(turns, "heard", "192.0.2.1")
-    with turns.listening("heard"):
+    with limits.count(turns.listeners, "heard"):
         assert next_sessions(turns) == ["heard"]
     for event in turns.event_queue_per_concurrency_id[limits.MODEL].queue:
         event.enqueue_time -= limits.PATIENCE + 1
     turns._looked = 0.0
-    with turns.listening("heard"):
+    with limits.count(turns.listeners, "heard"):
         assert next_sessions(turns) == []
     assert len(turns) == 0
     assert not any("silent" in kept for kept in (turns.pending_messages_per_session, turns.pending_event_ids_session))
@@ -130,6 +130,36 @@ def test_only_the_hubs_own_proxies_tell_an_address(monkeypatch, on_hub, forwarde
     scope = {"type": "http", "client": ("10.16.4.2", 1), "headers": [(b"x-forwarded-for", forwarded.encode())]}
     asyncio.run(trusted(scope, None, None))
     assert seen == [address]
+
+
+def test_an_address_has_few_requests_open_at_once(page, turns):
+    page._queue = turns
+    statuses = []
+
+    async def send(message):
+        statuses.append(message.get("status"))
+
+    async def ask_too_often():
+        closed = asyncio.Event()
+
+        async def wait(scope, receive, send):
+            await closed.wait()
+
+        door = limits.Door(wait, page)
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "client": ("192.0.2.1", 1)}
+        many = [asyncio.create_task(door(scope, None, send)) for _ in range(limits.AT_ONCE)]
+        await asyncio.sleep(0)
+        await door(scope, None, send)
+        other = asyncio.create_task(door({**scope, "client": ("192.0.2.2", 1)}, None, send))
+        await asyncio.sleep(0)
+        assert not other.done()
+        closed.set()
+        await asyncio.gather(*many, other)
+        assert not door.open
+        assert not turns.listeners
+
+    asyncio.run(ask_too_often())
+    assert statuses == [429, None]
 
 
 def test_a_running_job_stops_when_its_listener_leaves(monkeypatch):
