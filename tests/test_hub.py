@@ -222,7 +222,7 @@ def module_hub(tmp_path_factory):
 def shared_hub(module_hub):
     """A Hub, its environment and `pfgmpp`, of which tests share the process; the Hub is empty when each begins."""
     hub = module_hub[0]
-    for kept in (hub.repositories, hub.requests, hub.accidents):
+    for kept in (hub.repositories, hub.large, hub.requests, hub.accidents):
         kept.clear()
     return module_hub
 
@@ -304,8 +304,8 @@ def test_a_push_from_the_cache_leaves_the_cache_as_it_is(shared_hub, tmp_path):
 
 
 @pytest.mark.parametrize(("method", "part"), [("PUT", "/lfs/"), ("POST", "/commit/")])
-def test_a_push_that_breaks_off_changes_nothing_and_a_second_sends_the_rest(hub, pfgmpp, folder, method, part):
-    server, env = hub
+def test_a_push_that_breaks_off_changes_nothing_and_a_second_sends_the_rest(shared_hub, folder, method, part):
+    server, env, pfgmpp = shared_hub
     server.accidents.append((method, part, 400))
     message = pfgmpp("push", folder, "org/new", env=env, check=False)
     assert message.startswith("pfgmpp: The upload to org/new failed, and nothing was changed:")
@@ -381,8 +381,8 @@ def test_what_must_not_leave_is_refused_before_the_hub_is_asked(shared_hub, fold
     assert not server.repositories
 
 
-def test_what_forbids_a_push_is_said_in_one_sentence(hub, pfgmpp, folder, tmp_path):
-    server, env = hub
+def test_what_forbids_a_push_is_said_in_one_sentence(shared_hub, folder, tmp_path):
+    server, env, pfgmpp = shared_hub
     assert "You are not logged in to the Hub" in pfgmpp("push", folder, "org/new", env=env, token=None, check=False)
     assert "Your token may not write to org/new" in pfgmpp("push", folder, "org/new", env=env, token=READER, check=False)
     assert "may not write to other/new" in pfgmpp("push", folder, "other/new", env=env, check=False)
@@ -406,20 +406,18 @@ def test_what_forbids_a_push_is_said_in_one_sentence(hub, pfgmpp, folder, tmp_pa
 # A first visit
 
 
-def test_sample_and_info_take_a_hub_id(hub, pfgmpp, tmp_path):
-    server, env = hub
-    server.add(BUNDLED, "org/model")
-    pfgmpp("sample", "org/model", "--output", tmp_path / "grid.png", "--columns", 1, "--num-inference-steps", 1, env=env)
-    assert (tmp_path / "grid.png").stat().st_size > 1000
-    server.requests.clear()
-    table = pfgmpp("info", "org/model", env=env)
+def test_sample_and_info_take_a_hub_id(shared_hub, tmp_path):
+    server, env, pfgmpp = shared_hub
+    server.add(BUNDLED, "org/visited")
+    table = pfgmpp("info", "org/visited", env=env)
     assert any(path.endswith("/unet/config.json") for _, path in server.requests)
     assert not any(path.endswith(".safetensors") for _, path in server.requests)
     assert table == pfgmpp("info", BUNDLED, env=env)
     assert "trained on    zalando-datasets/fashion_mnist" in table
     assert "is no PFGM++ pipeline that can be read" in pfgmpp("info", "org/none", env=env, check=False)
-    server.remove("org/model")
-    assert pfgmpp("info", "org/model", env={**env, "HF_HUB_OFFLINE": "1"}) == table  # of the cache
+    pfgmpp("sample", "org/visited", "--output", tmp_path / "grid.png", "--columns", 1, "--num-inference-steps", 1, env=env)
+    assert (tmp_path / "grid.png").stat().st_size > 1000
+    assert pfgmpp("info", "org/visited", env={**env, "HF_HUB_OFFLINE": "1"}) == table  # of the cache
 
 
 def test_info_downloads_four_small_files_and_no_more(shared_hub, tmp_path):
