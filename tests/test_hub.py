@@ -68,13 +68,21 @@ def vanilla(tmp_path_factory):
     return folder / "bin" / "python"
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The bundled model as it is saved or pushed, with its code beside it."""
+    folder = tmp_path_factory.mktemp("saved")
+    DiffusionPipeline.from_pretrained(BUNDLED).save_pretrained(folder)
+    return folder
+
+
 # Loading
 
 
-def test_the_three_environments_draw_the_same(hub, vanilla, tmp_path):
+def test_the_three_environments_draw_the_same(hub, vanilla, saved, tmp_path):
     server, env = hub
-    server.add(BUNDLED, "org/pfgmpp-fashion-mnist")
-    name, folder = "org/pfgmpp-fashion-mnist", str(BUNDLED)
+    server.add(saved, "org/pfgmpp-fashion-mnist")
+    name, folder = "org/pfgmpp-fashion-mnist", str(saved)
     drawn = run(INSTALLED.format(name) + DRAW, env)
     assert run(VANILLA.format(name) + DRAW, env, vanilla, cwd=tmp_path) == drawn
 
@@ -89,9 +97,9 @@ def test_the_three_environments_draw_the_same(hub, vanilla, tmp_path):
     )
 
 
-def test_remote_code_asks_for_the_flag(hub, vanilla, tmp_path):
+def test_remote_code_asks_for_the_flag(hub, vanilla, saved, tmp_path):
     server, env = hub
-    server.add(BUNDLED, "org/pfgmpp-fashion-mnist")
+    server.add(saved, "org/pfgmpp-fashion-mnist")
     program = VANILLA.format("org/pfgmpp-fashion-mnist").replace(", trust_remote_code=True", "")
     error = run(program, env, vanilla, check=False, cwd=tmp_path)
     assert "contains custom code in pipeline.py which must be executed" in error
@@ -99,12 +107,10 @@ def test_remote_code_asks_for_the_flag(hub, vanilla, tmp_path):
     assert not list((tmp_path / "cache").rglob("diffusers_modules/local"))  # nothing was even copied
 
 
-def test_code_in_a_folder_is_the_packages_own(tmp_path):
-    DiffusionPipeline.from_pretrained(BUNDLED).save_pretrained(tmp_path)
-    for folder in (tmp_path, BUNDLED):
-        assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")} == CODE.keys()
-        for name, source in CODE.items():
-            assert (folder / name).read_bytes() == (ROOT / "pipeline_pfgmpp" / source).read_bytes(), f"run write_code: {name}"
+def test_code_in_a_folder_is_the_packages_own(saved):
+    assert {path.relative_to(saved).as_posix() for path in saved.rglob("*.py")} == CODE.keys()
+    for name, source in CODE.items():
+        assert (saved / name).read_bytes() == (ROOT / "pipeline_pfgmpp" / source).read_bytes()
 
 
 def test_modules_that_meet_in_one_namespace_share_no_name():
@@ -254,7 +260,8 @@ def test_a_folder_is_pushed_and_loads(hub, pfgmpp, folder, vanilla, tmp_path):
     assert server.repositories["models", "org/new"].private
     assert len(server.repositories["models", "org/new"].commits) == 2  # the empty one and ours
     for name, content in server.files("org/new").items():
-        assert content == (folder / name).read_bytes()
+        source = ROOT / "pipeline_pfgmpp" / CODE[name] if name in CODE else folder / name
+        assert content == source.read_bytes()
         assert re.search(rf"^ *[\d.]+ k?M?B  {name}$", output, re.MULTILINE)
     drawn = run(INSTALLED.format("org/new") + DRAW, env)
     assert run(VANILLA.format("org/new") + DRAW, env, vanilla, cwd=tmp_path) == drawn
