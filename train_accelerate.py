@@ -238,7 +238,7 @@ def build_model(args, data, pretrained):
         unet = adapt_network(pretrained.unet, num_classes, args.label_dropout, args.d_conditioning)
         dimensions = args.D or trained_range(pretrained)
         if dimensions.low != dimensions.high and not unet.config.get("d_conditioning"):
-            raise ValueError(f"is of one D, and --D {dimensions} is a range, which needs --d_conditioning")
+            raise ValueError(f"is of one D, and --D {dimensions} is a range, which needs --d_conditioning.")
     else:
         names, dimensions = data.class_names if args.class_conditional else [], args.D
         unet = PFGMPPUNet2DModel.from_preset(
@@ -422,7 +422,8 @@ def main():
     try:
         unet, scheduler, class_names, dimensions = build_model(args, data, pretrained)
     except ValueError as error:
-        raise SystemExit(f"The network of {args.pretrained_model_name_or_path or args.preset} {error}.") from None
+        whose = f"The network of {args.pretrained_model_name_or_path}" if pretrained else f"--preset {args.preset}:"
+        raise SystemExit(f"{whose} {error}") from None
     identity["--D"] = str(dimensions or f"{scheduler.config.D or math.inf:g}")
     checkpoints = open_run_or_end(args, identity)
     run = {**identity, "--max_train_steps": args.max_train_steps}

@@ -39,13 +39,13 @@ def choose_classes(
     if new_classes:
         return [] if class_conditional is False else found
     if not count and class_conditional:
-        raise ValueError(f"has no classes, but the data have {len(found)}: --new_classes gives it theirs")
+        raise ValueError(f"has no classes, but the data have {len(found)}: --new_classes gives it theirs.")
     if count and class_conditional is False:
-        raise ValueError(f"has {count} classes: to leave them out, give --new_classes as well as --no-class_conditional")
+        raise ValueError(f"has {count} classes: to leave them out, give --new_classes as well as --no-class_conditional.")
     if count and (len(found) != count or (names and _spell(names) != _spell(found))):
         raise ValueError(
             f"has {_list_classes(count, names)}, but the data have {_list_classes(len(found), found)}: --new_classes gives it"
-            " theirs and keeps the rest of the network"
+            " theirs and keeps the rest of the network."
         )
     return (names or found) if count else []
 
@@ -88,9 +88,9 @@ def adapt_network(
     if d_conditioning and not unet.config.get("d_conditioning"):
         options["d_conditioning"] = True
     if not own and "d_conditioning" in options:
-        raise ValueError("cannot be told D (see --d_conditioning)")
+        raise ValueError("cannot be told D (see --d_conditioning).")
     if not own and "label_dropout" in options:
-        raise ValueError("cannot be trained without the class now and then (see --label_dropout)")
+        raise ValueError("cannot be trained without the class now and then (see --label_dropout).")
     if not options:
         return unet
     adapted, known = type(unet).from_config(unet.config, **options), unet.state_dict()
@@ -120,6 +120,6 @@ def trained_range(pipeline: PFGMPPPipeline) -> DimensionRange:
     low, high = config.D, config.D
     if pipeline.unet.config.get("d_conditioning"):
         if not config.get("D_range"):
-            raise ValueError("is told D, but does not state for which it was trained: give --D, such as 16:inf")
+            raise ValueError("is told D, but does not state for which it was trained: give --D, such as 16:inf.")
         low, high = config.D_range
     return DimensionRange(*(math.inf if D is None else D for D in (low, high)))
