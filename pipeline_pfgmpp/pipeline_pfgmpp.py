@@ -2,6 +2,7 @@
 """Image generation, editing and likelihood with PFGM++, for any augmented dimension D."""
 
 import inspect
+import json
 import math
 import os
 import re
@@ -104,6 +105,10 @@ class PFGMPPPipeline(DiffusionPipeline):
             if path.is_symlink():  # is replaced: what it leads to, such as the Hub's cache, stays as it was
                 path.unlink()
         super().save_pretrained(save_directory, *args, **kwargs)
+        for path in [Path(save_directory, "model_index.json"), *Path(save_directory).glob("*/*config.json")]:
+            entries = json.loads(path.read_text(encoding="utf-8"))
+            if entries.pop("_name_or_path", None):  # where the pipeline came from may be a folder of this machine
+                path.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def write_code(self, folder: str | os.PathLike) -> list[Path]:
         """

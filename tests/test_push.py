@@ -17,6 +17,7 @@ from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 from pipeline_pfgmpp.cli import main
 from pipeline_pfgmpp.hub import describe_files, list_files, upload_files
 from pipeline_pfgmpp.hub.files import PACKAGE_DATA
+from pipeline_pfgmpp.hub.push import read_public
 
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -425,3 +426,16 @@ def test_what_cannot_be_read_is_found_before_the_hub_is_asked(folder):
     (folder / WEIGHTS).unlink()
     with pytest.raises(ValueError, match="The upload to org/new failed, and nothing was changed: .*is not a file"):
         upload_files(files, "org/new")
+
+
+def test_no_folder_of_this_machine_is_told(small, tmp_path):
+    """diffusers writes where a pipeline was loaded from into its configurations; what we save does not say."""
+    saved = tmp_path / "saved"
+    DiffusionPipeline.from_pretrained(small).save_pretrained(saved)
+    for path in saved.rglob("*.json"):
+        assert str(small) not in path.read_text(), path
+    config = json.loads((saved / "unet" / "config.json").read_text())
+    (saved / "unet" / "config.json").write_text(json.dumps({**config, "_name_or_path": str(small)}))
+    sent = json.loads(read_public(list_files(saved)["unet/config.json"]))
+    assert sent == {name: value for name, value in config.items() if name != "_name_or_path"}
+    assert read_public(saved / "model_index.json") == saved / "model_index.json"

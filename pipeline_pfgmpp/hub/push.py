@@ -1,10 +1,11 @@
 """Uploading in one commit that either arrives or leaves nothing behind."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from .files import list_files
+from .files import CONFIGS, list_files
 from .reading import printable
 
 
@@ -66,7 +67,7 @@ def upload_files(
 
     repository = _Repository(repo_id, repo_type)
     try:
-        operations = [CommitOperationAdd(name, path) for name, path in files.items()]  # each is read, before anything is made
+        operations = [CommitOperationAdd(name, read_public(path)) for name, path in files.items()]  # before anything is made
         repository.prepare(private, revision)
         commit = repository.api.create_commit(
             repository.repo_id,
@@ -82,6 +83,24 @@ def upload_files(
             raise
         raise ValueError(_explain(error, repository.repo_id, state)) from error
     return commit.pr_url or commit.commit_url
+
+
+def read_public(path: Path) -> Path | bytes:
+    """
+    Reads what may be told of a file: of a configuration all but where it was loaded from, which diffusers writes into it.
+
+    Args:
+        path (`Path`): The file.
+
+    Returns:
+        `Path` or `bytes`: The file as it is, or what remains of it.
+    """
+    if path.name not in ("model_index.json", *CONFIGS):
+        return path
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    if entries.pop("_name_or_path", None) is None:
+        return path
+    return json.dumps(entries, indent=2, sort_keys=True).encode()
 
 
 class _Repository:
