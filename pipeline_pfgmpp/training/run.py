@@ -13,16 +13,16 @@ from pathlib import Path
 
 RUN = "run.json"
 
-# The arguments that may change between a run and its continuation: how long it takes, what it tells, where it is and how it is
-# computed. Every other one makes the run what it is. The batch is told over all processes and passes, the data and the
-# pretrained network by what they hold.
+# The arguments that may change between a run and its continuation: how long it and its warm-up take, what it tells, where it is
+# and how it is computed. Every other one makes the run what it is. The batch is told over all processes and passes, and the
+# data and the pretrained network by what they hold.
 CHANGEABLE = {
     "config", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "max_train_steps", "max_train_time",
-    "checkpointing_steps", "checkpoints_total_limit", "logging_steps", "report_to", "sample_steps", "ema_snapshot_steps",
-    "fid_steps", "fid_images", "fid_features", "save_dtype", "push_to_hub", "hub_model_id", "dataloader_num_workers", "strict",
-    "mixed_precision", "gradient_checkpointing", "compile", "train_batch_size", "gradient_accumulation_steps",
-    "lr_warmup_steps", "dataset_name", "dataset_config_name", "train_data_dir", "split", "image_column", "label_column",
-    "pretrained_model_name_or_path",
+    "lr_warmup_steps", "lr_warmup_images", "checkpointing_steps", "checkpoints_total_limit", "logging_steps", "report_to",
+    "sample_steps", "ema_snapshot_steps", "fid_steps", "fid_images", "fid_features", "save_dtype", "push_to_hub",
+    "hub_model_id", "dataloader_num_workers", "strict", "mixed_precision", "gradient_checkpointing", "compile",
+    "train_batch_size", "gradient_accumulation_steps", "dataset_name", "dataset_config_name", "train_data_dir", "split",
+    "image_column", "label_column", "pretrained_model_name_or_path",
 }  # fmt: skip
 
 # What a run leaves in its folder beside checkpoints: its result included, and what was measured of that.
@@ -49,8 +49,6 @@ def identify_run(args: argparse.Namespace, images_per_step: int) -> dict:
     identity["images per step (--train_batch_size)"] = images_per_step
     if args.D is None:
         del identity["--D"]  # the pretrained network's, which is to be seen
-    if args.lr_warmup_steps is not None:
-        identity["--lr_warmup_images"] = args.lr_warmup_steps * images_per_step
     return json.loads(json.dumps(identity, default=str))
 
 
