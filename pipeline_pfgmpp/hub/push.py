@@ -100,7 +100,7 @@ def read_public(path: Path) -> Path | bytes:
     entries = json.loads(path.read_text(encoding="utf-8"))
     if entries.pop("_name_or_path", None) is None:
         return path
-    return json.dumps(entries, indent=2, sort_keys=True).encode()
+    return (json.dumps(entries, indent=2, sort_keys=True) + "\n").encode()
 
 
 class _Repository:
