@@ -1,9 +1,16 @@
+import contextlib
+import io
 import json
 import os
+import runpy
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from hub_server import serve_hub
 from safetensors import safe_open
 
@@ -25,6 +32,26 @@ CODE = {
     "scheduler/noise.py": "noise.py",
     "unet/pipeline_pfgmpp.py": "unet_pfgmpp.py",
 }
+
+
+def run_training(*args):
+    """Runs train_accelerate.py in this process, for a new one takes seconds to begin; returns what that would."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    output, errors, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        patch.setenv("ACCELERATE_USE_CPU", "1")
+        patch.setattr(sys, "argv", ["train_accelerate.py", *map(str, args)])
+        try:
+            runpy.run_path(str(ROOT / "train_accelerate.py"), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code or 0
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    message = f"\n{code}\n" if isinstance(code, str) else ""
+    return subprocess.CompletedProcess(args, int(bool(code)), output.getvalue(), errors.getvalue() + message)
 
 
 @pytest.fixture(scope="session")

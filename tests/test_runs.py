@@ -1,20 +1,15 @@
 """A folder belongs to one run: no training changes what another one left, and none goes on from another's checkpoints."""
 
-import contextlib
-import io
 import json
 import math
 import runpy
 import shutil
-import signal
-import sys
 from pathlib import Path
 
 import PIL.Image
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
-from conftest import ROOT
+from conftest import ROOT, run_training
 from diffusers import DiffusionPipeline
 
 from pipeline_pfgmpp.training import open_run, read_run, remove_run, write_run
@@ -27,21 +22,8 @@ SHORT = ["--max_train_steps", "2", "--checkpointing_steps", "1", "--sample_steps
 
 def train_here(*args):
     """Runs the script in this process; returns what it ends with, empty where it ends well, and what it printed."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    end, output = "", io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
-        patch.setenv("ACCELERATE_USE_CPU", "1")
-        patch.setattr(sys, "argv", ["train_accelerate.py", *map(str, args)])
-        try:
-            runpy.run_path(str(ROOT / "train_accelerate.py"), run_name="__main__")
-        except SystemExit as exit:
-            end = str(exit.code)
-        finally:
-            AcceleratorState._reset_state(reset_partial_state=True)
-            GradientState._reset_state()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-    return end, output.getvalue()
+    result = run_training(*args)
+    return (result.stderr.strip().splitlines()[-1] if result.returncode else ""), result.stdout
 
 
 def contents(folder):
