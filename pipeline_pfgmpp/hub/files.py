@@ -78,7 +78,7 @@ def describe_files(files: Mapping[str, Path]) -> str:
         files (`Mapping[str, Path]`): The files, by their path in the repository.
 
     Returns:
-        `str`: A line a file, and the sum.
+        `str`: One line per file, and the sum.
     """
     sizes = {name: path.stat().st_size for name, path in files.items()}
     rows = [f"{_format_size(size):>9}  {printable(name)}" for name, size in sizes.items()]
