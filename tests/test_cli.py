@@ -144,6 +144,11 @@ def test_verify_measures_the_card_again(model, fashion_mnist, tmp_path, capsys, 
     with pytest.raises(SystemExit):
         cli.main(again)
     assert "The figures of evaluation.json are of other weights" in capsys.readouterr().err
+    for text, message in (("[1]", "is no report: it must hold"), ("{", "cannot be read"), ('{"results": []}', "is no report")):
+        (model / "evaluation.json").write_text(text)
+        with pytest.raises(SystemExit):
+            cli.main(again)
+        assert message in capsys.readouterr().err
 
 
 def test_errors_stand_on_a_line_of_their_own(capsys):

@@ -28,6 +28,10 @@ from .robustness import Setting, count_steps, quantised
 
 # What a report's settings hold besides the arguments of the pipeline's call.
 DESCRIPTION = ("scheduler", "network", "weights", "dtype", "version")
+ENTRIES = {  # what a report must hold
+    "evaluation.json": {"results", "settings", "features", "num_images"},
+    "robustness.json": {"D", "noise", "bits", "nfe", "num_images", "distances"},
+}
 ALLOWED_DEVIATIONS = 4  # of few groups the deviation is known badly, so more than the usual two
 ROUNDING = 0.02  # by which processors may differ, which round otherwise
 
@@ -54,15 +58,19 @@ def read_report(model: str | os.PathLike, name: str) -> dict | list | None:
         `dict`, `list` or `None`: The report; None where there is none.
 
     Raises:
-        ValueError: It is no JSON.
+        ValueError: It is no JSON, or no such report.
     """
     try:
         path = Path(model, name) if Path(model).is_dir() else Path(hf_hub_download(str(model), name))
-        return json.loads(path.read_text()) if path.is_file() else None
+        report = json.loads(path.read_text()) if path.is_file() else None
     except EntryNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} of {model} cannot be read: {error}") from None
+    entries = report if isinstance(report, list) else [report]
+    if report is not None and not all(isinstance(entry, dict) and ENTRIES[name] <= entry.keys() for entry in entries):
+        raise ValueError(f"{name} of {model} is no report: it must hold {', '.join(sorted(ENTRIES[name]))}.")
+    return report
 
 
 def check_report(pipeline: PFGMPPPipeline, name: str, descriptions: list[dict]) -> None:
