@@ -3,7 +3,8 @@
 """
 Trains PFGM++ for any augmented dimension D on a Hugging Face data set, on whatever `accelerate` runs on:
 
-    accelerate launch train_accelerate.py --dataset_name cifar10 --preset cifar10-ncsnpp --D 2048 --output_dir outputs/cifar10
+    accelerate launch train_accelerate.py --dataset_name cifar10 --preset cifar10-ncsnpp --D 2048
+    --output_dir outputs/cifar10
 
 The result is a pipeline folder: `DiffusionPipeline.from_pretrained("outputs/cifar10")`.
 """
@@ -30,9 +31,12 @@ from diffusers.utils import make_image_grid
 from tqdm.auto import tqdm
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
-from pipeline_pfgmpp.cards import describe_base, format_command, write_model_card
+from pipeline_pfgmpp.data import ImageDecoder, ImageStream, load_images, prefetch
 from pipeline_pfgmpp.hub import push_to_hub
-from pipeline_pfgmpp.sampling import digest_weights
+from pipeline_pfgmpp.hub.cards import describe_base, write_model_card
+from pipeline_pfgmpp.records.commands import format_command
+from pipeline_pfgmpp.records.digests import derive_seed, digest_weights
+from pipeline_pfgmpp.records.writing import replace_folder
 from pipeline_pfgmpp.training import (
     OF_THE_NETWORK,
     RECIPES,
@@ -41,8 +45,6 @@ from pipeline_pfgmpp.training import (
     DimensionRange,
     FrechetDistance,
     HalfLifeEMA,
-    ImageDecoder,
-    ImageStream,
     JSONLTracker,
     LossMeter,
     PFGMPPLoss,
@@ -50,15 +52,12 @@ from pipeline_pfgmpp.training import (
     UncertaintyWeighting,
     adapt_network,
     choose_classes,
-    derived_seed,
     identify_run,
     learning_rate_factor,
     lies_in,
     load_checkpoint,
-    load_images,
     open_run,
     power_of_width,
-    prefetch,
     read_run,
     remove_run,
     replace_nonfinite_gradients,
@@ -105,21 +104,53 @@ def parse_args(argv=None):
     )
     add = parser.add_argument
 
-    add("--config", help="YAML file of arguments by name; the command line overrides it, as it does the preset")
+    add(
+        "--config",
+        help="YAML file of arguments by name; the command line overrides it, as it does the preset",
+    )
     preset = "network and recipe (default: cifar10-ncsnpp, or with a pretrained network fine-tuning, a recipe alone)"
     add("--preset", choices=sorted(RECIPES), help=f"{preset}; other arguments override it")
-    pretrained = "pipeline folder or Hub id to fine-tune: its network, classes, size and D, unless told otherwise"
+    pretrained = (
+        "pipeline folder or Hub id to fine-tune: its network, classes, size and D, unless told otherwise"
+    )
     add("--pretrained_model_name_or_path", help=pretrained)
-    new_classes = "replace the classes of the pretrained network by those of the data, or by none, and keep the rest"
+    new_classes = (
+        "replace the classes of the pretrained network by those of the data, or by none, and keep the rest"
+    )
     add("--new_classes", action="store_true", help=new_classes)
-    add("--D", default="2048", help="augmented dimension, any number above 0, or inf; with --d_conditioning a range, 16:inf")
-    add("--d_conditioning", action="store_true", help="tell the network D: one network for every D of the range")
-    add("--max_noise_norm", type=float, help="norm, in units of √N, that longer noise is shortened to; PFGM, D = 1, needs one")
-    add("--reference_batch_size", type=int, help="aim at the field of this many images, over all processes, not at one image")
+    add(
+        "--D",
+        default="2048",
+        help="augmented dimension, any number above 0, or inf; with --d_conditioning a range, 16:inf",
+    )
+    add(
+        "--d_conditioning",
+        action="store_true",
+        help="tell the network D: one network for every D of the range",
+    )
+    add(
+        "--max_noise_norm",
+        type=float,
+        help="norm, in units of √N, that longer noise is shortened to; PFGM, D = 1, needs one",
+    )
+    add(
+        "--reference_batch_size",
+        type=int,
+        help="aim at the field of this many images, over all processes, not at one image",
+    )
     classes = "condition the network on the data set's classes (default: the preset's)"
     add("--class_conditional", action=argparse.BooleanOptionalAction, default=False, help=classes)
-    add("--label_dropout", type=float, default=0.0, help="probability of training without the class, for guidance")
-    add("--uncertainty_weighting", action="store_true", help="weigh noise levels by a learned uncertainty, as EDM2 does")
+    add(
+        "--label_dropout",
+        type=float,
+        default=0.0,
+        help="probability of training without the class, for guidance",
+    )
+    add(
+        "--uncertainty_weighting",
+        action="store_true",
+        help="weigh noise levels by a learned uncertainty, as EDM2 does",
+    )
 
     add("--dataset_name", help="data set of the Hub, or a local folder of images or parquet files")
     add("--dataset_config_name", help="configuration of the data set")
@@ -128,12 +159,35 @@ def parse_args(argv=None):
     add("--image_column", help="column of the images (default: found)")
     add("--label_column", help="column of the classes (default: found)")
     add("--resolution", type=int, help="height and width in pixels")
-    add("--streaming", action="store_true", help="read the data set while training instead of decoding it first")
-    add("--shuffle_window", type=int, default=10_000, help="images of a stream shuffled at a time (default: %(default)s)")
-    add("--strict", action="store_true", help="let a broken image end the run; otherwise it is named and skipped")
-    add("--dataloader_num_workers", type=int, default=4, help="threads that decode images (default: %(default)s)")
+    add(
+        "--streaming",
+        action="store_true",
+        help="read the data set while training instead of decoding it first",
+    )
+    add(
+        "--shuffle_window",
+        type=int,
+        default=10_000,
+        help="images of a stream shuffled at a time (default: %(default)s)",
+    )
+    add(
+        "--strict",
+        action="store_true",
+        help="let a broken image end the run; otherwise it is named and skipped",
+    )
+    add(
+        "--dataloader_num_workers",
+        type=int,
+        default=4,
+        help="threads that decode images (default: %(default)s)",
+    )
     add("--random_flip", action="store_true", help="mirror images at random")
-    add("--augment", type=float, default=0.0, help="probability of each non-leaking transform (default: the preset's)")
+    add(
+        "--augment",
+        type=float,
+        default=0.0,
+        help="probability of each non-leaking transform (default: the preset's)",
+    )
 
     add("--output_dir", required=True, help="folder for the pipeline, its checkpoints and sample grids")
     overwrite = "remove what another run left in the folder, when this one begins"
@@ -142,19 +196,45 @@ def parse_args(argv=None):
     add("--gradient_accumulation_steps", type=int, default=1, help="forward passes an optimisation step")
     add("--max_train_steps", type=int, required=True, help="optimisation steps")
     add("--learning_rate", type=float, help="Adam's step size")
-    add("--lr_scheduler", choices=SCHEDULES, default="constant", help="after the warm-up (default: %(default)s)")
+    add(
+        "--lr_scheduler",
+        choices=SCHEDULES,
+        default="constant",
+        help="after the warm-up (default: %(default)s)",
+    )
     add("--lr_warmup_steps", type=int, help="optimisation steps of linear warm-up (default: see the next)")
     add("--lr_warmup_images", type=float, help="the same in images (default: the preset's)")
-    add("--lr_decay_images", type=float, default=35_000_000, help="where inverse_sqrt begins to fall (default: %(default)s)")
+    add(
+        "--lr_decay_images",
+        type=float,
+        default=35_000_000,
+        help="where inverse_sqrt begins to fall (default: %(default)s)",
+    )
     add("--adam_beta1", type=float, default=0.9)
     add("--adam_beta2", type=float, default=0.999)
     add("--adam_epsilon", type=float, default=1e-8)
-    add("--adam_weight_decay", type=float, default=0.0, help="of AdamW, which at 0 is Adam (default: %(default)s)")
+    add(
+        "--adam_weight_decay",
+        type=float,
+        default=0.0,
+        help="of AdamW, which at 0 is Adam (default: %(default)s)",
+    )
     add("--max_grad_norm", type=float, default=1.0, help="norm to which gradients are clipped; 0 for none")
     ema = "longest half-life of the weights' average, in images; of several the first is sampled and the others become variants"
     add("--ema_halflife", type=float, nargs="+", default=[500_000.0], help=ema)
-    add("--ema_width", type=float, nargs="+", default=[], help="widths of EDM2's power-function averages, such as 0.05 0.1")
-    add("--ema_snapshot_steps", type=int, default=1000, help="optimisation steps between their snapshots in ema/")
+    add(
+        "--ema_width",
+        type=float,
+        nargs="+",
+        default=[],
+        help="widths of EDM2's power-function averages, such as 0.05 0.1",
+    )
+    add(
+        "--ema_snapshot_steps",
+        type=int,
+        default=1000,
+        help="optimisation steps between their snapshots in ema/",
+    )
     add("--gradient_checkpointing", action="store_true", help="compute activations twice to keep fewer")
     add("--compile", action="store_true", help="compile the network")
     add("--P_mean", type=float, default=-1.2, help="mean of ln(sigma) (default: %(default)s)")
@@ -163,12 +243,36 @@ def parse_args(argv=None):
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: accelerate's configuration")
     add("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
 
-    add("--max_train_time", type=float, help="minutes after which it saves a checkpoint and ends, as at SIGTERM and SIGINT")
-    add("--checkpointing_steps", type=int, default=1000, help="optimisation steps between checkpoints; 0 for none")
-    add("--checkpoints_total_limit", type=int, default=2, help="checkpoints to keep; 0 for all (default: %(default)s)")
-    add("--resume_from_checkpoint", help="`latest` (with none there it starts afresh), or the path of a checkpoint-N")
-    add("--logging_steps", type=int, default=50, help="optimisation steps between lines of log.jsonl (default: %(default)s)")
-    add("--report_to", help="a tracker of accelerate besides log.jsonl, such as tensorboard, wandb or trackio")
+    add(
+        "--max_train_time",
+        type=float,
+        help="minutes after which it saves a checkpoint and ends, as at SIGTERM and SIGINT",
+    )
+    add(
+        "--checkpointing_steps",
+        type=int,
+        default=1000,
+        help="optimisation steps between checkpoints; 0 for none",
+    )
+    add(
+        "--checkpoints_total_limit",
+        type=int,
+        default=2,
+        help="checkpoints to keep; 0 for all (default: %(default)s)",
+    )
+    add(
+        "--resume_from_checkpoint",
+        help="`latest` (with none there it starts afresh), or the path of a checkpoint-N",
+    )
+    add(
+        "--logging_steps",
+        type=int,
+        default=50,
+        help="optimisation steps between lines of log.jsonl (default: %(default)s)",
+    )
+    add(
+        "--report_to", help="a tracker of accelerate besides log.jsonl, such as tensorboard, wandb or trackio"
+    )
     add("--sample_steps", type=int, default=1000, help="optimisation steps between sample grids; 0 for none")
     add(
         "--fid_steps",
@@ -178,11 +282,21 @@ def parse_args(argv=None):
     )
     add("--fid_images", type=int, default=2000, help="images a Fréchet distance (default: %(default)s)")
     add(
-        "--fid_features", default="fashion-mnist", help="features that it is over, as in pfgmpp evaluate (default: %(default)s)"
+        "--fid_features",
+        default="fashion-mnist",
+        help="features that it is over, as in pfgmpp evaluate (default: %(default)s)",
     )
-    add("--save_dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="type of the saved weights")
+    add(
+        "--save_dtype",
+        choices=["float32", "float16", "bfloat16"],
+        default="float32",
+        help="type of the saved weights",
+    )
     add("--push_to_hub", action="store_true", help="upload the result")
-    add("--hub_model_id", help="repository to upload to (default: the name of the output folder, under your account)")
+    add(
+        "--hub_model_id",
+        help="repository to upload to (default: the name of the output folder, under your account)",
+    )
 
     argv = sys.argv[1:] if argv is None else list(argv)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -214,7 +328,9 @@ def parse_args(argv=None):
     elif args.D and args.D.low != args.D.high and not args.d_conditioning:
         parser.error(f"--D {args.D} is a range, which needs --d_conditioning")
     if args.report_to and args.report_to not in [str(tracker) for tracker in get_available_trackers()]:
-        parser.error(f"--report_to {args.report_to}: accelerate finds no such tracker; is its package installed?")
+        parser.error(
+            f"--report_to {args.report_to}: accelerate finds no such tracker; is its package installed?"
+        )
     try:
         [power_of_width(width) for width in args.ema_width]
     except ValueError as error:
@@ -230,7 +346,8 @@ def parse_args(argv=None):
 
 def build_model(args, data, pretrained):
     """
-    The network, its scheduler, the names of its classes (empty for none), and the D that it is told, None for one that is not.
+    The network, its scheduler, the names of its classes (empty for none), and the D that it is
+    told, None for one that is not.
     """
     if pretrained:
         names = choose_classes(pretrained, data.class_names, args.class_conditional, args.new_classes)
@@ -269,8 +386,8 @@ def sample_grid(args, step):
 
 def save_samples(pipeline, args, step, write):
     """
-    Draws a grid with the weights as they are, from the same noise each time: one column a class where there are classes. All
-    processes draw, for the network may be sharded, and one writes.
+    Draws a grid with the weights as they are, from the same noise each time: one column a class
+    where there are classes. All processes draw, for the network may be sharded, and one writes.
     """
     columns = pipeline.num_classes or 8
     labels = [i % columns for i in range(4 * columns)] if pipeline.num_classes else None
@@ -284,11 +401,16 @@ def save_samples(pipeline, args, step, write):
 
 
 def gathered(accelerator, unet, pipeline):
-    """The pipeline with the whole network as it is, whose weights may be sharded; None but on the main process."""
+    """
+    The pipeline with the whole network as it is, whose weights may be sharded; None but on the main
+    process.
+    """
     state = accelerator.get_state_dict(unet)
     if not accelerator.is_main_process:
         return None
-    config = {name: value for name, value in pipeline.unet.config.items() if name != "_name_or_path"}  # where it came from
+    config = {
+        name: value for name, value in pipeline.unet.config.items() if name != "_name_or_path"
+    }  # where it came from
     whole = type(pipeline.unet).from_config(config)
     whole.load_state_dict(state)
     return PFGMPPPipeline(whole.eval(), pipeline.scheduler, id2label=pipeline.config.id2label)
@@ -304,12 +426,10 @@ def best_distance(args):
 
 def keep_best(pipeline, args, step, distance):
     """Puts the pipeline into `best/`."""
-    best, partial = Path(args.output_dir, "best"), Path(args.output_dir, ".best.partial")
-    pipeline.save_pretrained(partial)
     measured = {"frechet_distance": distance, "features": args.fid_features, "num_images": args.fid_images}
-    (partial / "distance.json").write_text(json.dumps({**measured, "step": step}))
-    shutil.rmtree(best, ignore_errors=True)
-    os.replace(partial, best)
+    with replace_folder(Path(args.output_dir, "best")) as best:
+        pipeline.save_pretrained(best)
+        (best / "distance.json").write_text(json.dumps({**measured, "step": step}))
 
 
 def memory_in_use(device):
@@ -337,7 +457,9 @@ def load_pretrained(args, accelerator):
         )
     size = pipeline.unet.config.sample_size
     if args.resolution not in (None, size):
-        raise SystemExit(f"--resolution {args.resolution}: the network of {name} is for {size}×{size} pixels.")
+        raise SystemExit(
+            f"--resolution {args.resolution}: the network of {name} is for {size}×{size} pixels."
+        )
     args.resolution = size
     return pipeline
 
@@ -345,10 +467,16 @@ def load_pretrained(args, accelerator):
 def load_data(args, accelerator, channels):
     """The images, turned into `channels` channels, or as they are where that is None."""
     source = args.dataset_name or args.train_data_dir
-    reading = {"image_column": args.image_column, "label_column": args.label_column, "num_workers": args.dataloader_num_workers}
+    reading = {
+        "image_column": args.image_column,
+        "label_column": args.label_column,
+        "num_workers": args.dataloader_num_workers,
+    }
     try:
         with accelerator.main_process_first():
-            dataset = load_dataset(source, args.dataset_config_name, split=args.split, streaming=args.streaming)
+            dataset = load_dataset(
+                source, args.dataset_config_name, split=args.split, streaming=args.streaming
+            )
             own = ImageDecoder(dataset, args.resolution, **reading).channels
             reading |= {"strict": args.strict, "channels": channels or own}
             if args.streaming:
@@ -359,23 +487,36 @@ def load_data(args, accelerator, channels):
     except (ValueError, OSError) as error:
         raise SystemExit(f"The data set {source} cannot be used: {error}") from None
     if args.class_conditional and data.class_names is None:
-        raise SystemExit(f"--class_conditional needs a class column, but {source} has only {list(dataset.features)}.")
+        raise SystemExit(
+            f"--class_conditional needs a class column, but {source} has only {list(dataset.features)}."
+        )
     if own != data.channels:
         kinds = {1: "grey", 3: "colour"}
-        accelerator.print(f"The images of {source} are {kinds[own]}; they are made {kinds[data.channels]}, as the network is.")
+        accelerator.print(
+            f"The images of {source} are {kinds[own]}; they are made {kinds[data.channels]}, as the network is."
+        )
     return data, {"name": f"{source}, split {args.split}", "digest": digest}
 
 
 def open_run_or_end(args, identity):
     """The checkpoints to go on from; ends where the folder or one of them is not this run's."""
-    inputs = (args.pretrained_model_name_or_path, args.train_data_dir, args.dataset_name, args.resume_from_checkpoint)
+    inputs = (
+        args.pretrained_model_name_or_path,
+        args.train_data_dir,
+        args.dataset_name,
+        args.resume_from_checkpoint,
+    )
     try:
         if args.overwrite_output_dir:
             if args.resume_from_checkpoint == "latest":
-                raise ValueError("--overwrite_output_dir removes what --resume_from_checkpoint latest goes on from: give one.")
+                raise ValueError(
+                    "--overwrite_output_dir removes what --resume_from_checkpoint latest goes on from: give one."
+                )
             for path in inputs:
                 if lies_in(path, args.output_dir):
-                    raise ValueError(f"--overwrite_output_dir: {path}, which the run needs, lies in the folder.")
+                    raise ValueError(
+                        f"--overwrite_output_dir: {path}, which the run needs, lies in the folder."
+                    )
         return open_run(args.output_dir, identity, args.resume_from_checkpoint, args.overwrite_output_dir)
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
@@ -388,7 +529,9 @@ def main():
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=trackers,
-        project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=os.path.join(args.output_dir, "logs")),
+        project_config=ProjectConfiguration(
+            project_dir=args.output_dir, logging_dir=os.path.join(args.output_dir, "logs")
+        ),
     )
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     set_seed(args.seed)  # the same weights everywhere
@@ -413,25 +556,38 @@ def main():
     source, pretrained = args.dataset_name or args.train_data_dir, None
     if args.pretrained_model_name_or_path:
         pretrained = load_pretrained(args, accelerator)
-        identity["pretrained model"] = {"name": args.pretrained_model_name_or_path, "digest": digest_weights(pretrained)}
+        identity["pretrained model"] = {
+            "name": args.pretrained_model_name_or_path,
+            "digest": digest_weights(pretrained),
+        }
         if args.preset != "fine-tuning":
-            accelerator.print(f"--preset {args.preset} gives the recipe alone: the network is the pretrained one.")
+            accelerator.print(
+                f"--preset {args.preset} gives the recipe alone: the network is the pretrained one."
+            )
     elif args.preset == "fine-tuning":
         raise SystemExit("--preset fine-tuning needs --pretrained_model_name_or_path.")
     data, identity["data"] = load_data(args, accelerator, pretrained and pretrained.unet.config.in_channels)
     try:
         unet, scheduler, class_names, dimensions = build_model(args, data, pretrained)
     except ValueError as error:
-        whose = f"The network of {args.pretrained_model_name_or_path}" if pretrained else f"--preset {args.preset}:"
+        whose = (
+            f"The network of {args.pretrained_model_name_or_path}"
+            if pretrained
+            else f"--preset {args.preset}:"
+        )
         raise SystemExit(f"{whose} {error}") from None
     identity["--D"] = str(dimensions or f"{scheduler.config.D or math.inf:g}")
     checkpoints = open_run_or_end(args, identity)
     run = {**identity, "--max_train_steps": args.max_train_steps}
     if args.augment and unet.config.get("augment_dim") != Augmentation.num_labels:
-        accelerator.print(f"{args.pretrained_model_name_or_path} takes no augmentation labels: training without --augment.")
+        accelerator.print(
+            f"{args.pretrained_model_name_or_path} takes no augmentation labels: training without --augment."
+        )
         args.augment = 0.0
     if args.reference_batch_size and class_names:
-        raise SystemExit("--reference_batch_size needs a network without classes: its field is that of all images.")
+        raise SystemExit(
+            "--reference_batch_size needs a network without classes: its field is that of all images."
+        )
     augmentation = Augmentation(args.augment) if args.augment else None
     loss_function = PFGMPPLoss(scheduler, P_mean=args.P_mean, P_std=args.P_std, dimensions=dimensions)
     weighting = UncertaintyWeighting() if args.uncertainty_weighting else None
@@ -458,14 +614,19 @@ def main():
         "decay_images": args.lr_decay_images,
     }
     if accelerator.state.deepspeed_plugin:
-        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = args.train_batch_size
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = (
+            args.train_batch_size
+        )
     unet, optimizer = accelerator.prepare(unet, optimizer)
     trained = list(unet.parameters())
     if weighting:
         weighting = accelerator.prepare(weighting)
         trained += weighting.parameters()
     models = [unet, weighting] if weighting else [unet]
-    averages = [HalfLifeEMA(unet.parameters(), batch_size=images_per_step, halflife=value) for value in args.ema_halflife]
+    averages = [
+        HalfLifeEMA(unet.parameters(), batch_size=images_per_step, halflife=value)
+        for value in args.ema_halflife
+    ]
     powers = [PowerFunctionEMA(unet.parameters(), width) for width in args.ema_width]
     accelerator.register_for_checkpointing(*averages, *powers)
     ema, names = averages[0], [name for name, _ in accelerator.unwrap_model(unet).named_parameters()]
@@ -477,7 +638,9 @@ def main():
     )
     pipeline.set_progress_bar_config(disable=True)
     try:
-        frechet_distance = FrechetDistance(data, args.fid_images, args.fid_features, accelerator) if args.fid_steps else None
+        frechet_distance = (
+            FrechetDistance(data, args.fid_images, args.fid_features, accelerator) if args.fid_steps else None
+        )
     except (OSError, ValueError) as error:
         raise SystemExit(f"--fid_steps: {error}") from None
 
@@ -496,7 +659,9 @@ def main():
         before = read_run(checkpoint)
         if before is None:
             accelerator.print("It does not say of which run it is: it is taken for this one's.")
-        elif args.lr_scheduler in ("cosine", "linear") and before["--max_train_steps"] != args.max_train_steps:
+        elif (
+            args.lr_scheduler in ("cosine", "linear") and before["--max_train_steps"] != args.max_train_steps
+        ):
             accelerator.print(
                 f"The learning rate falls to 0 at step {args.max_train_steps}, no longer at {before['--max_train_steps']}."
             )
@@ -517,31 +682,45 @@ def main():
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: stop_requested.append(number))
 
-    # The loop. What is random in a step depends on the seed and the step alone and is drawn for all processes and passes at
-    # once, of which each takes its part: neither their number nor a restart changes anything.
+    # The loop. What is random in a step depends on the seed and the step alone and is drawn for all
+    # processes and passes at once, of which each takes its part: neither their number nor a restart
+    # changes anything.
     rng = torch.Generator(device)
     batch_size = max(args.train_batch_size, (args.reference_batch_size or 0) // world)
-    batches = prefetch(data.batches(batch_size, args.seed, rank, world, *([] if data_state is None else [data_state])))
+    batches = prefetch(
+        data.batches(batch_size, args.seed, rank, world, *([] if data_state is None else [data_state]))
+    )
     meter, nonfinite, stopped, logs = LossMeter(args.P_mean, args.P_std, device), 0, False, {}
     clock, clock_step = time.monotonic(), step
 
     def due(interval):
         return bool(interval) and (step % interval == 0 or step == args.max_train_steps)
 
-    progress = tqdm(total=args.max_train_steps, initial=step, desc="Training", disable=not accelerator.is_local_main_process)
+    progress = tqdm(
+        total=args.max_train_steps,
+        initial=step,
+        desc="Training",
+        disable=not accelerator.is_local_main_process,
+    )
     unet.train()
     while step < args.max_train_steps and not stopped:
-        rng.manual_seed(derived_seed(args.seed, "step", step))
-        torch.manual_seed(derived_seed(args.seed, "dropout", step, rank))
+        rng.manual_seed(derive_seed(args.seed, "step", step))
+        torch.manual_seed(derive_seed(args.seed, "dropout", step, rank))
         shape = (images_per_step, data.channels, args.resolution, args.resolution)
         perturbation = loss_function.draw(shape, rng, device)
         transforms = augmentation.draw(images_per_step, rng, device) if augmentation else None
-        flips = torch.rand(images_per_step, 1, 1, 1, generator=rng, device=device) < 0.5 if args.random_flip else None
+        flips = (
+            torch.rand(images_per_step, 1, 1, 1, generator=rng, device=device) < 0.5
+            if args.random_flip
+            else None
+        )
         for index in range(args.gradient_accumulation_steps):
             part = slice(index * images_per_pass + rank, (index + 1) * images_per_pass, world)
             try:
                 batch, data_state = next(batches)
-            except ValueError as error:  # a stream with a broken image and --strict, or without one that can be read
+            except (
+                ValueError
+            ) as error:  # a stream with a broken image and --strict, or without one that can be read
                 raise SystemExit(f"The data set {source} cannot be used: {error}") from None
             with accelerator.accumulate(*models):
                 images = batch["images"].to(device, torch.float32) / 127.5 - 1
@@ -562,7 +741,9 @@ def main():
                         nonfinite += replace_nonfinite_gradients(trained)
                     grad_norm = accelerator.clip_grad_norm_(trained, args.max_grad_norm or math.inf)
                     for group in optimizer.param_groups:
-                        group["lr"] = args.learning_rate * learning_rate_factor(images=step * images_per_step, **schedule)
+                        group["lr"] = args.learning_rate * learning_rate_factor(
+                            images=step * images_per_step, **schedule
+                        )
                 optimizer.step()
                 optimizer.zero_grad()
 
@@ -573,7 +754,9 @@ def main():
 
         if due(args.logging_steps):
             logs = meter.read(accelerator) | {"lr": optimizer.param_groups[0]["lr"]}
-            logs |= {} if grad_norm is None else {"grad_norm": float(grad_norm)}  # DeepSpeed may keep it to itself
+            logs |= (
+                {} if grad_norm is None else {"grad_norm": float(grad_norm)}
+            )  # DeepSpeed may keep it to itself
             logs["images_per_second"] = (step - clock_step) * images_per_step / (time.monotonic() - clock)
             logs["memory_gib"] = memory_in_use(device)
             logs |= {"nonfinite_gradients": nonfinite} if nonfinite else {}
@@ -606,7 +789,9 @@ def main():
         stopped = accelerator.check_trigger() and step < args.max_train_steps  # on any process
         if stopped or due(args.checkpointing_steps):
             try:
-                save_checkpoint(accelerator, args.output_dir, step, data_state, args.checkpoints_total_limit, run)
+                save_checkpoint(
+                    accelerator, args.output_dir, step, data_state, args.checkpoints_total_limit, run
+                )
             except OSError as error:
                 raise SystemExit(str(error)) from None
     progress.close()
@@ -626,7 +811,9 @@ def main():
         if average is ema:
             whole.save_pretrained(args.output_dir)
         else:
-            whole.unet.save_pretrained(os.path.join(args.output_dir, "unet"), variant=f"ema{average.halflife:.0f}")
+            whole.unet.save_pretrained(
+                os.path.join(args.output_dir, "unet"), variant=f"ema{average.halflife:.0f}"
+            )
     if accelerator.is_main_process:
         grid = sample_grid(args, step)
         if grid.is_file():
@@ -640,7 +827,9 @@ def main():
             hardware=f"{world} × {hardware_name(device)}" if world > 1 else hardware_name(device),
             loss=f"{logs['loss']:.4g}" if logs else "not logged",
             halflife=min(ema.halflife, ema.rampup * images_seen),
-            base=BASE.format(name=base["base_model"], licence=base.get("license", "not stated")) if base else "",
+            base=BASE.format(name=base["base_model"], licence=base.get("license", "not stated"))
+            if base
+            else "",
             command=format_command("accelerate launch train_accelerate.py", sys.argv[1:]),
         )
         write_model_card(args.output_dir, whole, origin, **base, **({} if local else {"datasets": [source]}))

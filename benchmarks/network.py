@@ -1,9 +1,11 @@
 """
-Speed of the full-size NCSN++ against a plain transcription of its description, as ratios measured in one run:
+Speed of the full-size NCSN++ against a plain transcription of its description, as ratios measured
+in one run:
 
     python benchmarks/network.py
 
-The transcription computes the same outputs (checked) without fused operations: attention is two einsums around a softmax,
+The transcription computes the same outputs (checked) without fused operations: attention is two
+einsums around a softmax,
 resampling is a depthwise convolution, tensors are contiguous.
 """
 
@@ -25,7 +27,10 @@ PEAKS = {("H200", torch.bfloat16): 989e12, ("H100", torch.bfloat16): 989e12, ("A
 
 
 class Transcription:
-    """NCSN++ as a function of the state dict and of the noise embedding's input, part by part as it is described."""
+    """
+    NCSN++ as a function of the state dict and of the noise embedding's input, part by part as it is
+    described.
+    """
 
     def __init__(self, unet):
         self.state, self.names = dict(unet.state_dict(keep_vars=True)), [*unet.enc, *unet.dec]
@@ -34,7 +39,11 @@ class Transcription:
     def conv(self, name, x, up=False, down=False, fused=False):
         weight, bias = self.state.get(f"{name}.weight"), self.state.get(f"{name}.bias")
         if f"{name}.resample_filter" in self.state:
-            kernel = self.state[f"{name}.resample_filter"].to(x).repeat(x.shape[1] if not fused else len(weight), 1, 1, 1)
+            kernel = (
+                self.state[f"{name}.resample_filter"]
+                .to(x)
+                .repeat(x.shape[1] if not fused else len(weight), 1, 1, 1)
+            )
         if up:
             x = F.conv_transpose2d(x, kernel * 4, groups=x.shape[1], stride=2, padding=1)
         if down and not fused:
@@ -63,7 +72,9 @@ class Transcription:
             batch, channels, height, width = x.shape
             qkv = self.conv(f"{name}.qkv", self.norm(f"{name}.norm2", x))
             q, k, v = qkv.reshape(batch, channels, 3, height * width).unbind(2)
-            weights = torch.einsum("ncq,nck->nqk", q, k / math.sqrt(channels)).float().softmax(dim=2).to(q.dtype)
+            weights = (
+                torch.einsum("ncq,nck->nqk", q, k / math.sqrt(channels)).float().softmax(dim=2).to(q.dtype)
+            )
             a = torch.einsum("nqk,nck->ncq", weights, v).reshape(x.shape)
             x = (x + self.conv(f"{name}.proj", a)) * math.sqrt(0.5)
         return x
@@ -91,9 +102,13 @@ class Transcription:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch_size", type=int, help="images at a time (default: 16, or 256 on a GPU)")
-    parser.add_argument("--repeats", type=int, default=3, help="interleaved rounds, of which the median counts (default: 3)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="interleaved rounds, of which the median counts (default: 3)"
+    )
     parser.add_argument("--preset", default="cifar10-ncsnpp", help="network (default: %(default)s)")
     args = parser.parse_args()
 
@@ -106,7 +121,9 @@ def main():
             torch.nn.init.xavier_uniform_(parameter)
     x, c_noise = torch.randn(batch_size, 3, 32, 32, device=device), torch.zeros(batch_size, device=device)
     with torch.no_grad():
-        torch.testing.assert_close(Transcription(unet)(x, c_noise), unet(x, c_noise).sample, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(
+            Transcription(unet)(x, c_noise), unet(x, c_noise).sample, atol=1e-3, rtol=1e-3
+        )
 
     # What runs: our network and the transcription, in each type; a GPU compiles ours as well
     contenders = {}
@@ -121,7 +138,11 @@ def main():
         contenders[f"ours, {name}"] = (lambda x, t, model=ours: model(x, t).sample, fast, ours)
         if device == "cuda":
             compiled = torch.compile(ours, fullgraph=True)
-            contenders[f"ours compiled, {name}"] = (lambda x, t, model=compiled: model(x, t).sample, fast, ours)
+            contenders[f"ours compiled, {name}"] = (
+                lambda x, t, model=compiled: model(x, t).sample,
+                fast,
+                ours,
+            )
 
     def forward(model, image, module):
         with torch.no_grad():
@@ -138,7 +159,9 @@ def main():
     progress = tqdm(total=2 * len(contenders) * (args.repeats + 1), desc="Measuring", leave=False)
     for title, work, passes in (("forward", forward, 1), ("forward and backward", training, 3)):
         times = {name: [] for name in contenders}
-        for _ in range(args.repeats + 1):  # interleaved, so that all see the same machine; the first round warms up
+        for _ in range(
+            args.repeats + 1
+        ):  # interleaved, so that all see the same machine; the first round warms up
             for name, contender in contenders.items():
                 times[name].append(seconds(lambda contender=contender, work=work: work(*contender)))
                 progress.update()
@@ -149,7 +172,9 @@ def main():
                 continue
             same = median[f"transcription, {str(image.dtype).removeprefix('torch.')}"] / median[name]
             single = median["transcription, float32"] / median[name]
-            line = f"  {name:24} {same:5.2f} × the transcription in the same type, {single:5.2f} × it in float32"
+            line = (
+                f"  {name:24} {same:5.2f} × the transcription in the same type, {single:5.2f} × it in float32"
+            )
             peaks = [
                 p
                 for (gpu, t), p in PEAKS.items()

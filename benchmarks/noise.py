@@ -1,5 +1,6 @@
 """
-What the noise and the field target cost beside the operations they cannot do without, as ratios measured in one run:
+What the noise and the field target cost beside the operations they cannot do without, as ratios
+measured in one run:
 
     python benchmarks/noise.py
 """
@@ -21,7 +22,9 @@ def main():
     device = "cuda" if torch.cuda.is_available() else "cpu"
     large = (256, 3, 32, 32)
     gauss = median(lambda: torch.randn(large, device=device), 50)
-    print(f"Student-t noise / torch.randn, {large}: {median(lambda: sample_noise(large, 128, device=device), 50) / gauss:.3f}")
+    print(
+        f"Student-t noise / torch.randn, {large}: {median(lambda: sample_noise(large, 128, device=device), 50) / gauss:.3f}"
+    )
 
     samples, references = torch.randn(256, 3072, device=device), torch.randn(8192, 3072, device=device)
     wide_samples, wide_references = samples.double(), references.double()

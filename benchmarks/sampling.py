@@ -3,9 +3,10 @@ What sampling costs beyond the network's own calls, as ratios measured in one ru
 
     python benchmarks/sampling.py
 
-For the full-size NCSN++ at batch 16 and the bundled model at batch 64: the pipeline over the bare calls, the share of scheduler
-and noise, the peak of memory over that of the weights and one forward pass, diffusers' DDPMPipeline and a plain loop around its
-EDMEulerScheduler with as many calls, and the network in other settings over eager float32.
+For the full-size NCSN++ at batch 16 and the bundled model at batch 64: the pipeline over the bare
+calls, the share of scheduler and noise, the peak of memory over that of the weights and one forward
+pass, diffusers' DDPMPipeline and a plain loop around its EDMEulerScheduler with as many calls, and
+the network in other settings over eager float32.
 """
 
 import argparse
@@ -88,7 +89,9 @@ def measure(title, model, batch_size, steps, repeats):
             times[name].append(seconds(contender))
     print(f"{title}, batch {batch_size}, {calls} calls of the network, over the bare calls:")
     for name, values in times.items():
-        ratio = statistics.median(value / base for value, base in zip(values[1:], times["the bare calls"][1:]))
+        ratio = statistics.median(
+            value / base for value, base in zip(values[1:], times["the bare calls"][1:])
+        )
         print(f"  {name:34} {ratio:.3f}")
 
     # Scheduler and noise alone: the same steps around a network that costs nothing
@@ -97,10 +100,15 @@ def measure(title, model, batch_size, steps, repeats):
     draw = Stopwatch(pipe.scheduler.sample_noise)
     draw(shape, device=DEVICE)
     whole = seconds(ours)
-    print(f"  share of scheduler and noise       {(draw.total + sum(watch.total for watch in watches)) / whole:.2%}")
+    print(
+        f"  share of scheduler and noise       {(draw.total + sum(watch.total for watch in watches)) / whole:.2%}"
+    )
 
     command = [sys.executable, __file__, "--peak", title]
-    peaks = [int(subprocess.run([*command, what], capture_output=True, text=True, check=True).stdout) for what in ("1", "0")]
+    peaks = [
+        int(subprocess.run([*command, what], capture_output=True, text=True, check=True).stdout)
+        for what in ("1", "0")
+    ]
     print(f"  peak memory over one forward pass  {peaks[1] / peaks[0]:.3f}")
 
 
@@ -115,7 +123,11 @@ def peak(title, forward_only):
         pipe.unet(x.to(memory_format=torch.channels_last), torch.zeros((), device=DEVICE))
     else:
         pipe(batch_size, steps, output_type="latent")
-    print(torch.cuda.max_memory_allocated() if DEVICE == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(
+        torch.cuda.max_memory_allocated()
+        if DEVICE == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
 
 
 @torch.no_grad()
@@ -130,7 +142,9 @@ def settings(title, model, batch_size, repeats):
     ):
         unet = load(model).unet.to(dtype)
         config = unet.config
-        x = torch.randn(batch_size, config.in_channels, config.sample_size, config.sample_size, device=DEVICE, dtype=dtype)
+        x = torch.randn(
+            batch_size, config.in_channels, config.sample_size, config.sample_size, device=DEVICE, dtype=dtype
+        )
         x, t = x.to(memory_format=torch.channels_last), torch.zeros((), device=DEVICE)
         labels = torch.zeros(batch_size, dtype=torch.long, device=DEVICE) if config.label_dim else None
         run = torch.compile(unet, fullgraph=True) if compiled else unet
@@ -141,13 +155,21 @@ def settings(title, model, batch_size, repeats):
             times[name].append(seconds(call))
     print(f"{title}, batch {batch_size}, speed of a call over eager float32:")
     for name, values in times.items():
-        rate = f", {batch_size / statistics.median(values[2:]):,.0f} images a second" if DEVICE == "cuda" else ""
-        print(f"  {name:34} {statistics.median(times['float32'][2:]) / statistics.median(values[2:]):.2f}{rate}")
+        rate = (
+            f", {batch_size / statistics.median(values[2:]):,.0f} images a second" if DEVICE == "cuda" else ""
+        )
+        print(
+            f"  {name:34} {statistics.median(times['float32'][2:]) / statistics.median(values[2:]):.2f}{rate}"
+        )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="rounds, of which the median counts (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="rounds, of which the median counts (default: %(default)s)"
+    )
     parser.add_argument("--peak", nargs=2, metavar=("CASE", "FORWARD"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:

@@ -1,13 +1,14 @@
 """
-What a visitor of the Space waits for, and fifty visitors at once, two of them hostile: nobody else gets an error or another's
-picture, and memory stays bounded.
+What a visitor of the Space waits for, and fifty visitors at once, two of them hostile: nobody else
+gets an error or another's picture, and memory stays bounded.
 
     python benchmarks/space.py
 
-Starts the Space, draws the default 16 images in a browser, and gives each time as a share of what a visitor may have to wait.
-Then each visitor draws with a seed of its own, several times over, and what each got is compared with what it gets alone: first
-among themselves, then while one client posts the largest jobs there are and another one garbage, as fast as they are answered.
-All is sent to 127.0.0.1; the Space is told to believe the address that each visitor writes.
+Starts the Space, draws the default 16 images in a browser, and gives each time as a share of what a
+visitor may have to wait. Then each visitor draws with a seed of its own, several times over, and
+what each got is compared with what it gets alone: first among themselves, then while one client
+posts the largest jobs there are and another one garbage, as fast as they are answered. All is sent
+to 127.0.0.1; the Space is told to believe the address that each visitor writes.
 """
 
 import argparse
@@ -33,10 +34,14 @@ PATIENCE = {"first paint": 2.0, "first picture": 2.0, "16 images, 18 steps": 15.
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--visitors", type=int, default=50, help="two of them hostile (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="drawings per visitor (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=2, help="steps of Heun per drawing (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=2, help="steps of Heun per drawing (default: %(default)s)"
+    )
     parser.add_argument("--port", type=int, default=7870)
     parser.add_argument("--browser", default="/usr/bin/chromium")
     args = parser.parse_args()
@@ -133,7 +138,10 @@ class Flood(Hostile):
 
 
 class Garbage(Hostile):
-    """Uploads files, sends bodies that are too large or no JSON, and events that do not exist or lack what they need."""
+    """
+    Uploads files, sends bodies that are too large or no JSON, and events that do not exist or lack
+    what they need.
+    """
 
     def send(self, number):
         requests = [
@@ -149,12 +157,17 @@ class Garbage(Hostile):
 
 
 def draw_together(args, clients, alone, process):
-    """Lets all visitors draw at once, round after round; gives the time of a round and the most memory of each."""
+    """
+    Lets all visitors draw at once, round after round; gives the time of a round and the most memory
+    of each.
+    """
     start = time.perf_counter()
     peaks = []
     with ThreadPoolExecutor(len(clients)) as pool:
         for _ in range(args.rounds):
-            jobs = [pool.submit(draw, client, 100 * visitor, args.steps) for visitor, client in enumerate(clients)]
+            jobs = [
+                pool.submit(draw, client, 100 * visitor, args.steps) for visitor, client in enumerate(clients)
+            ]
             peaks.append(process.memory_info().rss)
             while not all(job.done() for job in jobs):
                 peaks[-1] = max(peaks[-1], process.memory_info().rss)
@@ -180,7 +193,9 @@ def measure(args, server, address):
     process = psutil.Process(server.pid)
     memory = process.memory_info().rss
     together, peaks = draw_together(args, clients, alone, process)
-    print(f"{count} visitors, {args.rounds} drawings each: every picture was the visitor's own, and nobody got an error.")
+    print(
+        f"{count} visitors, {args.rounds} drawings each: every picture was the visitor's own, and nobody got an error."
+    )
     print(f"Time together / one after the other: {together / one:.2f}.")
     calm = [time_page(address) for _ in range(10)]
 
@@ -196,12 +211,16 @@ def measure(args, server, address):
             each.stopped.set()
         for thread in threads:
             thread.join()
-    print("The same with two hostile visitors beside them: every picture was the visitor's own, and nobody got an error.")
+    print(
+        "The same with two hostile visitors beside them: every picture was the visitor's own, and nobody got an error."
+    )
     print(f"Time with the hostile two / without: {under_fire / together:.2f}.")
     print(f"The page loads, with them / without: {statistics.median(fire) / statistics.median(calm):.2f}.")
     taken = [each.answers[200] / each.answers.total() for each in hostile]
     print(f"Of their requests were taken: {taken[0]:.3f} of the large jobs, {taken[1]:.3f} of the garbage.")
-    print(f"Memory at most / before, round after round: {', '.join(f'{peak / memory:.2f}' for peak in [*peaks, *more])}.")
+    print(
+        f"Memory at most / before, round after round: {', '.join(f'{peak / memory:.2f}' for peak in [*peaks, *more])}."
+    )
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ What a training step costs beyond the network, as ratios measured in one run:
     python benchmarks/training.py                             # NCSN++ of CIFAR-10 at batch 64
     python benchmarks/training.py --preset fashion-mnist-small --channels 1
 
-The step is that of train_accelerate.py, part by part; the bare step is forward, backward and Adam on the same network, and
-diffusers' is its loop for unconditional images, written plainly. Under `torchrun --nproc_per_node 2` it prints the speed of the
-processes together over that of one alone as well.
+The step is that of train_accelerate.py, part by part; the bare step is forward, backward and Adam
+on the same network, and diffusers' is its loop for unconditional images, written plainly. Under
+`torchrun --nproc_per_node 2` it prints the speed of the processes together over that of one alone
+as well.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from pipeline_pfgmpp.training import (
     ImageDataset,
     LossMeter,
     PFGMPPLoss,
-    derived_seed,
+    derive_seed,
     prefetch,
     replace_nonfinite_gradients,
 )
@@ -55,7 +56,7 @@ class Ours:
         self.images = next(self.batches)[0]["images"].to(self.accelerator.device, torch.float32) / 127.5 - 1
 
     def draw(self):
-        self.rng.manual_seed(derived_seed(0, self.steps))
+        self.rng.manual_seed(derive_seed(0, self.steps))
         self.perturbation = self.loss.draw(self.shape, self.rng, self.accelerator.device)[self.part]
 
     def loss_only(self):
@@ -98,7 +99,10 @@ def bare_step(ours):
 
 
 def diffusers_step(ours):
-    """The loop of diffusers for unconditional images: images one by one, DDPM noise, error of the noise, its average."""
+    """
+    The loop of diffusers for unconditional images: images one by one, DDPM noise, error of the
+    noise, its average.
+    """
     accelerator, scheduler = ours.accelerator, DDPMScheduler()
     pixels = [torch.randint(0, 256, ours.shape[1:], dtype=torch.uint8) for _ in range(1000)]
     loader = torch.utils.data.DataLoader(pixels, ours.batch_size, shuffle=True, collate_fn=lambda items: torch.stack(
@@ -122,20 +126,31 @@ def diffusers_step(ours):
 
 
 def beta_noise(shape, D, rng):
-    """Noise as it is published: the radius from NumPy's Beta, the direction from a Gaussian, copied to the device."""
+    """
+    Noise as it is published: the radius from NumPy's Beta, the direction from a Gaussian, copied to
+    the device.
+    """
     dims = int(np.prod(shape[1:]))
     inverse = rng.beta(dims / 2, D / 2, shape[0])
     radius = np.sqrt(D * inverse / (1 - inverse))
     gauss = rng.standard_normal((shape[0], dims))
-    return torch.from_numpy(radius[:, None] * gauss / np.linalg.norm(gauss, axis=1, keepdims=True)).float().view(shape)
+    return (
+        torch.from_numpy(radius[:, None] * gauss / np.linalg.norm(gauss, axis=1, keepdims=True))
+        .float()
+        .view(shape)
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="cifar10-ncsnpp", choices=sorted(RECIPES))
     parser.add_argument("--channels", type=int, default=3)
     parser.add_argument("--batch_size", type=int, default=64, help="images a process (default: 64)")
-    parser.add_argument("--repeats", type=int, default=3, help="interleaved rounds, of which the median counts (default: 3)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="interleaved rounds, of which the median counts (default: 3)"
+    )
     args = parser.parse_args()
 
     accelerator = Accelerator()
@@ -146,8 +161,13 @@ def main():
     for name in ("data", "draw", "loss_only", "gradients", "adam", "average"):
         contenders[name] = getattr(ours, name)
     times = {name: [] for name in contenders}
-    for _ in tqdm(range(args.repeats + 1), desc="Measuring", leave=False, disable=not accelerator.is_main_process):
-        for name, contender in contenders.items():  # interleaved, so that all see the same machine; the first warms up
+    for _ in tqdm(
+        range(args.repeats + 1), desc="Measuring", leave=False, disable=not accelerator.is_main_process
+    ):
+        for (
+            name,
+            contender,
+        ) in contenders.items():  # interleaved, so that all see the same machine; the first warms up
             if name == "gradients":
                 ours.network()
             accelerator.wait_for_everyone()
@@ -164,8 +184,12 @@ def main():
             print(f"  share of {title}: {median[name] / median['ours']:.2%}")
         shape, rng = (512, 3, 32, 32), np.random.default_rng(0)
         generator = torch.Generator(accelerator.device).manual_seed(0)
-        slow = statistics.median(seconds(lambda: beta_noise(shape, 2048, rng).to(accelerator.device)) for _ in range(7))
-        fast = statistics.median(seconds(lambda: sample_noise(shape, 2048, generator, accelerator.device)) for _ in range(7))
+        slow = statistics.median(
+            seconds(lambda: beta_noise(shape, 2048, rng).to(accelerator.device)) for _ in range(7)
+        )
+        fast = statistics.median(
+            seconds(lambda: sample_noise(shape, 2048, generator, accelerator.device)) for _ in range(7)
+        )
         print(f"noise of 512 × 3,072: {slow / fast:.1f} × as fast as NumPy's Beta and a copy")
     if accelerator.num_processes > 1:
         # the same images a process, alone and together

@@ -1,8 +1,9 @@
 """
-PFGM++ for the Hugging Face ecosystem: noise, scheduler, networks and pipeline for any augmented dimension D.
+PFGM++ for the Hugging Face ecosystem: noise, scheduler, networks and pipeline for any augmented
+dimension D.
 
-Importing the package registers its classes with diffusers and loads none of them: each is loaded when it is first asked for, so
-that the command line can answer at once.
+Importing the package registers its classes with diffusers and loads none of them: each is loaded
+when it is first asked for, so that the command line can answer at once.
 """
 
 import importlib
@@ -14,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .empirical_denoiser import EmpiricalDenoiser
-    from .noise import field_target, interpolate_noise, log_density, posterior_weights, sample_noise, sample_noise_given
+    from .noise import (
+        field_target,
+        interpolate_noise,
+        log_density,
+        posterior_weights,
+        sample_noise,
+        sample_noise_given,
+    )
     from .pipeline_pfgmpp import PFGMPPPipeline
     from .scheduling_pfgmpp import PFGMPPScheduler
     from .unet_ddpm import DDPMUNet2DModel
@@ -54,8 +62,9 @@ def __getattr__(name: str) -> Any:
 
 def _register_classes() -> None:
     """
-    Lets `DiffusionPipeline.from_pretrained` find the classes: it looks up a pipeline's in `diffusers` and its components' in a
-    module of `diffusers.pipelines`. LOADABLE_CLASSES makes `save_pretrained` write that module's name into model_index.json.
+    Lets `DiffusionPipeline.from_pretrained` find the classes: it looks up a pipeline's in
+    `diffusers` and its components' in a module of `diffusers.pipelines`. LOADABLE_CLASSES makes
+    `save_pretrained` write that module's name into model_index.json.
     """
     import diffusers
     from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES

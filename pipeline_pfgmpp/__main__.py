@@ -1,6 +1,6 @@
 """`python -m pipeline_pfgmpp` is `pfgmpp`."""
 
-from .cli import main
+from .commands import main
 
 
 main()

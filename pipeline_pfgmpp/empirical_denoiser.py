@@ -1,5 +1,7 @@
 # Copyright 2026 The pipeline_pfgmpp authors. Licensed under the Apache License, Version 2.0.
-"""The exact denoiser over a data set: no network, an oracle for tests and for pictures of field lines."""
+"""
+The exact denoiser over a data set: no network, an oracle for tests and for pictures of field lines.
+"""
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -11,14 +13,16 @@ from .noise import field_target
 
 class EmpiricalDenoiser(ModelMixin, ConfigMixin):
     r"""
-    The posterior mean $\mathbb{E}[y \mid x, \sigma]$ over a data set, standing where a network stands in the pipeline.
+    The posterior mean $\mathbb{E}[y \mid x, \sigma]$ over a data set, standing where a network
+    stands in the pipeline.
 
-    It is the field of the data's own charges: following its lines leads back to the data, each point with equal probability.
-    It works at every D; `pipe(D=...)` chooses one.
+    It is the field of the data's own charges: following its lines leads back to the data, each
+    point with equal probability. It works at every D; `pipe(D=...)` chooses one.
 
     Args:
         data (`torch.Tensor` of shape `(M, C, H, W)`): The data set, in [-1, 1].
-        sigma_data (`float`, defaults to 0.5): The scheduler's `sigma_data`, since the preconditioning must cancel.
+        sigma_data (`float`, defaults to 0.5): The scheduler's `sigma_data`, since the
+            preconditioning must cancel.
 
     Raises:
         ValueError: `data` is of another shape.
@@ -30,9 +34,14 @@ class EmpiricalDenoiser(ModelMixin, ConfigMixin):
     def __init__(self, data: torch.Tensor, sigma_data: float = 0.5):
         super().__init__()
         if data.ndim != 4 or not len(data):
-            raise ValueError(f"`data` must be of shape (M, C, H, W) with M > 0, but is of shape {tuple(data.shape)}.")
+            raise ValueError(
+                f"`data` must be of shape (M, C, H, W) with M > 0, but is of shape {tuple(data.shape)}."
+            )
         self.register_to_config(
-            sample_size=tuple(data.shape[2:]), in_channels=data.shape[1], sigma_data=sigma_data, d_conditioning=True
+            sample_size=tuple(data.shape[2:]),
+            in_channels=data.shape[1],
+            sigma_data=sigma_data,
+            d_conditioning=True,
         )
         self.register_buffer("data", data)
 

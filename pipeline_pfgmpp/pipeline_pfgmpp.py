@@ -33,10 +33,12 @@ class PFGMPPLikelihoodOutput(BaseOutput):
     Output of [`PFGMPPPipeline.log_likelihood`].
 
     Args:
-        log_likelihood (`torch.Tensor` of shape `(batch,)`): Log-density of the images in [-1, 1]^N, in nats.
-        bits_per_dim (`torch.Tensor` of shape `(batch,)`): Bits per dimension of the images at 256 levels.
-        standard_error (`torch.Tensor` of shape `(batch,)`): Standard error of `log_likelihood`, in nats, over the repeats; NaN
-            for a single one.
+        log_likelihood (`torch.Tensor` of shape `(batch,)`): Log-density of the images in [-1, 1]^N,
+            in nats.
+        bits_per_dim (`torch.Tensor` of shape `(batch,)`): Bits per dimension of the images at 256
+            levels.
+        standard_error (`torch.Tensor` of shape `(batch,)`): Standard error of `log_likelihood`, in
+            nats, over the repeats; NaN for a single one.
     """
 
     log_likelihood: torch.Tensor
@@ -46,13 +48,14 @@ class PFGMPPLikelihoodOutput(BaseOutput):
 
 class PFGMPPPipeline(DiffusionPipeline):
     r"""
-    Generates images by following the field lines of PFGM++ (https://huggingface.co/papers/2302.04265) from the prior home.
+    Generates images by following the field lines of PFGM++
+    (https://huggingface.co/papers/2302.04265) from the prior home.
 
     Args:
-        unet ([`PFGMPPUNet2DModel`], [`~diffusers.UNet2DModel`] or [`EmpiricalDenoiser`]): The network, trained with EDM's
-            preconditioning: it sees c_in * x and c_noise.
-        scheduler ([`PFGMPPScheduler`]): Owns D, the noise levels and the solver. diffusers' EDM schedulers made from its
-            config do as well.
+        unet ([`PFGMPPUNet2DModel`], [`~diffusers.UNet2DModel`] or [`EmpiricalDenoiser`]): The
+            network, trained with EDM's preconditioning: it sees c_in * x and c_noise.
+        scheduler ([`PFGMPPScheduler`]): Owns D, the noise levels and the solver. diffusers' EDM
+            schedulers made from its config do as well.
         guidance_unet (`ModelMixin`, *optional*): A weaker network of the same task for autoguidance
             (https://huggingface.co/papers/2406.02507).
         id2label (`dict[int, str]`, *optional*): Names of the classes, for people.
@@ -76,7 +79,9 @@ class PFGMPPPipeline(DiffusionPipeline):
             )
         sigma_data = scheduler.config.sigma_data
         if unet.config.get("sigma_data", sigma_data) != sigma_data:
-            raise ValueError(f"`sigma_data` is {unet.config.sigma_data} in the network but {sigma_data} in the scheduler.")
+            raise ValueError(
+                f"`sigma_data` is {unet.config.sigma_data} in the network but {sigma_data} in the scheduler."
+            )
         if guidance_unet is not None:
             for name in ("sample_size", "in_channels"):
                 if guidance_unet.config[name] != unet.config[name]:
@@ -84,14 +89,17 @@ class PFGMPPPipeline(DiffusionPipeline):
                         f"`{name}` is {guidance_unet.config[name]} in `guidance_unet` but {unet.config[name]} in `unet`."
                     )
         self.register_modules(unet=unet, scheduler=scheduler, guidance_unet=guidance_unet)
-        self.register_to_config(id2label=id2label and {str(number): name for number, name in id2label.items()})  # as in JSON
+        self.register_to_config(
+            id2label=id2label and {str(number): name for number, name in id2label.items()}
+        )  # as in JSON
         self._interrupt = False
         self._warned_of_range = False
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """
-        Saves the pipeline as diffusers does, and with it the source files that load it where only diffusers is installed:
-        `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)`.
+        Saves the pipeline as diffusers does, and with it the source files that load it where only
+        diffusers is installed: `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder,
+        trust_remote_code=True)`.
 
         Args:
             save_directory (`str` or `os.PathLike`): The folder.
@@ -100,20 +108,27 @@ class PFGMPPPipeline(DiffusionPipeline):
         self.write_code(save_directory)
         written = [Path(save_directory, "model_index.json")]
         for name in self.components:
-            written += [path for kind in ("json", "safetensors") for path in Path(save_directory, name).glob(f"*.{kind}")]
+            written += [
+                path
+                for kind in ("json", "safetensors")
+                for path in Path(save_directory, name).glob(f"*.{kind}")
+            ]
         for path in written:
             if path.is_symlink():  # is replaced: what it leads to, such as the Hub's cache, stays as it was
                 path.unlink()
         super().save_pretrained(save_directory, *args, **kwargs)
         for path in [Path(save_directory, "model_index.json"), *Path(save_directory).glob("*/*config.json")]:
             entries = json.loads(path.read_text(encoding="utf-8"))
-            if entries.pop("_name_or_path", None):  # where the pipeline came from may be a folder of this machine
+            if entries.pop(
+                "_name_or_path", None
+            ):  # where the pipeline came from may be a folder of this machine
                 path.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def write_code(self, folder: str | os.PathLike) -> list[Path]:
         """
-        Writes the source files of the pipeline and of its components, with the modules that they import, as diffusers looks for
-        them: `pipeline.py`, and in a component's folder the library that `model_index.json` names.
+        Writes the source files of the pipeline and of its components, with the modules that they
+        import, as diffusers looks for them: `pipeline.py`, and in a component's folder the library
+        that `model_index.json` names.
 
         Args:
             folder (`str` or `os.PathLike`): The pipeline's folder.
@@ -124,7 +139,10 @@ class PFGMPPPipeline(DiffusionPipeline):
         components = {}
         for name, component in self.components.items():
             library, _ = self.config[name]
-            components[name] = (library, type(getattr(component, "_orig_mod", component)))  # not torch.compile's wrapper
+            components[name] = (
+                library,
+                type(getattr(component, "_orig_mod", component)),
+            )  # not torch.compile's wrapper
         files = list_code(components)
         for name, source in files.items():
             _copy_file(source, Path(folder, name))
@@ -138,7 +156,10 @@ class PFGMPPPipeline(DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """Whether a callback has set `pipe._interrupt = True`, which stops sampling after the current call of the network."""
+        """
+        Whether a callback has set `pipe._interrupt = True`, which stops sampling after the current
+        call of the network.
+        """
         return self._interrupt
 
     @torch.no_grad()
@@ -165,36 +186,47 @@ class PFGMPPPipeline(DiffusionPipeline):
         r"""
         Args:
             batch_size (`int`, defaults to 1): Number of images; with `latents` it is theirs.
-            num_inference_steps (`int`, defaults to 18): Number n of steps; Heun calls the network 2n - 1 times, others n times.
-            D (`float`, *optional*): Augmented dimension for a network conditioned on D, `inf` for infinity; None is the
-                scheduler's. A network trained at one D takes no other. Outside the range that the scheduler's `D_range` states
-                it warns once.
-            class_labels (`int`, `list[int]` or `torch.Tensor`, *optional*): Class of all images or of each. None draws classes
-                with `generator` when the network is conditional.
-            guidance_scale (`float`, defaults to 1.0): The w in F_guide + w (F - F_guide); 1 is none. F_guide is that of
-                `guidance_unet` where there is one (autoguidance), else of the network without a class (classifier-free
-                guidance, for networks trained with label dropout).
-            generator (`torch.Generator` or a list of them, *optional*): Makes generation deterministic. With a list, one an
-                image, image i depends on generator i alone.
-            latents (`torch.Tensor` of shape `(batch, channels, height, width)`, *optional*): Unit noise to start from, as from
-                [`PFGMPPScheduler.sample_noise`]; the pipeline multiplies it by `init_noise_sigma`.
-            output_type (`str`, defaults to `"pil"`): `"pil"`; `"np"` of shape (batch, height, width, channels) in [0, 1];
-                `"pt"` of shape (batch, channels, height, width) in [0, 1]; `"latent"`, the sample itself in about [-1, 1].
-            return_dict (`bool`, defaults to `True`): Whether to return an `ImagePipelineOutput` or a tuple.
-            callback_on_step_end (`Callable`, *optional*): Called as `callback(pipe, step, timestep, tensors)` after each call
-                of the network; `latents` that it returns replace the pipeline's.
-            callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["latents"]`): Which tensors it is given: "latents",
-                the sample, and "pred_original_sample", the denoised image so far.
-            sigmas (`list[float]`, *optional*): The noise levels of the steps, falling and positive, in place of
-                `num_inference_steps`.
-            guidance_interval (`tuple[float, float]`, defaults to `(0, inf)`): Least and largest sigma that are guided
-                (https://huggingface.co/papers/2404.07724); elsewhere the network is called alone.
-            image (`PIL.Image.Image`, list of them, `np.ndarray` or `torch.Tensor`, *optional*): Images to start from, or with
-                `mask_image` to keep in part: PIL, integers in [0, 255] or floats in [-1, 1]; arrays are (batch, height, width,
-                channels), tensors (batch, channels, height, width). One image serves the whole batch.
-            strength (`float`, defaults to 1.0): How far `image` is perturbed, in (0, 1]: the share of the steps that are taken.
-            mask_image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`, *optional*): Where to paint anew: what is brighter
-                than the middle (True in a mask of booleans); the rest of `image` is kept.
+            num_inference_steps (`int`, defaults to 18): Number n of steps; Heun calls the network
+                2n - 1 times, others n times.
+            D (`float`, *optional*): Augmented dimension for a network conditioned on D, `inf` for
+                infinity; None is the scheduler's. A network trained at one D takes no other.
+                Outside the range that the scheduler's `D_range` states it warns once.
+            class_labels (`int`, `list[int]` or `torch.Tensor`, *optional*): Class of all images or
+                of each. None draws classes with `generator` when the network is conditional.
+            guidance_scale (`float`, defaults to 1.0): The w in F_guide + w (F - F_guide); 1 is
+                none. F_guide is that of `guidance_unet` where there is one (autoguidance), else of
+                the network without a class (classifier-free guidance, for networks trained with
+                label dropout).
+            generator (`torch.Generator` or a list of them, *optional*): Makes generation
+                deterministic. With a list, one an image, image i depends on generator i alone.
+            latents (`torch.Tensor` of shape `(batch, channels, height, width)`, *optional*): Unit
+                noise to start from, as from [`PFGMPPScheduler.sample_noise`]; the pipeline
+                multiplies it by `init_noise_sigma`.
+            output_type (`str`, defaults to `"pil"`): `"pil"`; `"np"` of shape (batch, height,
+                width, channels) in [0, 1]; `"pt"` of shape (batch, channels, height, width) in [0,
+                1]; `"latent"`, the sample itself in about [-1, 1].
+            return_dict (`bool`, defaults to `True`): Whether to return an `ImagePipelineOutput` or
+                a tuple.
+            callback_on_step_end (`Callable`, *optional*): Called as `callback(pipe, step, timestep,
+                tensors)` after each call of the network; `latents` that it returns replace the
+                pipeline's.
+            callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["latents"]`): Which
+                tensors it is given: "latents", the sample, and "pred_original_sample", the denoised
+                image so far.
+            sigmas (`list[float]`, *optional*): The noise levels of the steps, falling and positive,
+                in place of `num_inference_steps`.
+            guidance_interval (`tuple[float, float]`, defaults to `(0, inf)`): Least and largest
+                sigma that are guided (https://huggingface.co/papers/2404.07724); elsewhere the
+                network is called alone.
+            image (`PIL.Image.Image`, list of them, `np.ndarray` or `torch.Tensor`, *optional*):
+                Images to start from, or with `mask_image` to keep in part: PIL, integers in [0,
+                255] or floats in [-1, 1]; arrays are (batch, height, width, channels), tensors
+                (batch, channels, height, width). One image serves the whole batch.
+            strength (`float`, defaults to 1.0): How far `image` is perturbed, in (0, 1]: the share
+                of the steps that are taken.
+            mask_image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`, *optional*): Where to
+                paint anew: what is brighter than the middle (True in a mask of booleans); the rest
+                of `image` is kept.
             temperature (`float`, defaults to 1.0): Factor on the norm of the prior's samples
                 (https://huggingface.co/papers/2209.11178, sec. 4); below 1 less varied.
 
@@ -241,7 +273,9 @@ class PFGMPPPipeline(DiffusionPipeline):
 
         # 2. Choose the noise levels
         device = self._execution_device
-        dtype = torch.promote_types(self.unet.dtype, torch.float32)  # the state stays exact where the network is half
+        dtype = torch.promote_types(
+            self.unet.dtype, torch.float32
+        )  # the state stays exact where the network is half
         scheduler = self.scheduler
         takes_d = "D" in inspect.signature(scheduler.step).parameters  # ours does, those of diffusers do not
         if sigmas is None:
@@ -249,7 +283,9 @@ class PFGMPPPipeline(DiffusionPipeline):
         elif takes_d:
             scheduler.set_timesteps(sigmas=sigmas, device=device)
         else:
-            raise ValueError(f"`sigmas` are for a PFGMPPScheduler, but `scheduler` is {type(scheduler).__name__}.")
+            raise ValueError(
+                f"`sigmas` are for a PFGMPPScheduler, but `scheduler` is {type(scheduler).__name__}."
+            )
         steps = -(-len(scheduler.timesteps) // scheduler.order)
         begin = min(math.floor((1 - strength) * steps + 1e-9), steps - 1) * scheduler.order
         scheduler.set_begin_index(begin)
@@ -262,7 +298,10 @@ class PFGMPPPipeline(DiffusionPipeline):
             latents = sample_noise(shape, D, generator, device, dtype, scheduler.config.get("max_noise_norm"))
         elif latents.ndim != 4 or latents.shape[1] != config.in_channels:
             raise ValueError(f"`latents` must be of shape {shape}, but are {tuple(latents.shape)}.")
-        conditioning = {"class_labels": self._prepare_class_labels(class_labels, batch_size, generator, device), "D": D}
+        conditioning = {
+            "class_labels": self._prepare_class_labels(class_labels, batch_size, generator, device),
+            "D": D,
+        }
         noise = latents.to(device, dtype) * temperature
         mask = None
         if image is None:
@@ -270,7 +309,9 @@ class PFGMPPPipeline(DiffusionPipeline):
         else:
             image = image.to(device, dtype)
             if image.shape[2:] != noise.shape[2:]:
-                raise ValueError(f"`image` is of size {tuple(image.shape[2:])}, but `latents` of {tuple(noise.shape[2:])}.")
+                raise ValueError(
+                    f"`image` is of size {tuple(image.shape[2:])}, but `latents` of {tuple(noise.shape[2:])}."
+                )
             mask = None if mask_image is None else self._prepare_mask(mask_image, image)
             start = image if mask is None or strength < 1 else image.new_zeros(())
             latents = start + sigma * noise
@@ -289,7 +330,9 @@ class PFGMPPPipeline(DiffusionPipeline):
             if "pred_original_sample" in callback_on_step_end_tensor_inputs:
                 sigma = scheduler.sigmas[scheduler.step_index]
                 tensors["pred_original_sample"] = scheduler.precondition_outputs(latents, model_output, sigma)
-            latents = scheduler.step(model_output, t, latents, generator=generator, return_dict=False, **step_kwargs)[0]
+            latents = scheduler.step(
+                model_output, t, latents, generator=generator, return_dict=False, **step_kwargs
+            )[0]
             if callback_on_step_end is not None:
                 if "latents" in callback_on_step_end_tensor_inputs:
                     tensors["latents"] = latents
@@ -319,13 +362,17 @@ class PFGMPPPipeline(DiffusionPipeline):
         r"""
         Follows the field lines of images back to the prior, by Heun's method.
 
-        `pipe(latents=pipe.invert(images), ...)` with the same steps and classes returns the images, up to the solver's error.
+        `pipe(latents=pipe.invert(images), ...)` with the same steps and classes returns the images,
+            up to the solver's error.
 
         Args:
-            images (`PIL.Image.Image`, list of them, `np.ndarray` or `torch.Tensor`): Images as in [`__call__`]'s `image`.
-            num_inference_steps (`int`, defaults to 64): Number n of noise levels; the network is called 2n - 2 times.
+            images (`PIL.Image.Image`, list of them, `np.ndarray` or `torch.Tensor`): Images as in
+                [`__call__`]'s `image`.
+            num_inference_steps (`int`, defaults to 64): Number n of noise levels; the network is
+                called 2n - 2 times.
             D (`float`, *optional*): As in [`__call__`].
-            class_labels (`int`, `list[int]` or `torch.Tensor`, *optional*): Classes of the images; None is no class.
+            class_labels (`int`, `list[int]` or `torch.Tensor`, *optional*): Classes of the images;
+                None is no class.
 
         Returns:
             `torch.Tensor` of shape `(batch, channels, height, width)`: Unit latents.
@@ -352,21 +399,28 @@ class PFGMPPPipeline(DiffusionPipeline):
     ) -> PFGMPPLikelihoodOutput:
         r"""
         Likelihood of images by the instantaneous change of variables along their field lines
-        (https://huggingface.co/papers/1810.01367), exact for every D since $p(x)$ at $\sigma_{max}$ is the Student-t prior:
+        (https://huggingface.co/papers/1810.01367), exact for every D since $p(x)$ at $\sigma_{max}$
+        is the Student-t prior:
 
         $$\log p(x_{\sigma_{min}}) = \log p_{prior}(x_{\sigma_{max}})
-          + \int_{\sigma_{min}}^{\sigma_{max}} \frac{N - \mathrm{tr}\,\partial F / \partial x}{\sigma}\, d\sigma.$$
+          + \int_{\sigma_{min}}^{\sigma_{max}} \frac{N - \mathrm{tr}\,\partial F / \partial
+          x}{\sigma}\, d\sigma.$$
 
         Args:
-            images (`PIL.Image.Image`, list of them, `np.ndarray` or `torch.Tensor`): Images as in [`__call__`]'s `image`.
-            num_inference_steps (`int`, defaults to 64): Number n of noise levels; the network is differentiated 2n - 2 times.
+            images (`PIL.Image.Image`, list of them, `np.ndarray` or `torch.Tensor`): Images as in
+                [`__call__`]'s `image`.
+            num_inference_steps (`int`, defaults to 64): Number n of noise levels; the network is
+                differentiated 2n - 2 times.
             D (`float`, *optional*): As in [`__call__`].
-            class_labels (`int`, `list[int]` or `torch.Tensor`, *optional*): Classes of the images; None is no class.
-            trace (`str`, defaults to `"hutchinson"`): `"hutchinson"`, an unbiased estimate from one random direction, or
-                `"exact"`, which differentiates once a dimension.
-            num_repeats (`int`, defaults to 1): How often all is repeated with other random numbers, for the mean and its error.
-            dequantize (`bool`, defaults to `True`): Whether to spread each of the 256 levels uniformly over its width, 2 / 255,
-                so that the density bounds the probability of the levels.
+            class_labels (`int`, `list[int]` or `torch.Tensor`, *optional*): Classes of the images;
+                None is no class.
+            trace (`str`, defaults to `"hutchinson"`): `"hutchinson"`, an unbiased estimate from one
+                random direction, or `"exact"`, which differentiates once a dimension.
+            num_repeats (`int`, defaults to 1): How often all is repeated with other random numbers,
+                for the mean and its error.
+            dequantize (`bool`, defaults to `True`): Whether to spread each of the 256 levels
+                uniformly over its width, 2 / 255, so that the density bounds the probability of the
+                levels.
             generator (`torch.Generator`, *optional*): Source of dequantisation and directions.
 
         Returns:
@@ -391,7 +445,9 @@ class PFGMPPPipeline(DiffusionPipeline):
                 probes = torch.eye(x[0].numel(), device=x.device, dtype=x.dtype).view(-1, 1, *x.shape[1:])
             else:
                 probes = (torch.randint(2, (1, *x.shape), **random) * 2 - 1).to(x.device)
-            volume = torch.zeros(len(x), device=x.device, dtype=torch.float64 if x.device.type != "mps" else torch.float32)
+            volume = torch.zeros(
+                len(x), device=x.device, dtype=torch.float64 if x.device.type != "mps" else torch.float32
+            )
             divergences = []
             for index, t in enumerate(self.progress_bar(scheduler.timesteps)):
                 sigma = scheduler.sigmas[index]
@@ -401,11 +457,17 @@ class PFGMPPPipeline(DiffusionPipeline):
                     denoised = scheduler.precondition_outputs(x, model_output, sigma)
                     divergence = x.new_full((len(x),), x[0].numel())
                     for k, probe in enumerate(probes):
-                        (gradient,) = torch.autograd.grad((denoised * probe).sum(), x, retain_graph=k + 1 < len(probes))
+                        (gradient,) = torch.autograd.grad(
+                            (denoised * probe).sum(), x, retain_graph=k + 1 < len(probes)
+                        )
                         divergence = divergence - (gradient * probe).flatten(1).sum(1)
                 divergences.append(divergence)
-                if len(divergences) == 2:  # the trapezoid that goes with Heun's step; in ln(sigma) the integrand is bounded
-                    volume += (sigma / scheduler.sigmas[index - 1]).log() * (divergences[0] + divergences[1]) / 2
+                if (
+                    len(divergences) == 2
+                ):  # the trapezoid that goes with Heun's step; in ln(sigma) the integrand is bounded
+                    volume += (
+                        (sigma / scheduler.sigmas[index - 1]).log() * (divergences[0] + divergences[1]) / 2
+                    )
                     divergences = []
                 x = scheduler.step(model_output.detach(), t, x.detach(), return_dict=False)[0]
             draws.append(log_density(x, D, scheduler.sigmas[-1]).to(volume) + volume)
@@ -415,11 +477,18 @@ class PFGMPPPipeline(DiffusionPipeline):
         return PFGMPPLikelihoodOutput(
             log_likelihood=mean,
             bits_per_dim=math.log2(127.5) - mean / (dims * math.log(2)),
-            standard_error=draws.std(0) / math.sqrt(num_repeats) if num_repeats > 1 else torch.full_like(mean, math.nan),
+            standard_error=draws.std(0) / math.sqrt(num_repeats)
+            if num_repeats > 1
+            else torch.full_like(mean, math.nan),
         )
 
-    def _call_unet(self, scheduler, latents, t, conditioning, guidance_scale=1.0, guidance_interval=(0.0, math.inf)):
-        """Raw output of the network, guided where asked; affine in the denoised image, so guiding the one guides the other."""
+    def _call_unet(
+        self, scheduler, latents, t, conditioning, guidance_scale=1.0, guidance_interval=(0.0, math.inf)
+    ):
+        """
+        Raw output of the network, guided where asked; affine in the denoised image, so guiding the
+        one guides the other.
+        """
         model_input = scheduler.scale_model_input(latents, t).to(self.unet.dtype)
         sigma = scheduler.sigmas[scheduler.step_index]
         low, high = guidance_interval
@@ -427,7 +496,9 @@ class PFGMPPPipeline(DiffusionPipeline):
             return self._network(self.unet, model_input, t, **conditioning).to(latents.dtype)
         if self.guidance_unet is not None:
             output = self._network(self.unet, model_input, t, **conditioning)
-            guide = self._network(self.guidance_unet, model_input.to(self.guidance_unet.dtype), t, **conditioning)
+            guide = self._network(
+                self.guidance_unet, model_input.to(self.guidance_unet.dtype), t, **conditioning
+            )
         else:  # one call for both halves
             labels, D = conditioning["class_labels"], conditioning["D"]
             both = {"class_labels": torch.cat([torch.zeros_like(labels), labels]), "D": D}
@@ -455,7 +526,11 @@ class PFGMPPPipeline(DiffusionPipeline):
         channels = self.unet.config.in_channels
         if isinstance(images, PIL.Image.Image):
             images = [images]
-        if isinstance(images, (list, tuple)) and images and all(isinstance(each, PIL.Image.Image) for each in images):
+        if (
+            isinstance(images, (list, tuple))
+            and images
+            and all(isinstance(each, PIL.Image.Image) for each in images)
+        ):
             images = np.stack([np.asarray(each.convert("L" if channels == 1 else "RGB")) for each in images])
             images = images.reshape(*images.shape[:3], -1)
         if isinstance(images, np.ndarray):
@@ -486,11 +561,16 @@ class PFGMPPPipeline(DiffusionPipeline):
             or mask.ndim > 4
             or (mask.ndim == 4 and mask.shape[1] not in (1, image.shape[1]))
         ):
-            raise ValueError(f"`mask_image` must be of size {tuple(image.shape[-2:])}, but is of shape {tuple(mask.shape)}.")
+            raise ValueError(
+                f"`mask_image` must be of size {tuple(image.shape[-2:])}, but is of shape {tuple(mask.shape)}."
+            )
         return mask.to(image.device)
 
     def _prepare_reverse(self, images, num_inference_steps, D, class_labels):
-        """Images at the least noise level, what the network is conditioned on, and a scheduler that leads up from there."""
+        """
+        Images at the least noise level, what the network is conditioned on, and a scheduler that
+        leads up from there.
+        """
         if num_inference_steps < 2:
             raise ValueError(f"`num_inference_steps` must be at least 2, but is {num_inference_steps}.")
         device, dtype = self._execution_device, torch.promote_types(self.unet.dtype, torch.float32)
@@ -510,7 +590,9 @@ class PFGMPPPipeline(DiffusionPipeline):
                 " network trained with label dropout, or a `guidance_unet`."
             )
         if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1]:
-            raise ValueError(f"`guidance_interval` must be (low, high) with 0 <= low <= high, but is {guidance_interval}.")
+            raise ValueError(
+                f"`guidance_interval` must be (low, high) with 0 <= low <= high, but is {guidance_interval}."
+            )
 
     @staticmethod
     def _check_batch_size(batch_size, latents):
@@ -543,7 +625,9 @@ class PFGMPPPipeline(DiffusionPipeline):
         low, high = (degrees_of_freedom(bound).item() for bound in trained)
         asked = degrees_of_freedom(D)
         inside = f"this network was trained for D from {low:g} to {high:g}"
-        if low > 2 and bool((asked <= 2).any()):  # there the noise has no variance: its far points are like nothing it has seen
+        if low > 2 and bool(
+            (asked <= 2).any()
+        ):  # there the noise has no variance: its far points are like nothing it has seen
             raise ValueError(f"`D` is {D}, but {inside}, and draws noise at D up to 2.")
         if bool(((asked < low) | (asked > high)).any()) and not self._warned_of_range:
             logger.warning(f"`D` is {D}, but {inside}; outside that range the images get worse.")
@@ -553,22 +637,31 @@ class PFGMPPPipeline(DiffusionPipeline):
         num_classes = self.num_classes
         if not num_classes:
             if class_labels is not None:
-                raise ValueError(f"`class_labels` are {class_labels}, but this network is unconditional; leave them out.")
+                raise ValueError(
+                    f"`class_labels` are {class_labels}, but this network is unconditional; leave them out."
+                )
             return None
         if class_labels is None:
             generators = generator if isinstance(generator, (list, tuple)) else [generator]
             rows = batch_size // len(generators)
             labels = [
-                torch.randint(num_classes, (rows,), generator=g, device=device if g is None else g.device) for g in generators
+                torch.randint(num_classes, (rows,), generator=g, device=device if g is None else g.device)
+                for g in generators
             ]
             class_labels = torch.cat(labels)
         class_labels = torch.as_tensor(class_labels)
         if class_labels.is_floating_point() or class_labels.shape not in ((), (1,), (batch_size,)):
-            raise ValueError(f"`class_labels` must be an int or {batch_size} ints, but are {class_labels.tolist()}.")
+            raise ValueError(
+                f"`class_labels` must be an int or {batch_size} ints, but are {class_labels.tolist()}."
+            )
         if not bool(((class_labels >= 0) & (class_labels < num_classes)).all()):
-            raise ValueError(f"`class_labels` must lie in 0 ... {num_classes - 1}, but are {class_labels.tolist()}.")
+            raise ValueError(
+                f"`class_labels` must lie in 0 ... {num_classes - 1}, but are {class_labels.tolist()}."
+            )
         class_labels = class_labels.long().expand(batch_size).to(device)
-        if self.unet.config.get("label_dim"):  # weights of the classes, so that "no class" is expressible: all zeros
+        if self.unet.config.get(
+            "label_dim"
+        ):  # weights of the classes, so that "no class" is expressible: all zeros
             class_labels = torch.nn.functional.one_hot(class_labels, num_classes).to(self.unet.dtype)
         return class_labels
 
@@ -578,12 +671,13 @@ def list_code(components: dict[str, tuple[str | None, type]]) -> dict[str, Path]
     Lists the source files that load a pipeline where only diffusers is installed.
 
     Args:
-        components (`dict[str, tuple[str | None, type]]`): For each component, the library that `model_index.json` names and the
-            class.
+        components (`dict[str, tuple[str | None, type]]`): For each component, the library that
+            `model_index.json` names and the class.
 
     Returns:
-        `dict[str, Path]`: The files, by their path in the pipeline's folder: `pipeline.py`, in a component's folder the library
-            of that component, and beside each the modules that it imports.
+        `dict[str, Path]`: The files, by their path in the pipeline's folder: `pipeline.py`, in a
+            component's folder the library of that component, and beside each the modules that it
+            imports.
     """
     files = _list_modules(Path(__file__), Path("pipeline.py"))
     for name, (library, cls) in components.items():
@@ -593,7 +687,10 @@ def list_code(components: dict[str, tuple[str | None, type]]) -> dict[str, Path]
 
 
 def _list_modules(source, target):
-    """Lists a module and those that it imports relatively, by the paths that they get when it goes to `target`."""
+    """
+    Lists a module and those that it imports relatively, by the paths that they get when it goes to
+    `target`.
+    """
     files = {target.as_posix(): source}
     for name in re.findall(r"^from \.(\w+) import", source.read_text(encoding="utf-8"), re.MULTILINE):
         files |= _list_modules(source.with_name(f"{name}.py"), target.with_name(f"{name}.py"))

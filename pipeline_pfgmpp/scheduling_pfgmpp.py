@@ -2,13 +2,15 @@
 r"""
 The PFGM++ sampler as a diffusers scheduler.
 
-With $r = \sigma\sqrt{D}$ a field line of PFGM++ (https://huggingface.co/papers/2302.04265, sec. 4) is EDM's probability flow,
+With $r = \sigma\sqrt{D}$ a field line of PFGM++ (https://huggingface.co/papers/2302.04265, sec. 4)
+is EDM's probability flow,
 
 $$\frac{dx}{d\sigma} = \frac{x - F(x, \sigma)}{\sigma}, \qquad F(x, \sigma) \approx \mathbb{E}[y \mid x, \sigma],$$
 
-started from Student-t noise at $\sigma_{max}$. So the scheduler is diffusers' EDM scheduler with three things added: `D`, the
-noise that belongs to it, and a choice of solvers: EDM's Heun with churn (https://huggingface.co/papers/2206.00364, alg. 2),
-Euler, and the multistep solvers of DPM-Solver++ (https://huggingface.co/papers/2211.01095) as diffusers has them.
+started from Student-t noise at $\sigma_{max}$. So the scheduler is diffusers' EDM scheduler with
+three things added: `D`, the noise that belongs to it, and a choice of solvers: EDM's Heun with
+churn (https://huggingface.co/papers/2206.00364, alg. 2), Euler, and the multistep solvers of
+DPM-Solver++ (https://huggingface.co/papers/2211.01095) as diffusers has them.
 """
 
 import math
@@ -39,7 +41,8 @@ class PFGMPPSchedulerOutput(BaseOutput):
 
     Args:
         prev_sample (`torch.Tensor`): The sample at the next timestep, where the network is called next.
-        pred_original_sample (`torch.Tensor`): The denoised image F(x, sigma) at the current timestep, for previews.
+        pred_original_sample (`torch.Tensor`): The denoised image F(x, sigma) at the current
+            timestep, for previews.
     """
 
     prev_sample: torch.Tensor
@@ -47,13 +50,18 @@ class PFGMPPSchedulerOutput(BaseOutput):
 
 
 def _check_range(D_range):
-    """Returns a range of D as JSON keeps it: a list of the least D and of the largest, None for infinity."""
+    """
+    Returns a range of D as JSON keeps it: a list of the least D and of the largest, None for
+    infinity.
+    """
     if D_range is None:
         return None
     try:
         low, high = (degrees_of_freedom(D).item() for D in D_range)
     except (TypeError, ValueError):
-        raise ValueError(f"`D_range` must be (low, high), two augmented dimensions, but is {D_range!r}.") from None
+        raise ValueError(
+            f"`D_range` must be (low, high), two augmented dimensions, but is {D_range!r}."
+        ) from None
     if low > high:
         raise ValueError(f"`D_range` must begin at its least D, but is {D_range!r}.")
     return [None if math.isinf(D) else D for D in (low, high)]
@@ -63,37 +71,49 @@ class PFGMPPScheduler(EDMEulerScheduler):
     r"""
     Scheduler of PFGM++ for any augmented dimension D, from PFGM (D = 1) to diffusion (D = infinity).
 
-    It prepares inputs and outputs as diffusers' EDM schedulers do, so the network sees $c_{in} x$ and
-    $c_{noise} = \ln(\sigma)/4$ and any `UNet2DModel` fits; `from_config` turns the one into the other and keeps `D`. Heun's
-    method is spelled as 2n - 1 timesteps, one for each call of the network.
+    It prepares inputs and outputs as diffusers' EDM schedulers do, so the network sees $c_{in} x$
+    and $c_{noise} = \ln(\sigma)/4$ and any `UNet2DModel` fits; `from_config` turns the one into the
+    other and keeps `D`. Heun's method is spelled as 2n - 1 timesteps, one for each call of the
+    network.
 
     Args:
         D (`float` or `None`, defaults to 2048):
             Augmented dimension, any real D > 0; `None` is infinity, that is diffusion.
-        sigma_min (`float`, defaults to 0.002): Smallest noise level of the steps, in units of the data in [-1, 1].
+        sigma_min (`float`, defaults to 0.002): Smallest noise level of the steps, in units of the
+            data in [-1, 1].
         sigma_max (`float`, defaults to 80): Largest noise level, where sampling starts.
         sigma_data (`float`, defaults to 0.5): Standard deviation of the data, for the preconditioning.
-        rho (`float`, defaults to 7): Exponent of the step spacing; larger puts more steps near `sigma_min`.
-        num_train_timesteps (`int`, defaults to 1000): Length of the schedule before `set_timesteps` is called.
-        solver_type (`str`, defaults to `"heun"`): `"heun"` (order 2, two calls of the network a step) or, with one call a step,
-            `"euler"` (order 1), `"dpmpp_2m"` (order 2), `"dpmpp_3m"` (order 3) or the stochastic `"dpmpp_2m_sde"`.
-        lower_order_final (`bool`, defaults to `True`): Whether multistep solvers lower their order in the last steps of fewer
-            than 15.
-        s_churn (`float`, defaults to 0): Amount of noise put back over all steps of Heun or Euler; 0 is deterministic.
+        rho (`float`, defaults to 7): Exponent of the step spacing; larger puts more steps near
+            `sigma_min`.
+        num_train_timesteps (`int`, defaults to 1000): Length of the schedule before `set_timesteps`
+            is called.
+        solver_type (`str`, defaults to `"heun"`): `"heun"` (order 2, two calls of the network a
+            step) or, with one call a step, `"euler"` (order 1), `"dpmpp_2m"` (order 2),
+            `"dpmpp_3m"` (order 3) or the stochastic `"dpmpp_2m_sde"`.
+        lower_order_final (`bool`, defaults to `True`): Whether multistep solvers lower their order
+            in the last steps of fewer than 15.
+        s_churn (`float`, defaults to 0): Amount of noise put back over all steps of Heun or Euler;
+            0 is deterministic.
         s_tmin (`float`, defaults to 0): Noise level below which nothing is put back.
-        s_tmax (`float` or `None`, defaults to `None`): Noise level above which nothing is put back; `None` is infinity.
+        s_tmax (`float` or `None`, defaults to `None`): Noise level above which nothing is put back;
+            `None` is infinity.
         s_noise (`float`, defaults to 1): Factor on the noise that is put back.
-        stochastic_noise (`str`, defaults to `"student-t"`): Noise of churn and of stochastic solvers: `"student-t"` keeps the
-            marginal of PFGM++ at every D (see [`~pipeline_pfgmpp.noise.sample_noise_given`]); `"gaussian"` is the published
-            form, which does so at D = infinity, where the two are the same.
+        stochastic_noise (`str`, defaults to `"student-t"`): Noise of churn and of stochastic
+            solvers: `"student-t"` keeps the marginal of PFGM++ at every D (see
+            [`~pipeline_pfgmpp.noise.sample_noise_given`]); `"gaussian"` is the published form,
+            which does so at D = infinity, where the two are the same.
         sigma_schedule (`str`, defaults to `"karras"`): `"karras"` (with `rho`) or `"exponential"`.
-        prediction_type (`str`, defaults to `"epsilon"`): As in `EDMEulerScheduler`; `"epsilon"` is EDM's preconditioning.
-        final_sigmas_type (`str`, defaults to `"zero"`): Where the last step ends: `"zero"` or `"sigma_min"`.
-        max_noise_norm (`float` or `None`, defaults to `None`): Norm, in units of $\sqrt N$, that longer unit noise is shortened
-            to, in training and in the prior. For D up to 2 the squared norm has no mean, and so neither has the loss: a
-            network learns little near the data and is lost far out without a limit. `None` is none, and exact.
-        D_range (`tuple[float, float | None]` or `None`, defaults to `None`): Least and largest D that a network conditioned on
-            D was trained for; `None` as the second is infinity. `None` alone says that nobody has stated it.
+        prediction_type (`str`, defaults to `"epsilon"`): As in `EDMEulerScheduler`; `"epsilon"` is
+            EDM's preconditioning.
+        final_sigmas_type (`str`, defaults to `"zero"`): Where the last step ends: `"zero"` or
+            `"sigma_min"`.
+        max_noise_norm (`float` or `None`, defaults to `None`): Norm, in units of $\sqrt N$, that
+            longer unit noise is shortened to, in training and in the prior. For D up to 2 the
+            squared norm has no mean, and so neither has the loss: a network learns little near the
+            data and is lost far out without a limit. `None` is none, and exact.
+        D_range (`tuple[float, float | None]` or `None`, defaults to `None`): Least and largest D
+            that a network conditioned on D was trained for; `None` as the second is infinity.
+            `None` alone says that nobody has stated it.
 
     Raises:
         ValueError: An argument is out of range; the message names it.
@@ -127,7 +147,9 @@ class PFGMPPScheduler(EDMEulerScheduler):
         if dof.ndim:
             raise ValueError(f"`D` of a scheduler must be one number, inf or None, but is {D}.")
         if not 0 < sigma_min < sigma_max:
-            raise ValueError(f"0 < `sigma_min` < `sigma_max` must hold, but they are {sigma_min} and {sigma_max}.")
+            raise ValueError(
+                f"0 < `sigma_min` < `sigma_max` must hold, but they are {sigma_min} and {sigma_max}."
+            )
         for name, value in (
             ("sigma_data", sigma_data),
             ("rho", rho),
@@ -168,7 +190,8 @@ class PFGMPPScheduler(EDMEulerScheduler):
             D_range=_check_range(D_range),
             s_tmax=None if s_tmax in (None, float("inf")) else s_tmax,
             solver_type=solver_type,
-            # When diffusers converts configs it drops these values. D must outlive that; our solvers' names it does not know.
+            # When diffusers converts configs it drops these values. D must outlive that; our
+            # solvers' names it does not know.
             _use_default_values=sorted((set(default_names) | {"solver_type"}) - {"D"}),
         )
         self._multistep = None
@@ -191,8 +214,9 @@ class PFGMPPScheduler(EDMEulerScheduler):
     @property
     def init_noise_sigma(self) -> float:
         """
-        Factor from unit noise to the first sample: the first noise level, `sigma_max` unless `set_timesteps` was given others.
-        Where churn would put noise back before the first step it is the raised level, since the prior can be drawn there.
+        Factor from unit noise to the first sample: the first noise level, `sigma_max` unless
+        `set_timesteps` was given others. Where churn would put noise back before the first step it
+        is the raised level, since the prior can be drawn there.
         """
         return self.sigmas[0].item()
 
@@ -212,7 +236,8 @@ class PFGMPPScheduler(EDMEulerScheduler):
             generator (`torch.Generator` or a list of them, *optional*): One for all, or one an image.
             device (`torch.device`, *optional*): Device of the result.
             dtype (`torch.dtype`, *optional*): Type of the result.
-            D (`float`, `torch.Tensor` or `None`, *optional*): Another augmented dimension; by default the scheduler's own.
+            D (`float`, `torch.Tensor` or `None`, *optional*): Another augmented dimension; by
+                default the scheduler's own.
 
         Returns:
             `torch.Tensor`: Student-t noise of scale 1.
@@ -233,12 +258,15 @@ class PFGMPPScheduler(EDMEulerScheduler):
         (\sigma_{min}^{1/\rho} - \sigma_{max}^{1/\rho}))^\rho$ for i < n and then 0.
 
         Args:
-            num_inference_steps (`int`, *optional*): Number n of steps. Heun calls the network 2n - 1 times, the others n times.
+            num_inference_steps (`int`, *optional*): Number n of steps. Heun calls the network 2n -
+                1 times, the others n times.
             device (`torch.device`, *optional*): Device of `timesteps`; `sigmas` stay on the CPU.
-            sigmas (`list[float]` or `torch.Tensor`, *optional*): The n noise levels themselves, falling and positive.
+            sigmas (`list[float]` or `torch.Tensor`, *optional*): The n noise levels themselves,
+                falling and positive.
             timesteps (`list[float]` or `torch.Tensor`, *optional*): The same as c_noise = ln(sigma) / 4.
-            reverse (`bool`, defaults to `False`): Whether to go the other way, from the least of the n noise levels up to the
-                largest, which inverts sampling. Nothing is put back on the way.
+            reverse (`bool`, defaults to `False`): Whether to go the other way, from the least of
+                the n noise levels up to the largest, which inverts sampling. Nothing is put back on
+                the way.
 
         Raises:
             ValueError: Not just one of the three is given, or its values are not as described.
@@ -249,11 +277,20 @@ class PFGMPPScheduler(EDMEulerScheduler):
             sigmas = self._sigmas_of(timesteps)
         if sigmas is not None:
             steps = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
-            if steps.ndim != 1 or not len(steps) or not bool((steps > 0).all()) or not bool((steps.diff() < 0).all()):
-                raise ValueError(f"`sigmas` or `timesteps` must be a falling list of positive noise levels, but are {sigmas}.")
+            if (
+                steps.ndim != 1
+                or not len(steps)
+                or not bool((steps > 0).all())
+                or not bool((steps.diff() < 0).all())
+            ):
+                raise ValueError(
+                    f"`sigmas` or `timesteps` must be a falling list of positive noise levels, but are {sigmas}."
+                )
         else:
             if int(num_inference_steps) != num_inference_steps or num_inference_steps < 1:
-                raise ValueError(f"`num_inference_steps` must be a positive integer, but is {num_inference_steps}.")
+                raise ValueError(
+                    f"`num_inference_steps` must be a positive integer, but is {num_inference_steps}."
+                )
             ramp = torch.linspace(0, 1, int(num_inference_steps), dtype=torch.float64)
             karras = self.config.sigma_schedule == "karras"
             steps = self._compute_karras_sigmas(ramp) if karras else self._compute_exponential_sigmas(ramp)
@@ -283,22 +320,28 @@ class PFGMPPScheduler(EDMEulerScheduler):
         Starts sampling midway, at `timesteps[begin_index]`.
 
         Args:
-            begin_index (`int`, defaults to 0): Index of a timestep that begins a step: a multiple of `order`.
+            begin_index (`int`, defaults to 0): Index of a timestep that begins a step: a multiple
+                of `order`.
 
         Raises:
             ValueError: The index is negative or in the middle of a step of Heun.
         """
         if begin_index < 0 or begin_index % self.order:
-            raise ValueError(f"`begin_index` must be a multiple of the solver's order {self.order}, but is {begin_index}.")
+            raise ValueError(
+                f"`begin_index` must be a multiple of the solver's order {self.order}, but is {begin_index}."
+            )
         self._begin_index = begin_index
 
-    def index_for_timestep(self, timestep: float | torch.Tensor, schedule_timesteps: torch.Tensor | None = None) -> int:
+    def index_for_timestep(
+        self, timestep: float | torch.Tensor, schedule_timesteps: torch.Tensor | None = None
+    ) -> int:
         """
         Index of the step that begins nearest to a timestep.
 
         Args:
             timestep (`float` or `torch.Tensor`): A value of c_noise = ln(sigma) / 4.
-            schedule_timesteps (`torch.Tensor`, *optional*): Timesteps to search; by default the scheduler's.
+            schedule_timesteps (`torch.Tensor`, *optional*): Timesteps to search; by default the
+                scheduler's.
 
         Returns:
             `int`: Index into the timesteps, a multiple of `order`.
@@ -318,18 +361,25 @@ class PFGMPPScheduler(EDMEulerScheduler):
         """
         Goes from one timestep to the next along the field line.
 
-        The state is computed in float32 at least; keep samples in float32 between steps, whatever the network's type.
+        The state is computed in float32 at least; keep samples in float32 between steps, whatever
+        the network's type.
 
         Args:
-            model_output (`torch.Tensor`): What the network returned for `scale_model_input(sample, timestep)`.
-            timestep (`float` or `torch.Tensor`): The current entry of `timesteps`; it places the first step, later ones follow.
+            model_output (`torch.Tensor`): What the network returned for `scale_model_input(sample,
+                timestep)`.
+            timestep (`float` or `torch.Tensor`): The current entry of `timesteps`; it places the
+                first step, later ones follow.
             sample (`torch.Tensor`): The current sample x.
-            generator (`torch.Generator` or a list of them, *optional*): Source of the noise of churn and stochastic solvers.
-            return_dict (`bool`, defaults to `True`): Whether to return a [`PFGMPPSchedulerOutput`] or a tuple.
-            D (`float`, `torch.Tensor` or `None`, *optional*): Augmented dimension of that noise; the scheduler's by default.
+            generator (`torch.Generator` or a list of them, *optional*): Source of the noise of
+                churn and stochastic solvers.
+            return_dict (`bool`, defaults to `True`): Whether to return a [`PFGMPPSchedulerOutput`]
+                or a tuple.
+            D (`float`, `torch.Tensor` or `None`, *optional*): Augmented dimension of that noise;
+                the scheduler's by default.
 
         Returns:
-            [`PFGMPPSchedulerOutput`] or `tuple`: The next sample in the type of `sample`, and the denoised image.
+            [`PFGMPPSchedulerOutput`] or `tuple`: The next sample in the type of `sample`, and the
+                denoised image.
 
         Raises:
             ValueError: `set_timesteps` was not called, or its steps are used up.
@@ -380,7 +430,11 @@ class PFGMPPScheduler(EDMEulerScheduler):
             order = min(order, remaining)
         noise = None
         if solver.config.algorithm_type == "sde-dpmsolver++":
-            noise = self._stochastic_noise(x, denoised, sigma, generator, D) if target > 0 else torch.zeros_like(x)
+            noise = (
+                self._stochastic_noise(x, denoised, sigma, generator, D)
+                if target > 0
+                else torch.zeros_like(x)
+            )
             noise = self.config.s_noise * noise
         if order == 1:
             return solver.dpm_solver_first_order_update(denoised, sample=x, noise=noise)
@@ -390,10 +444,11 @@ class PFGMPPScheduler(EDMEulerScheduler):
 
     def _third_order_update(self, x, index):
         r"""
-        The exponential integral of the parabola in $\lambda = -\ln\sigma$ through the last three denoised images.
+        The exponential integral of the parabola in $\lambda = -\ln\sigma$ through the last three
+        denoised images.
 
-        diffusers' third order, like DPM-Solver++'s own, takes the divided difference for the second derivative, which is twice
-        as large, and so is of order 2.
+        diffusers' third order, like DPM-Solver++'s own, takes the divided difference for the second
+        derivative, which is twice as large, and so is of order 2.
         """
         oldest, older, newest = self._history
         lambda2, lambda1, lambda0, target = (-self.sigmas[index - 2 : index + 2].double().log()).tolist()
@@ -412,7 +467,10 @@ class PFGMPPScheduler(EDMEulerScheduler):
         return sample_noise_given((x - denoised) / sigma, D, generator)
 
     def add_noise(
-        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: float | list[float] | torch.Tensor
+        self,
+        original_samples: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: float | list[float] | torch.Tensor,
     ) -> torch.Tensor:
         r"""
         Perturbs data to $x = y + \sigma\varepsilon$ with $\sigma = e^{4 c_{noise}}$, at any noise level.

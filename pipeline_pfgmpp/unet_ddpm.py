@@ -2,11 +2,11 @@
 r"""
 A DDPM network as a starting point for PFGM++.
 
-DDPM diffuses $\hat x = \sqrt{\bar\alpha_t}\,y + \sqrt{1 - \bar\alpha_t}\,\varepsilon$ and predicts $\varepsilon$. Divided by
-$\sqrt{\bar\alpha_t} = 1/\sqrt{1 + \sigma^2}$ that is $x = y + \sigma\varepsilon$ with
-$\sigma_t = \sqrt{(1 - \bar\alpha_t) / \bar\alpha_t}$, so a DDPM network denoises by
-$x - \sigma\,\varepsilon(x/\sqrt{1 + \sigma^2}, t(\sigma))$. With $r = \sigma\sqrt{D}$ the same is where fine-tuning starts at
-every D (https://huggingface.co/papers/2302.04265, sec. 4).
+DDPM diffuses $\hat x = \sqrt{\bar\alpha_t}\,y + \sqrt{1 - \bar\alpha_t}\,\varepsilon$ and predicts
+$\varepsilon$. Divided by $\sqrt{\bar\alpha_t} = 1/\sqrt{1 + \sigma^2}$ that is $x = y +
+\sigma\varepsilon$ with $\sigma_t = \sqrt{(1 - \bar\alpha_t) / \bar\alpha_t}$, so a DDPM network
+denoises by $x - \sigma\,\varepsilon(x/\sqrt{1 + \sigma^2}, t(\sigma))$. With $r = \sigma\sqrt{D}$
+the same is where fine-tuning starts at every D (https://huggingface.co/papers/2302.04265, sec. 4).
 """
 
 import torch
@@ -16,12 +16,15 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 
 class DDPMUNet2DModel(UNet2DModel):
     r"""
-    A `UNet2DModel` trained as a DDPM that answers as the networks of EDM and PFGM++ do: to $(c_{in} x, c_{noise})$ with the raw
-    output F of $c_{skip}\,x + c_{out}\,F$. Its weights are those of the `UNet2DModel`, unchanged.
+    A `UNet2DModel` trained as a DDPM that answers as the networks of EDM and PFGM++ do: to $(c_{in}
+    x, c_{noise})$ with the raw output F of $c_{skip}\,x + c_{out}\,F$. Its weights are those of the
+    `UNet2DModel`, unchanged.
 
     Args:
-        ddpm_schedule (`dict`): The options of `DDPMScheduler` that make its noise levels, such as `beta_schedule`.
-        sigma_data (`float`, defaults to 1): The scheduler's `sigma_data`, since the preconditioning must cancel.
+        ddpm_schedule (`dict`): The options of `DDPMScheduler` that make its noise levels, such as
+            `beta_schedule`.
+        sigma_data (`float`, defaults to 1): The scheduler's `sigma_data`, since the preconditioning
+            must cancel.
         unet: The options of `UNet2DModel`.
     """
 
@@ -38,7 +41,10 @@ class DDPMUNet2DModel(UNet2DModel):
 
     @property
     def sigma_range(self) -> tuple[float, float]:
-        """The smallest and the largest noise level that the DDPM was trained at, in units of the data in [-1, 1]."""
+        """
+        The smallest and the largest noise level that the DDPM was trained at, in units of the data
+        in [-1, 1].
+        """
         return self._log_sigmas[0].exp().item(), self._log_sigmas[-1].exp().item()
 
     def _time(self, log_sigma):
@@ -57,18 +63,24 @@ class DDPMUNet2DModel(UNet2DModel):
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         r"""
         Args:
-            sample (`torch.Tensor` of shape `(batch, in_channels, height, width)`): The scaled input c_in * x.
+            sample (`torch.Tensor` of shape `(batch, in_channels, height, width)`): The scaled input
+                c_in * x.
             timestep (`torch.Tensor` or `float`): c_noise = ln(sigma) / 4, one for all or one an image.
-            class_labels (`torch.Tensor` of shape `(batch,)`, *optional*): Classes, with `num_class_embeds`.
+            class_labels (`torch.Tensor` of shape `(batch,)`, *optional*): Classes, with
+                `num_class_embeds`.
             return_dict (`bool`, defaults to `True`): Whether to return a `UNet2DOutput` or a tuple.
 
         Returns:
             `UNet2DOutput` or `tuple`: The raw output F.
         """
-        log_sigma = 4 * torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(len(sample))
+        log_sigma = 4 * torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(
+            len(sample)
+        )
         sigma, sigma_data = log_sigma.exp().view(-1, 1, 1, 1), self.config.sigma_data
         norm = (sigma**2 + sigma_data**2).sqrt()
         variance_preserving = (sample * (norm / (1 + sigma**2).sqrt())).to(sample.dtype)
-        epsilon = super().forward(variance_preserving, self._time(log_sigma), class_labels, return_dict=False)[0]
+        epsilon = super().forward(
+            variance_preserving, self._time(log_sigma), class_labels, return_dict=False
+        )[0]
         output = ((sigma * sample - norm * epsilon) / sigma_data).to(sample.dtype)
         return UNet2DOutput(sample=output) if return_dict else (output,)

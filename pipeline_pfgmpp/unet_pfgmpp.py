@@ -1,10 +1,12 @@
 # Copyright 2026 The pipeline_pfgmpp authors. Licensed under the Apache License, Version 2.0.
 r"""
-The networks of PFGM++ and EDM: DDPM++ and NCSN++ (`SongUNet`, https://huggingface.co/papers/2011.13456) and ADM
-(`DhariwalUNet`, https://huggingface.co/papers/2105.05233), under their published option and parameter names.
+The networks of PFGM++ and EDM: DDPM++ and NCSN++ (`SongUNet`,
+https://huggingface.co/papers/2011.13456) and ADM (`DhariwalUNet`,
+https://huggingface.co/papers/2105.05233), under their published option and parameter names.
 
-The network maps $(c_{in} x, c_{noise})$ to the raw output F of EDM's preconditioning
-$c_{skip}\,x + c_{out}\,F$ (https://huggingface.co/papers/2206.00364, table 1); the scheduler owns the preconditioning.
+The network maps $(c_{in} x, c_{noise})$ to the raw output F of EDM's preconditioning $c_{skip}\,x +
+c_{out}\,F$ (https://huggingface.co/papers/2206.00364, table 1); the scheduler owns the
+preconditioning.
 """
 
 import math
@@ -32,7 +34,17 @@ def _group_norm(channels: int, eps: float) -> nn.GroupNorm:
 class ResampleConv2d(nn.Module):
     """A convolution that may double or halve the resolution; with `kernel` 0 it only resamples."""
 
-    def __init__(self, in_channels, out_channels, kernel, up=False, down=False, resample_filter=(1, 1), fused=False, gain=1.0):
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel,
+        up=False,
+        down=False,
+        resample_filter=(1, 1),
+        fused=False,
+        gain=1.0,
+    ):
         super().__init__()
         self.up, self.down, self.fused = up, down, fused
         if kernel:
@@ -88,7 +100,9 @@ class UNetBlock(nn.Module):
         self.conv0 = ResampleConv2d(in_channels, out_channels, 3, **resampling)
         self.affine = nn.Linear(emb_channels, out_channels * (2 if adaptive_scale else 1))
         self.norm1 = _group_norm(out_channels, eps)
-        self.conv1 = ResampleConv2d(out_channels, out_channels, 3, gain=1e-5)  # a block begins as the identity
+        self.conv1 = ResampleConv2d(
+            out_channels, out_channels, 3, gain=1e-5
+        )  # a block begins as the identity
         self.skip = None
         if out_channels != in_channels or up or down:
             kernel = 1 if resample_proj or out_channels != in_channels else 0
@@ -99,7 +113,8 @@ class UNetBlock(nn.Module):
             self.proj = ResampleConv2d(out_channels, out_channels, 1, gain=1e-5)
 
     def forward(self, x, emb):
-        # In place wherever the result is this block's own: on a CPU new memory costs as much as the arithmetic.
+        # In place wherever the result is this block's own: on a CPU new memory costs as much as the
+        # arithmetic.
         h = self.conv0(F.silu(self.norm0(x), inplace=True))
         params = self.affine(emb)[:, :, None, None]
         if self.adaptive_scale:
@@ -144,12 +159,16 @@ class SinusoidalEmbedding(nn.Module):
     def _apply(self, fn, recurse=True):
         freqs = self.freqs
         super()._apply(fn, recurse)
-        self.freqs = freqs.to(self.freqs.device)  # moved, never cast: a rounded frequency is another frequency
+        self.freqs = freqs.to(
+            self.freqs.device
+        )  # moved, never cast: a rounded frequency is another frequency
         return self
 
     def forward(self, x):
         angles = x.float().outer(self.scale * self.freqs)
-        return torch.cat([angles.sin(), angles.cos()] if self.sin_first else [angles.cos(), angles.sin()], dim=1)
+        return torch.cat(
+            [angles.sin(), angles.cos()] if self.sin_first else [angles.cos(), angles.sin()], dim=1
+        )
 
 
 class DimensionEmbedding(nn.Module):
@@ -169,7 +188,8 @@ class DimensionEmbedding(nn.Module):
         return self.linear(self.features(torch.log1p(num_dims / D)).to(self.linear.weight.dtype))
 
 
-# Network options of the published models (https://huggingface.co/papers/2206.00364, table 7) and of ours.
+# Network options of the published models (https://huggingface.co/papers/2206.00364, table 7) and of
+# ours.
 PRESETS = {
     "cifar10-ncsnpp": {
         "sample_size": 32,
@@ -208,31 +228,41 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
     DDPM++, NCSN++ and ADM as published with PFGM++ and EDM.
 
     Args:
-        sample_size (`int`, defaults to 32): Height and width of the images, for which the parts are named; others run too.
+        sample_size (`int`, defaults to 32): Height and width of the images, for which the parts are
+            named; others run too.
         in_channels (`int`, defaults to 3): Channels of the input.
         out_channels (`int`, defaults to 3): Channels of the output.
-        model_type (`str`, defaults to `"SongUNet"`): `"SongUNet"` (DDPM++, NCSN++) or `"DhariwalUNet"` (ADM).
+        model_type (`str`, defaults to `"SongUNet"`): `"SongUNet"` (DDPM++, NCSN++) or
+            `"DhariwalUNet"` (ADM).
         model_channels (`int`, defaults to 128): Channels that `channel_mult` multiplies.
-        channel_mult (`tuple[int]`, defaults to `(2, 2, 2)`): Channels of each level, from the finest to the coarsest.
+        channel_mult (`tuple[int]`, defaults to `(2, 2, 2)`): Channels of each level, from the
+            finest to the coarsest.
         num_blocks (`int`, defaults to 4): Residual blocks a resolution.
         attn_resolutions (`tuple[int]`, defaults to `(16,)`): Resolutions with self-attention.
         dropout (`float`, defaults to 0.13): Dropout probability inside the blocks.
         label_dim (`int`, defaults to 0): Number of classes; 0 is unconditional.
         label_dropout (`float`, defaults to 0): Probability of training without the label, for guidance.
         augment_dim (`int`, defaults to 0): Number of augmentation labels; 0 is none.
-        embedding_type (`str`, defaults to `"positional"`): `"positional"` (DDPM++, ADM) or `"fourier"` (NCSN++).
-        channel_mult_noise (`int`, defaults to 1): Width of the noise embedding, in `model_channels`; 2 for NCSN++.
+        embedding_type (`str`, defaults to `"positional"`): `"positional"` (DDPM++, ADM) or
+            `"fourier"` (NCSN++).
+        channel_mult_noise (`int`, defaults to 1): Width of the noise embedding, in
+            `model_channels`; 2 for NCSN++.
         encoder_type (`str`, defaults to `"standard"`): `"standard"`, or `"residual"` (NCSN++).
-        resample_filter (`tuple[int]`, defaults to `(1, 1)`): Resampling filter; `(1, 3, 3, 1)` for NCSN++.
-        d_conditioning (`bool`, defaults to `False`): Whether one network serves every D from 1 to infinity, told by `D`.
+        resample_filter (`tuple[int]`, defaults to `(1, 1)`): Resampling filter; `(1, 3, 3, 1)` for
+            NCSN++.
+        d_conditioning (`bool`, defaults to `False`): Whether one network serves every D from 1 to
+            infinity, told by `D`.
 
     Raises:
-        ValueError: An option is unknown, or `sample_size` cannot be halved once for each further resolution.
+        ValueError: An option is unknown, or `sample_size` cannot be halved once for each further
+            resolution.
     """
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["UNetBlock"]
-    _keep_in_fp32_modules = ["map_noise"] if is_accelerate_available() else None  # diffusers cannot honour it without
+    _keep_in_fp32_modules = (
+        ["map_noise"] if is_accelerate_available() else None
+    )  # diffusers cannot honour it without
 
     @register_to_config
     def __init__(
@@ -275,7 +305,9 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         if embedding_type == "fourier":
             self.map_noise = SinusoidalEmbedding.fourier(noise_channels)
         else:
-            self.map_noise = SinusoidalEmbedding.positional(noise_channels, endpoint=not adm, sin_first=not adm)
+            self.map_noise = SinusoidalEmbedding.positional(
+                noise_channels, endpoint=not adm, sin_first=not adm
+            )
         self.map_dimension = DimensionEmbedding(noise_channels) if d_conditioning else None
         self.map_augment = nn.Linear(augment_dim, noise_channels, bias=False) if augment_dim else None
         self.map_layer0 = nn.Linear(noise_channels, emb_channels)
@@ -287,7 +319,14 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         def block(cin, cout, attention=False, **kwargs):
             heads = (max(1, cout // 64) if adm else 1) if attention else 0
             return UNetBlock(
-                cin, cout, emb_channels, heads, dropout=dropout, resample_filter=resample_filter, **family, **kwargs
+                cin,
+                cout,
+                emb_channels,
+                heads,
+                dropout=dropout,
+                resample_filter=resample_filter,
+                **family,
+                **kwargs,
             )
 
         def attends(resolution):
@@ -311,7 +350,9 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
                     aux_channels = channels
             skips.append(channels)
             for index in range(num_blocks):
-                self.enc[f"{prefix}_block{index}"] = block(channels, model_channels * mult, attends(resolution))
+                self.enc[f"{prefix}_block{index}"] = block(
+                    channels, model_channels * mult, attends(resolution)
+                )
                 channels = model_channels * mult
                 skips.append(channels)
 
@@ -327,10 +368,15 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
                 self.dec[f"{prefix}_up"] = block(channels, channels, up=True)
             for index in range(num_blocks + 1):
                 attention = attends(resolution) and (adm or index == num_blocks)
-                self.dec[f"{prefix}_block{index}"] = block(channels + skips.pop(), model_channels * mult, attention)
+                self.dec[f"{prefix}_block{index}"] = block(
+                    channels + skips.pop(), model_channels * mult, attention
+                )
                 channels = model_channels * mult
 
-        out_norm, out_conv = _group_norm(channels, family["eps"]), ResampleConv2d(channels, out_channels, 3, gain=1e-5)
+        out_norm, out_conv = (
+            _group_norm(channels, family["eps"]),
+            ResampleConv2d(channels, out_channels, 3, gain=1e-5),
+        )
         if adm:
             self.out_norm, self.out_conv = out_norm, out_conv
         else:
@@ -343,8 +389,8 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         Builds a published network, or ours, with new weights.
 
         Args:
-            name (`str`): One of `PRESETS`: `"cifar10-ncsnpp"`, `"cifar10-ddpmpp"`, `"ffhq64-ddpmpp"`, `"imagenet64-adm"`,
-                `"fashion-mnist-small"`.
+            name (`str`): One of `PRESETS`: `"cifar10-ncsnpp"`, `"cifar10-ddpmpp"`,
+                `"ffhq64-ddpmpp"`, `"imagenet64-adm"`, `"fashion-mnist-small"`.
             options: Constructor arguments that override the preset's.
 
         Returns:
@@ -384,7 +430,9 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         if class_labels.ndim == 1:
             class_labels = F.one_hot(class_labels.long(), self.config.label_dim)
         if class_labels.shape != shape:
-            raise ValueError(f"`class_labels` must be of shape {shape[:1]} or {shape}, but are {tuple(class_labels.shape)}.")
+            raise ValueError(
+                f"`class_labels` must be of shape {shape[:1]} or {shape}, but are {tuple(class_labels.shape)}."
+            )
         return class_labels.to(emb)
 
     def _run(self, module, x, emb):
@@ -405,20 +453,23 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         r"""
         Args:
-            sample (`torch.Tensor` of shape `(batch, in_channels, height, width)`): The scaled input c_in * x.
+            sample (`torch.Tensor` of shape `(batch, in_channels, height, width)`): The scaled input
+                c_in * x.
             timestep (`torch.Tensor` or `float`): c_noise = ln(sigma) / 4, one for all or one an image.
-            class_labels (`torch.Tensor`, *optional*): Classes of shape `(batch,)`, or weights of shape `(batch, label_dim)`;
-                None is no class (all zeros).
-            augment_labels (`torch.Tensor` of shape `(batch, augment_dim)`, *optional*): None is no augmentation (all zeros).
-            D (`float` or `torch.Tensor` of shape `(batch,)`, *optional*): The augmented dimension, with `d_conditioning`; None
-                is infinity.
+            class_labels (`torch.Tensor`, *optional*): Classes of shape `(batch,)`, or weights of
+                shape `(batch, label_dim)`; None is no class (all zeros).
+            augment_labels (`torch.Tensor` of shape `(batch, augment_dim)`, *optional*): None is no
+                augmentation (all zeros).
+            D (`float` or `torch.Tensor` of shape `(batch,)`, *optional*): The augmented dimension,
+                with `d_conditioning`; None is infinity.
             return_dict (`bool`, defaults to `True`): Whether to return a `UNet2DOutput` or a tuple.
 
         Returns:
             `UNet2DOutput` or `tuple`: The raw output F of shape `(batch, out_channels, height, width)`.
 
         Raises:
-            ValueError: The labels are of another shape, or the network was not built for what it is given.
+            ValueError: The labels are of another shape, or the network was not built for what it is
+                given.
         """
         for name, given, layer, option in (
             ("class_labels", class_labels, self.map_label, "label_dim"),
@@ -426,7 +477,9 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
             ("D", D, self.map_dimension, "d_conditioning"),
         ):
             if given is not None and layer is None:
-                raise ValueError(f"`{name}` is given, but this network is not conditioned on it: its `{option}` is not set.")
+                raise ValueError(
+                    f"`{name}` is given, but this network is not conditioned on it: its `{option}` is not set."
+                )
         timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         emb = self._embed(timestep, class_labels, augment_labels, D, sample[0].numel(), sample.dtype)
 

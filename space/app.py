@@ -19,10 +19,10 @@ from models import HERE, read_models
 from PIL import Image
 
 from pipeline_pfgmpp import sample_noise
-from pipeline_pfgmpp.cards import number
-from pipeline_pfgmpp.evaluation.field_lines import SHAPES, shape, trajectories
-from pipeline_pfgmpp.grid import labelled_grid, to_pil
-from pipeline_pfgmpp.sampling import injected_noise
+from pipeline_pfgmpp.generation import inject_noise
+from pipeline_pfgmpp.pictures.field_lines import SHAPES, shape, trajectories
+from pipeline_pfgmpp.pictures.grid import draw_grid, to_pil
+from pipeline_pfgmpp.records.dimensions import format_dimension
 
 
 try:
@@ -45,7 +45,9 @@ AS_TRAINED = "as trained"
 PAUSE = 0.7  # seconds between what is shown of a run
 LARGEST_SEED = 2**31 - 65  # with those of 64 images it fits 31 bits
 PLANE, REACH = 480, 3.0  # the playground: its pixels, and half its width
-CHECKED_HERE = {"preprocess": False}  # all that comes in is checked here, and nothing by gradio, which knows less of it
+CHECKED_HERE = {
+    "preprocess": False
+}  # all that comes in is checked here, and nothing by gradio, which knows less of it
 MODEL_WORK = {"concurrency_id": MODEL, "concurrency_limit": 1, **CHECKED_HERE}  # one at a time, in turn
 
 
@@ -87,7 +89,9 @@ def chosen_model(name):
 
 
 def classes_of(pipe, name, count):
-    """Class of each of `count` images, and the names of the classes; None for a model that knows none."""
+    """
+    Class of each of `count` images, and the names of the classes; None for a model that knows none.
+    """
     names = list((pipe.config.id2label or {}).values()) or [str(index) for index in range(pipe.num_classes)]
     if not names:
         return None, []
@@ -129,7 +133,7 @@ def as_html(picture, alt, width=None):
 def as_rows(rows):
     """Rows of pictures by name: a name beside each row, or above it where the page is narrow."""
     parts = [
-        f'<div class="name">{html.escape(name)}</div>{as_html(labelled_grid(pictures, len(pictures)), name)}'
+        f'<div class="name">{html.escape(name)}</div>{as_html(draw_grid(pictures, len(pictures)), name)}'
         for name, pictures in rows.items()
     ]
     return f'<div class="rows">{"".join(parts)}</div>'
@@ -147,8 +151,9 @@ def figure_to_pil(figure):
 
 def run(pipe, count, callback_on_step_end=None, **settings):
     """
-    Calls the pipeline in a thread and yields, now and then and at the end, the number of calls of the network so far and the
-    denoised images. Closing this generator, as the cancel button does, stops the pipeline.
+    Calls the pipeline in a thread and yields, now and then and at the end, the number of calls of
+    the network so far and the denoised images. Closing this generator, as the cancel button does,
+    stops the pipeline.
     """
     seen = queue.Queue()
 
@@ -190,8 +195,12 @@ def generators_of(seed, count):
 
 def code_of(source, count, seed, steps, solver, settings):
     """The program that draws the same images."""
-    arguments = "".join(f"    {name}={value!r},\n" for name, value in settings.items()).replace("=inf", '=float("inf")')
-    where = 'pipe.to("cuda")' if torch.cuda.is_available() else "pipe.unet.to(memory_format=torch.channels_last)"
+    arguments = "".join(f"    {name}={value!r},\n" for name, value in settings.items()).replace(
+        "=inf", '=float("inf")'
+    )
+    where = (
+        'pipe.to("cuda")' if torch.cuda.is_available() else "pipe.unet.to(memory_format=torch.channels_last)"
+    )
     return f"""import torch
 from diffusers import DiffusionPipeline
 from pipeline_pfgmpp import PFGMPPScheduler
@@ -220,11 +229,17 @@ def sample(model, dial, fixed, label, count, steps, solver, guidance, seed):
     settings = {"D": D, "class_labels": labels, "guidance_scale": guidance}
     if not names:
         settings = {"D": D}
-    captions = [f"{names[labels[index]]}, seed {seed + index}" if names else f"seed {seed + index}" for index in range(count)]
+    captions = [
+        f"{names[labels[index]]}, seed {seed + index}" if names else f"seed {seed + index}"
+        for index in range(count)
+    ]
     code, start = code_of(model.source(D), count, seed, steps, solver, settings), time.monotonic()
-    for calls, images in run(pipe, count, num_inference_steps=steps, generator=generators_of(seed, count), **settings):
+    for calls, images in run(
+        pipe, count, num_inference_steps=steps, generator=generators_of(seed, count), **settings
+    ):
         pictures, total = list(zip(pictures_of(images), captions)), len(pipe.scheduler.timesteps)
-        took = f"{count} images, D = {number(D)}, {calls} of {total} calls of the network, {time.monotonic() - start:.1f} s"
+        seconds = time.monotonic() - start
+        took = f"{count} images, D = {format_dimension(D)}, {calls} of {total} calls of the network, {seconds:.1f} s"
         if calls < total:
             yield pictures, took, gr.skip(), code
     with tempfile.TemporaryDirectory() as folder:  # gradio takes its copy before it asks for more
@@ -252,7 +267,7 @@ def compare(model, dimensions, label, steps, seed):
         labels, _ = classes_of(pipe, label, columns)
         settings = {"num_inference_steps": steps, "D": D, "class_labels": labels}
         for _, images in run(pipe, columns, generator=generators_of(seed, columns), **settings):
-            rows[f"D = {number(D)}"] = pictures_of(images)
+            rows[f"D = {format_dimension(D)}"] = pictures_of(images)
             yield as_rows(rows)
 
 
@@ -274,9 +289,11 @@ def disturb(model, noise, bits, small, large, label, steps, seed):
             generators = generators_of(seed, columns)
             settings = {"num_inference_steps": steps, "D": D, "class_labels": labels, "generator": generators}
             if alpha:
-                settings |= injected_noise(pipe, list(range(seed, seed + columns)), generators, alpha, D)
+                settings |= inject_noise(pipe, list(range(seed, seed + columns)), generators, alpha, D)
             for _, images in run(pipe, columns, **settings):
-                rows[f"D = {number(D)}, {'disturbed' if alpha or rounded else 'as it is'}"] = pictures_of(images)
+                rows[f"D = {format_dimension(D)}, {'disturbed' if alpha or rounded else 'as it is'}"] = (
+                    pictures_of(images)
+                )
                 yield as_rows(rows)
 
 
@@ -302,7 +319,13 @@ def follow(model, dial, fixed, label, steps, seed):
             denoised.append(tensors["pred_original_sample"].cpu())
         return {}
 
-    settings = {"num_inference_steps": steps, "D": D, "class_labels": labels, "latents": prior, "generator": [generator]}
+    settings = {
+        "num_inference_steps": steps,
+        "D": D,
+        "class_labels": labels,
+        "latents": prior,
+        "generator": [generator],
+    }
     for _ in run(pipe, 1, callback_on_step_end=keep, **settings):
         yield [gr.skip()] * 4  # so that it stops where nobody listens any more
     sigmas = [*pipe.scheduler.sigmas[: -1 : pipe.scheduler.order].tolist()[:steps], 0.0]
@@ -311,9 +334,16 @@ def follow(model, dial, fixed, label, steps, seed):
     for sigma, x, image in zip(sigmas, samples, denoised):
         norm = x.norm().item() / x[0].numel() ** 0.5
         scaled = x / max(1.0, norm)
-        pair = labelled_grid([*pictures_of(scaled), *pictures_of(image)], 2, cell=224)
-        frames.append((as_html(pair, f"The sample at sigma {sigma:.3g}, and what the network makes of it"), sigma, norm))
-    yield frames, gr.update(maximum=steps, value=steps, visible=True), show_frame(frames, steps), plot_way(frames, D)
+        pair = draw_grid([*pictures_of(scaled), *pictures_of(image)], 2, cell=224)
+        frames.append(
+            (as_html(pair, f"The sample at sigma {sigma:.3g}, and what the network makes of it"), sigma, norm)
+        )
+    yield (
+        frames,
+        gr.update(maximum=steps, value=steps, visible=True),
+        show_frame(frames, steps),
+        plot_way(frames, D),
+    )
 
 
 def show_frame(frames, index):
@@ -332,7 +362,7 @@ def plot_way(frames, D):
     axis = figure.subplots()
     axis.plot([sigma for _, sigma, _ in frames], label="σ", marker=".")
     axis.plot([norm for *_, norm in frames], label="‖x‖ / √N", marker=".")
-    axis.set(xlabel="step", title=f"D = {number(D)}")
+    axis.set(xlabel="step", title=f"D = {format_dimension(D)}")
     axis.set_yscale("symlog", linthresh=0.01)
     axis.legend()
     axis.grid(alpha=0.3)
@@ -348,13 +378,17 @@ def play(charges, dial):
 
     D = turned(dial)
     figure = Figure(figsize=(PLANE / 100, PLANE / 100))
-    axis = figure.add_axes((0, 0, 1, 1), xlim=(-REACH, REACH), ylim=(-REACH, REACH), frame_on=False, xticks=[], yticks=[])
+    axis = figure.add_axes(
+        (0, 0, 1, 1), xlim=(-REACH, REACH), ylim=(-REACH, REACH), frame_on=False, xticks=[], yticks=[]
+    )
     if charges:
-        points, _ = trajectories(torch.tensor(charges), D, sample_noise((60, 2), D, torch.Generator().manual_seed(0)), 40, 2.0)
+        points, _ = trajectories(
+            torch.tensor(charges), D, sample_noise((60, 2), D, torch.Generator().manual_seed(0)), 40, 2.0
+        )
         axis.plot(points[:, :, 0], points[:, :, 1], color="tab:blue", linewidth=0.8, alpha=0.7)
         axis.plot(*points[0].T, ".", color="0.4", markersize=4)
         axis.plot(*zip(*charges), ".", color="tab:red", markersize=5)
-    return figure_to_pil(figure), f"Charges: {len(charges)}. D = {number(D)}."
+    return figure_to_pil(figure), f"Charges: {len(charges)}. D = {format_dimension(D)}."
 
 
 def add_charge(charges, dial, event: gr.SelectData):
@@ -377,7 +411,9 @@ def take_shape(name, dial):
 # The page
 
 
-SHOW_D = f"(dial) => dial > {INFINITY - 1} ? 'D = ∞, diffusion' : `D = ${{Number((2 ** dial).toPrecision(3))}}`"
+SHOW_D = (
+    f"(dial) => dial > {INFINITY - 1} ? 'D = ∞, diffusion' : `D = ${{Number((2 ** dial).toPrecision(3))}}`"
+)
 ROLL = "() => Math.floor(Math.random() * 1e6)"
 CSS = """
 .pixels, .grid-wrap img, .preview img { image-rendering: pixelated; }
@@ -408,15 +444,18 @@ the same garment; then disturb it."""
 
 def named(dimensions):
     """Choices of D for people."""
-    return [(number(float(D)), D) for D in dimensions]
+    return [(format_dimension(float(D)), D) for D in dimensions]
 
 
 def ruler(low, high):
     """The marks below a dial of a range of D."""
     first, last = stops_of_dial(low, high)
     between = [(place, f"{2**place}") for place in (3, 7, 11, 15) if first + 1 < place < last - 1]
-    marks = [(first, number(low)), *between, (last, number(high))]
-    spans = [f'<span style="left:{100 * (place - first) / (last - first):.1f}%">{text}</span>' for place, text in marks]
+    marks = [(first, format_dimension(low)), *between, (last, format_dimension(high))]
+    spans = [
+        f'<span style="left:{100 * (place - first) / (last - first):.1f}%">{text}</span>'
+        for place, text in marks
+    ]
     return f'<div class="ruler" aria-hidden="true">{"".join(spans)}</div>'
 
 
@@ -425,7 +464,12 @@ def dial_of_dimension(low, high, value):
     with gr.Group(elem_classes="turn"):
         shown = gr.HTML(f"D = {2**value:g}", html_template='<div class="turned" role="status">${value}</div>')
         dial = gr.Slider(
-            *stops_of_dial(low, high), value, step=0.5, label="D (the dial turns log₂ D)", buttons=[], elem_classes="dial"
+            *stops_of_dial(low, high),
+            value,
+            step=0.5,
+            label="D (the dial turns log₂ D)",
+            buttons=[],
+            elem_classes="dial",
         )
         marks = gr.HTML(ruler(low, high))
     dial.change(None, dial, shown, js=SHOW_D, api_visibility="private")
@@ -456,10 +500,14 @@ def offer(name):
             gr.update(visible=not family, minimum=first, maximum=last, value=min(max(7.0, first), last)),
             gr.update(visible=not family, value=ruler(low, high)),
             gr.update(visible=not family),
-            gr.update(visible=family, choices=named(offered) if family else [], value=offered[0] if family else None),
+            gr.update(
+                visible=family, choices=named(offered) if family else [], value=offered[0] if family else None
+            ),
         ]
 
-    compared = gr.update(choices=named(offered), value=offered[:5] if family else [D for D in DEFAULTS if D in offered])
+    compared = gr.update(
+        choices=named(offered), value=offered[:5] if family else [D for D in DEFAULTS if D in offered]
+    )
     small, large = (gr.update(choices=named(offered), value=D) for D in (offered[0], offered[-1]))
     label = gr.update(choices=[ANY_CLASS, *names], value=ANY_CLASS, visible=bool(names))
     size, parameters = pipe.unet.config.sample_size, pipe.unet.num_parameters()
@@ -490,17 +538,26 @@ def build():
                     dial, *dial_marks, fixed = choice_of_dimension(first)
                     count = gr.Slider(1, 64, 16, step=1, label="Images")
                     solver = gr.Dropdown(SOLVERS, value=SOLVERS[0], label="Solver")
-                    guidance = gr.Slider(0, 10, 1.0, step=0.1, label="Guidance", info="1 is none, more is more typical")
+                    guidance = gr.Slider(
+                        0, 10, 1.0, step=0.1, label="Guidance", info="1 is none, more is more typical"
+                    )
                     with gr.Row():
                         draw = gr.Button("Draw", variant="primary", min_width=80)
                         cancel = gr.Button("Cancel", min_width=80)
                 with gr.Column(scale=2):
                     gallery = gr.Gallery(
-                        label="Images", show_label=False, columns=8, format="png", object_fit="contain", height="auto"
+                        label="Images",
+                        show_label=False,
+                        columns=8,
+                        format="png",
+                        object_fit="contain",
+                        height="auto",
                     )
                     took = gr.Markdown()
                     archive = gr.DownloadButton("Download all as zip", size="sm")
-                    code = gr.Code(label="The code that draws these images", language="python", interactive=False)
+                    code = gr.Code(
+                        label="The code that draws these images", language="python", interactive=False
+                    )
             drawing = gr.on(
                 [draw.click, dial.release], sample, [model, dial, fixed, label, count, steps, solver, guidance, seed],
                 [gallery, took, archive, code], api_name="sample", trigger_mode="always_last", **MODEL_WORK,
@@ -526,7 +583,12 @@ def build():
             )
             with gr.Row():
                 noise = gr.Slider(
-                    0, 1, 0.2, step=0.05, label="Noise α", info="injected before each step, in units of its level"
+                    0,
+                    1,
+                    0.2,
+                    step=0.05,
+                    label="Noise α",
+                    info="injected before each step, in units of its level",
                 )
                 bits = gr.Radio([AS_TRAINED, 8, 7, 6, 5, 4], value=AS_TRAINED, label="Bits a weight")
                 small = gr.Radio(named(COMPARED), value="16", label="Small D")
@@ -536,7 +598,11 @@ def build():
                 cancel = gr.Button("Cancel")
             disturbed = gr.HTML(label="Disturbed samples")
             disturbing = disturb_button.click(
-                disturb, [model, noise, bits, small, large, label, steps, seed], disturbed, api_name="disturb", **MODEL_WORK
+                disturb,
+                [model, noise, bits, small, large, label, steps, seed],
+                disturbed,
+                api_name="disturb",
+                **MODEL_WORK,
             )
             cancel.click(None, cancels=[disturbing], api_visibility="private")
 
@@ -548,7 +614,9 @@ def build():
                     place = gr.Slider(0, 18, 18, step=1, label="Step", visible=False)
                     frame, way = gr.HTML(), gr.HTML()
                 with gr.Column():
-                    gr.Markdown("**On a plane:** click to put a charge, or take a shape, and turn D. The field is exact.")
+                    gr.Markdown(
+                        "**On a plane:** click to put a charge, or take a shape, and turn D. The field is exact."
+                    )
                     with gr.Row():
                         plane_shape = gr.Dropdown(list(SHAPES), value="heart", label="Shape")
                         clear = gr.Button("Clear")
@@ -563,8 +631,20 @@ def build():
                 follow, [model, follow_dial, follow_fixed, label, steps, seed], [frames, place, frame, way],
                 api_visibility="private", **MODEL_WORK,
             )  # fmt: skip
-            place.change(show_frame, [frames, place], frame, show_progress="hidden", api_visibility="private", **CHECKED_HERE)
-            quiet = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "always_last", **CHECKED_HERE}
+            place.change(
+                show_frame,
+                [frames, place],
+                frame,
+                show_progress="hidden",
+                api_visibility="private",
+                **CHECKED_HERE,
+            )
+            quiet = {
+                "show_progress": "hidden",
+                "api_visibility": "private",
+                "trigger_mode": "always_last",
+                **CHECKED_HERE,
+            }
             shown = [charges, plane, plane_said]
             plane.select(add_charge, [charges, plane_dial], shown, **quiet)
             plane_dial.change(play, [charges, plane_dial], shown[1:], **quiet)
@@ -585,7 +665,7 @@ def build():
     return page
 
 
-gr.set_static_paths([HERE / "pictures"])  # the only files that are served, beside what was drawn
+gr.set_static_paths([HERE / "pictures"])  # the only files that are choose_dimensions, beside what was drawn
 page = build()
 
 if __name__ == "__main__":

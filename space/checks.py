@@ -7,7 +7,10 @@ LARGEST_JOB = 3200  # calls of the network, each for one image
 
 
 class Refusal(gr.Error):
-    """What a visitor is told who asks for what is not there: a sentence for the page, and no traceback for the log."""
+    """
+    What a visitor is told who asks for what is not there: a sentence for the page, and no traceback
+    for the log.
+    """
 
     def __init__(self, message: str):
         super().__init__(message, print_exception=False)
@@ -15,7 +18,12 @@ class Refusal(gr.Error):
 
 def whole(value, low, high, name):
     """A whole number in a range."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1 or not low <= value <= high:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or value != value // 1
+        or not low <= value <= high
+    ):
         raise Refusal(f"{name} must be a whole number from {low} to {high}.")
     return int(value)
 
@@ -35,7 +43,10 @@ def one_of(value, choices, name):
 
 
 def check_cost(images, calls):
-    """Refuses a drawing that would keep the others waiting: so many images, each with so many calls of the network."""
+    """
+    Refuses a drawing that would keep the others waiting: so many images, each with so many calls of
+    the network.
+    """
     if images * calls > LARGEST_JOB:
         raise Refusal(
             f"A drawing may take {LARGEST_JOB:,} calls of the network, but {images} images × {calls} calls are"

@@ -1,8 +1,9 @@
 """
 What the Space lends to strangers: which routes are open, how much may be sent, and whose turn it is.
 
-`Door` stands in front of gradio's routes, `Turns` takes the place of its queue. Gradio's queue has no hooks for this,
-so `Turns` overrides methods that are not documented; requirements.txt pins the version that they belong to.
+`Door` stands in front of gradio's routes, `Turns` takes the place of its queue. Gradio's queue has
+no hooks for this, so `Turns` overrides methods that are not documented; requirements.txt pins the
+version that they belong to.
 """
 
 import contextlib
@@ -33,9 +34,10 @@ AT_ONCE = 100  # open requests of an address; a visitor's page has about two
 PATIENCE = 20.0  # seconds that a job waits for somebody to listen to it
 PROXIES = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7"  # the Hub's own, in front of a Space
 
-# All that the page and gradio's clients need. Everything else is closed, including what the next gradio brings: run/ and
-# api/, which bypass the queue; uploads, for which no input has a use; file=http://…, which fetches from elsewhere; run
-# history, recordings, deep links, proxies, component functions, streams, monitoring, reloading and editing of the app.
+# All that the page and gradio's clients need. Everything else is closed, including what the next
+# gradio brings: run/ and api/, which bypass the queue; uploads, for which no input has a use;
+# file=http://…, which fetches from elsewhere; run history, recordings, deep links, proxies,
+# component functions, streams, monitoring, reloading and editing of the app.
 READ = re.compile(
     r"/|/(assets|static|svelte)/.*|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|login_check)/?"
     r"|/gradio_api/((app_id|info|theme\.css|startup-events|queue/data|queue/status)/?|heartbeat/[\w-]+"
@@ -48,15 +50,19 @@ logger = logging.getLogger(__name__)
 
 def trust_proxies():
     """
-    Decides whose word counts for a visitor's address. Uvicorn reads `X-Forwarded-For` from the right, past proxies that
-    are trusted. On the Hub these are the Hub's own; elsewhere nobody is, because any visitor can write that header.
-    Whoever runs the Space behind another proxy names it in FORWARDED_ALLOW_IPS.
+    Decides whose word counts for a visitor's address. Uvicorn reads `X-Forwarded-For` from the
+    right, past proxies that are trusted. On the Hub these are the Hub's own; elsewhere nobody is,
+    because any visitor can write that header. Whoever runs the Space behind another proxy names it
+    in FORWARDED_ALLOW_IPS.
     """
     os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES if os.environ.get("SPACE_ID") else "")
 
 
 def address_of(request: fastapi.Request) -> str:
-    """Returns the address that a visitor is counted under: of IPv6 the network, since each household has 2⁶⁴ addresses."""
+    """
+    Returns the address that a visitor is counted under: of IPv6 the network, since each household
+    has 2⁶⁴ addresses.
+    """
     host = request.client.host if request.client else ""
     try:
         address = ipaddress.ip_address(host)
@@ -90,11 +96,12 @@ def kind_of(fn) -> str:
 
 def check_form(body, fn):
     """
-    Refuses an event that the page would not send, before gradio reads it: gradio would fetch the address in a file's
-    description, and answer a missing value with a traceback.
+    Refuses an event that the page would not send, before gradio reads it: gradio would fetch the
+    address in a file's description, and answer a missing value with a traceback.
 
     Raises:
-        HTTPException: It is no event of the page, or its values are not plain ones, as many as the event takes.
+        HTTPException: It is no event of the page, or its values are not plain ones, as many as the
+            event takes.
     """
     plain = (str, int, float, type(None))  # bool is an int
     if fn is None or fn.fn is None:
@@ -102,10 +109,14 @@ def check_form(body, fn):
     if body.session_hash is not None and not SESSION.fullmatch(body.session_hash):
         raise fastapi.HTTPException(400, "The session must be named with up to 64 letters and digits.")
     if len(body.data) != len(fn.inputs):
-        raise fastapi.HTTPException(400, f"The event takes {len(fn.inputs)} values, but {len(body.data)} were sent.")
+        raise fastapi.HTTPException(
+            400, f"The event takes {len(fn.inputs)} values, but {len(body.data)} were sent."
+        )
     for value in body.data:
         if not all(isinstance(item, plain) for item in (value if isinstance(value, list) else [value])):
-            raise fastapi.HTTPException(400, "The values of an event must be numbers, texts or lists of them.")
+            raise fastapi.HTTPException(
+                400, "The values of an event must be numbers, texts or lists of them."
+            )
     sent = body.event_data
     if fn.collects_event_data and not (isinstance(sent, dict) and {"index", "value"} <= set(sent)):
         raise fastapi.HTTPException(400, "The event must say what was selected.")
@@ -117,8 +128,8 @@ class Turns(Queue):
     """
     Gradio's queue, in which nobody can keep the others out.
 
-    A session and an address may have a few jobs each; the next job belongs to the address that was served longest ago;
-    and a job starts only when somebody listens to it.
+    A session and an address may have a few jobs each; the next job belongs to the address that was
+    served longest ago; and a job starts only when somebody listens to it.
     """
 
     def __init__(self, page: gr.Blocks):
@@ -156,7 +167,9 @@ class Turns(Queue):
             said = f"{PER_ADDRESS[kind]} {what} from your network are waiting or under way. Please wait for one of them."
             raise fastapi.HTTPException(429, said)
         if len(events) >= IN_ALL[kind]:
-            raise fastapi.HTTPException(503, f"{IN_ALL[kind]} {what} are waiting. Please come back in a few minutes.")
+            raise fastapi.HTTPException(
+                503, f"{IN_ALL[kind]} {what} are waiting. Please come back in a few minutes."
+            )
 
     def session_of(self, event_id: str) -> str | None:
         """Returns the session of a job that waits or runs."""
@@ -164,13 +177,19 @@ class Turns(Queue):
         return event.session_hash if event else None
 
     def get_events(self) -> tuple[list[Event], bool, str] | None:
-        """Picks the next job: of an address that was served longest ago, and with somebody who listens."""
+        """
+        Picks the next job: of an address that was served longest ago, and with somebody who
+        listens.
+        """
         now = time.monotonic()
         if now - self._looked > 1:
             self._looked = now
             self._drop_abandoned(now)
         for name, waiting in self.event_queue_per_concurrency_id.items():
-            if waiting.concurrency_limit is not None and waiting.current_concurrency >= waiting.concurrency_limit:
+            if (
+                waiting.concurrency_limit is not None
+                and waiting.current_concurrency >= waiting.concurrency_limit
+            ):
                 continue
             heard = [event for event in waiting.queue if event.session_hash in self.listeners]
             if heard:
@@ -208,8 +227,8 @@ class Turns(Queue):
 
 class Door:
     """
-    ASGI middleware: closes what nobody needs, bounds what is sent and how much is open at once, and turns what a route
-    cannot answer into a sentence.
+    ASGI middleware: closes what nobody needs, bounds what is sent and how much is open at once, and
+    turns what a route cannot answer into a sentence.
 
     Args:
         app: The application behind it.
@@ -265,8 +284,15 @@ class Door:
 
         try:
             await self.app(scope, receive, note)
-        except Exception as error:  # of one of gradio's routes, to which a visitor sent what it does not expect
-            logger.warning("%s %s: %s", scope["method"], one_line(scope["path"]), one_line(f"{type(error).__name__}: {error}"))
+        except (
+            Exception
+        ) as error:  # of one of gradio's routes, to which a visitor sent what it does not expect
+            logger.warning(
+                "%s %s: %s",
+                scope["method"],
+                one_line(scope["path"]),
+                one_line(f"{type(error).__name__}: {error}"),
+            )
             if started:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             else:

@@ -13,9 +13,9 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, hf_hub_download
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler
-from pipeline_pfgmpp.cards import number
-from pipeline_pfgmpp.cli import on_device
-from pipeline_pfgmpp.evaluation.robustness import quantise
+from pipeline_pfgmpp.commands import on_device
+from pipeline_pfgmpp.generation import quantize
+from pipeline_pfgmpp.records.dimensions import format_dimension
 
 
 HERE = Path(__file__).parent
@@ -27,7 +27,8 @@ class Model:
 
     Args:
         name (`str`): What it is called.
-        sources (`dict[float | None, str]`): Hub id or folder for each D; for a network that is told D, one under None.
+        sources (`dict[float | None, str]`): Hub id or folder for each D; for a network that is told
+            D, one under None.
     """
 
     def __init__(self, name: str, sources: dict[float | None, str]):
@@ -38,7 +39,10 @@ class Model:
 
     @property
     def trained_range(self) -> tuple[float, float]:
-        """The range of D that a network which is told D was trained for; all D where it is not loaded yet or does not say."""
+        """
+        The range of D that a network which is told D was trained for; all D where it is not loaded
+        yet or does not say.
+        """
         loaded = self._loaded.get(self.sources.get(None))
         low, high = (loaded and loaded.scheduler.config.D_range) or (1.0, None)
         return low, math.inf if high is None else high
@@ -61,7 +65,9 @@ class Model:
         """Where the network for D comes from."""
         sources = self.load().sources
         if None not in sources and D not in sources:
-            raise ValueError(f"{self.name} is there for D = {', '.join(map(number, self.dimensions))} alone.")
+            raise ValueError(
+                f"{self.name} is there for D = {', '.join(map(format_dimension, self.dimensions))} alone."
+            )
         return sources.get(D) or sources[None]
 
     def pipeline(self, D: float, bits: int | None = None, **scheduler) -> PFGMPPPipeline:
@@ -83,19 +89,26 @@ class Model:
         unet = loaded.unet
         if bits is not None:
             unet = copy.deepcopy(unet)
-            quantise(unet, bits)
+            quantize(unet, bits)
         pipe = PFGMPPPipeline(
-            unet, PFGMPPScheduler.from_config(loaded.scheduler.config, **scheduler), id2label=loaded.config.id2label
+            unet,
+            PFGMPPScheduler.from_config(loaded.scheduler.config, **scheduler),
+            id2label=loaded.config.id2label,
         )
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
     def card(self) -> str:
-        """The card of the first network as Markdown, with its pictures inside; empty where there is none."""
+        """
+        The card of the first network as Markdown, with its pictures inside; empty where there is
+        none.
+        """
         source = next(iter(self.sources.values()))
 
         def inside(name):
-            return f"](data:image/png;base64,{base64.b64encode(_file(source, name[1]).read_bytes()).decode()})"
+            return (
+                f"](data:image/png;base64,{base64.b64encode(_file(source, name[1]).read_bytes()).decode()})"
+            )
 
         try:
             return re.sub(r"\]\(([\w-]+\.png)\)", inside, ModelCard.load(_file(source, "README.md")).text)
@@ -136,11 +149,15 @@ def reason(error: BaseException) -> str:
 def read_models() -> dict[str, Model]:
     """The models of `SPACE_MODELS`, Hub ids with commas between, or else of models.yaml, by name."""
     ids = [text.strip() for text in os.environ.get("SPACE_MODELS", "").split(",") if text.strip()]
-    entries = [{"name": source, "model": source} for source in ids] or yaml.safe_load((HERE / "models.yaml").read_text())
+    entries = [{"name": source, "model": source} for source in ids] or yaml.safe_load(
+        (HERE / "models.yaml").read_text()
+    )
     models = {}
     for entry in entries:
         if "models" in entry:
-            models[entry["name"]] = Model(entry["name"], {float(D): source for D, source in entry["models"].items()})
+            models[entry["name"]] = Model(
+                entry["name"], {float(D): source for D, source in entry["models"].items()}
+            )
         else:
             models[entry["name"]] = Model(entry["name"], {None: entry["model"]})
     return models

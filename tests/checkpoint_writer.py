@@ -1,8 +1,10 @@
 """
-Writes files in the published format: whole pickled network objects, with the source of their module inside.
+Writes files in the published format: whole pickled network objects, with the source of their module
+inside.
 
-The classes here stand in for the authors', of which only the names and the shape of the pickle are known; a file written here
-names `torch_utils.persistence._reconstruct_persistent_obj` and `dnnlib.util.EasyDict`, which exist nowhere.
+The classes here stand in for the authors', of which only the names and the shape of the pickle are
+known; a file written here names `torch_utils.persistence._reconstruct_persistent_obj` and
+`dnnlib.util.EasyDict`, which exist nowhere.
 """
 
 import contextlib
@@ -30,7 +32,13 @@ class Persistent:
     """Pickles as a call of `_reconstruct_persistent_obj` with a dictionary."""
 
     def __init__(self, class_name, state, module_src=MODULE_SRC):
-        self.meta = {"type": "class", "version": 6, "module_src": module_src, "class_name": class_name, "state": state}
+        self.meta = {
+            "type": "class",
+            "version": 6,
+            "module_src": module_src,
+            "class_name": class_name,
+            "state": state,
+        }
 
     def __reduce__(self):
         return _reconstruct_persistent_obj, (self.meta,)
@@ -57,7 +65,13 @@ def published_modules():
 
 def module_state(parameters, buffers, modules, **attributes):
     """The `__dict__` of a module, as torch makes it."""
-    hooks = ("_backward_hooks", "_forward_hooks", "_forward_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks")
+    hooks = (
+        "_backward_hooks",
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_state_dict_hooks",
+        "_load_state_dict_pre_hooks",
+    )
     return {
         "training": False,
         "_parameters": OrderedDict(parameters),
@@ -103,7 +117,10 @@ def write_checkpoint(path, ema=None, net=None, **others):
     networks = {name: network for name, network in (("ema", ema), ("net", net)) if network is not None}
     with published_modules():
         if path.suffix == ".pt":
-            optimizer = {"state": {0: {"step": 1, "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-3, "params": [0]}]}
+            optimizer = {
+                "state": {0: {"step": 1, "exp_avg": torch.zeros(3)}},
+                "param_groups": [{"lr": 1e-3, "params": [0]}],
+            }
             torch.save({**networks, "optimizer_state": optimizer, "step": 200_000_000, **others}, path)
         else:
             with open(path, "wb") as file:

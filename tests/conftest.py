@@ -35,10 +35,17 @@ CODE = {
 
 
 def run_training(*args):
-    """Runs train_accelerate.py in this process, for a new one takes seconds to begin; returns what that would."""
+    """
+    Runs train_accelerate.py in this process, for a new one takes seconds to begin; returns what
+    that would.
+    """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     output, errors, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(errors),
+    ):
         patch.setenv("ACCELERATE_USE_CPU", "1")
         patch.setattr(sys, "argv", ["train_accelerate.py", *map(str, args)])
         try:
@@ -77,7 +84,7 @@ def ten_images(fashion_mnist):
     """One real image a class, of shape (10, 1, 28, 28) in [-1, 1]."""
     from datasets import load_dataset
 
-    from pipeline_pfgmpp.training import load_images
+    from pipeline_pfgmpp.data import load_images
 
     data = load_images(load_dataset(str(fashion_mnist), split="train"), resolution=28)
     first = [(data.labels == label).nonzero()[0].item() for label in range(10)]
@@ -86,7 +93,10 @@ def ten_images(fashion_mnist):
 
 @pytest.fixture
 def hub(tmp_path):
-    """An empty Hub on 127.0.0.1, and the environment in which the real client asks it with an empty cache and no token."""
+    """
+    An empty Hub on 127.0.0.1, and the environment in which the real client asks it with an empty
+    cache and no token.
+    """
     with serve_hub() as hub:
         yield hub, make_hub_environment(hub, tmp_path / "cache")
 

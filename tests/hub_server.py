@@ -1,6 +1,6 @@
 """
-A Hub on 127.0.0.1 for the real huggingface_hub client: repositories with commits, branches and large files, permissions, and
-accidents.
+A Hub on 127.0.0.1 for the real huggingface_hub client: repositories with commits, branches and
+large files, permissions, and accidents.
 
 What the client stores through Xet on the real Hub it sends as LFS here (HF_HUB_DISABLE_XET).
 """
@@ -57,9 +57,19 @@ class Hub:
 
     def add(self, folder, repo_id, kind="models", branch="main"):
         """Puts a folder's files onto a branch of a repository."""
-        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+        files = {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in Path(folder).rglob("*")
+            if path.is_file()
+        }
         repository = self.repositories.setdefault((kind, repo_id), Repository())
-        self.large.update({hashlib.sha256(content).hexdigest(): content for content in files.values() if len(content) >= LARGE})
+        self.large.update(
+            {
+                hashlib.sha256(content).hexdigest(): content
+                for content in files.values()
+                if len(content) >= LARGE
+            }
+        )
         return repository.commit(branch, files)
 
     def remove(self, repo_id, kind="models"):
@@ -83,7 +93,11 @@ def create_app(hub):
     def entry(path, content):
         item = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
         if len(content) >= LARGE:
-            item["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+            item["lfs"] = {
+                "oid": hashlib.sha256(content).hexdigest(),
+                "size": len(content),
+                "pointerSize": 134,
+            }
         return item
 
     def may_write(request, repo_id=None):
@@ -119,7 +133,12 @@ def create_app(hub):
         refused = may_write(request)
         if refused is not None and refused.status_code == 401:
             return refused
-        return {"name": "writer", "type": "user", "orgs": [{"name": "org"}], "auth": {"accessToken": {"role": "write"}}}
+        return {
+            "name": "writer",
+            "type": "user",
+            "orgs": [{"name": "org"}],
+            "auth": {"accessToken": {"role": "write"}},
+        }
 
     @app.post("/api/repos/create")
     async def create(request: Request):
@@ -131,7 +150,9 @@ def create_app(hub):
         address = f"{hub.endpoint}/{'' if kind == 'models' else kind + '/'}{repo_id}"
         if (kind, repo_id) in hub.repositories:
             return JSONResponse({"error": "You already created this repo", "url": address}, 409)
-        hub.repositories[kind, repo_id] = Repository(asked.get("private") or asked.get("visibility") == "private")
+        hub.repositories[kind, repo_id] = Repository(
+            asked.get("private") or asked.get("visibility") == "private"
+        )
         return {"url": address, "name": repo_id}
 
     @app.delete("/api/repos/delete")
@@ -163,7 +184,13 @@ def create_app(hub):
     def info(kind: str, org: str, name: str, revision: str = "main"):
         found, sha = commit_of(kind, f"{org}/{name}", revision)
         siblings = [{"rfilename": path} for path in sorted(found.commits[sha])]
-        common = {"id": f"{org}/{name}", "sha": sha, "siblings": siblings, "tags": [], "private": found.private}
+        common = {
+            "id": f"{org}/{name}",
+            "sha": sha,
+            "siblings": siblings,
+            "tags": [],
+            "private": found.private,
+        }
         return {**common, "_id": name, "modelId": f"{org}/{name}", "downloads": 0, "likes": 0}
 
     @app.get("/api/{kind}/{org}/{name}/tree/{revision}")
@@ -181,7 +208,9 @@ def create_app(hub):
     def refs(kind: str, org: str, name: str):
         found, _ = commit_of(kind, f"{org}/{name}", "main")
         proposals = {branch: sha for branch, sha in found.branches.items() if branch.startswith("refs/pr/")}
-        branches = {f"refs/heads/{branch}": sha for branch, sha in found.branches.items() if branch not in proposals}
+        branches = {
+            f"refs/heads/{branch}": sha for branch, sha in found.branches.items() if branch not in proposals
+        }
         branches, proposals = (
             [{"name": ref.rpartition("/")[2], "ref": ref, "targetCommit": sha} for ref, sha in group.items()]
             for group in (branches, proposals)
@@ -218,7 +247,11 @@ def create_app(hub):
             return refused
         files = (await request.json())["files"]
         modes = [{**file, "uploadMode": "lfs" if file["size"] >= LARGE else "regular"} for file in files]
-        return {"files": [{"path": f["path"], "uploadMode": f["uploadMode"], "shouldIgnore": False} for f in modes]}
+        return {
+            "files": [
+                {"path": f["path"], "uploadMode": f["uploadMode"], "shouldIgnore": False} for f in modes
+            ]
+        }
 
     @app.post("/{org}/{name}.git/info/lfs/objects/batch")
     @app.post("/{kind}/{org}/{name}.git/info/lfs/objects/batch")

@@ -47,5 +47,7 @@ mesh = init_device_mesh("cpu", (2,))
 assert state["optimization_step"] == wanted["optimization_step"] == 3
 assert replaced == wanted_replaced == 64
 for tensors in (state["shadow_params"], averaged):
-    torch.testing.assert_close(tensors, [tensor.detach() for tensor in wanted["shadow_params"]], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        tensors, [tensor.detach() for tensor in wanted["shadow_params"]], atol=1e-5, rtol=0
+    )
 sys.stdout.write("as without\n")

@@ -22,7 +22,9 @@ def augment(p, images, generator):
 def smooth():
     """Smooth images whose borders are not their centres."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, 32), torch.linspace(-1, 1, 32), indexing="ij")
-    return torch.stack([torch.sin(3 * x + y), torch.exp(-4 * ((x - 0.3) ** 2 + y**2))])[None].repeat(2, 1, 1, 1)
+    return torch.stack([torch.sin(3 * x + y), torch.exp(-4 * ((x - 0.3) ** 2 + y**2))])[None].repeat(
+        2, 1, 1, 1
+    )
 
 
 IDENTITY = torch.eye(2).expand(2, 2, 2)
@@ -38,7 +40,10 @@ def test_the_filter_is_an_orthonormal_wavelet():
     assert taps.sum().item() == pytest.approx(math.sqrt(2), abs=1e-9)
     for shift in range(0, 12, 2):
         assert (taps[shift:] * taps[: 12 - shift]).sum().item() == pytest.approx(float(shift == 0), abs=1e-9)
-    moments = [((-1) ** torch.arange(12) * torch.arange(12.0, dtype=torch.float64) ** k * taps).sum().item() for k in range(4)]
+    moments = [
+        ((-1) ** torch.arange(12) * torch.arange(12.0, dtype=torch.float64) ** k * taps).sum().item()
+        for k in range(4)
+    ]
     assert moments == pytest.approx([0] * 4, abs=1e-5)  # vanishing moments
 
 
@@ -51,7 +56,9 @@ def test_nothing_is_done_at_p_0(smooth):
 def test_the_identity_changes_nothing(smooth):
     noise = torch.randn(2, 3, 28, 28)
     for images in (smooth, noise):
-        torch.testing.assert_close(resample(images, IDENTITY, torch.zeros(2, 2)), images, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            resample(images, IDENTITY, torch.zeros(2, 2)), images, rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
@@ -112,7 +119,9 @@ def test_label_statistics():
     angle = torch.atan2(sin, cos + 1)[sin != 0]
     assert scipy.stats.kstest((angle / (2 * math.pi) + 0.5).numpy(), "uniform").pvalue > 1e-3
     torch.testing.assert_close((cos + 1) ** 2 + sin**2, torch.ones(count))
-    assert (stretch_sin[stretch > 0] == 0).float().mean().item() == pytest.approx(0.5, abs=0.03)  # along an axis of the image
+    assert (stretch_sin[stretch > 0] == 0).float().mean().item() == pytest.approx(
+        0.5, abs=0.03
+    )  # along an axis of the image
     assert scipy.stats.kstest(stretch[stretch > 0].numpy(), "halfnorm").pvalue > 1e-3
     independent = torch.corrcoef(torch.stack([scale, sin, stretch_cos, shift_x, shift_y]))
     assert (independent - torch.eye(5)).abs().max() < 0.03

@@ -8,14 +8,9 @@ from conftest import ROOT
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 
-from pipeline_pfgmpp.cards import (
-    PUBLISHED,
-    describe_base,
-    format_command,
-    number,
-    write_model_card,
-    write_published_cards,
-)
+from pipeline_pfgmpp.hub.cards import PUBLISHED, describe_base, write_model_card, write_published_cards
+from pipeline_pfgmpp.records.commands import format_command
+from pipeline_pfgmpp.records.dimensions import format_dimension
 
 
 CARDS = ROOT / "model_cards"
@@ -34,7 +29,9 @@ def test_every_card_is_complete(path):
     assert card.data.model_name == path.parent.name
     assert card.data.eval_results
     for result in card.data.eval_results:
-        assert re.search(rf"\| {result.metric_value:.5g}0* ", card.text)  # front matter and table say the same
+        assert re.search(
+            rf"\| {result.metric_value:.5g}0* ", card.text
+        )  # front matter and table say the same
     for section in ("Use", "Training", "Evaluation", "Limits", "Licence", "Citation"):
         assert re.search(rf"^## {section}$", card.text, re.MULTILINE), section
     assert "trust_remote_code=True" in card.text
@@ -46,9 +43,11 @@ def test_published_cards_are_generated_and_hold_no_weights(tmp_path):
     write_published_cards(tmp_path)
     for name, _, D, classes, (dataset, _), file, fid, _ in PUBLISHED:
         text = (tmp_path / name / "README.md").read_text()
-        assert (CARDS / name / "README.md").read_text() == text, "run python -m pipeline_pfgmpp.cards model_cards"
+        assert (CARDS / name / "README.md").read_text() == text, (
+            "run python -m pipeline_pfgmpp.hub.cards model_cards"
+        )
         assert [each.name for each in (CARDS / name).iterdir()] == ["README.md"]
-        assert f"D = {number(D)}" in text
+        assert f"D = {format_dimension(D)}" in text
         assert f"pfgmpp convert {file} {name}" in text
         assert f"| {fid} |" in text
         assert "the paper's number, not measured here" in text
@@ -57,7 +56,9 @@ def test_published_cards_are_generated_and_hold_no_weights(tmp_path):
         assert ("Class-conditional" in text) == bool(classes)
     assert (CARDS / "collection.yaml").read_text() == (tmp_path / "collection.yaml").read_text()
     items = yaml.safe_load((CARDS / "collection.yaml").read_text())["items"]
-    assert {item["item_id"] for item in items} == {f"org/{path.parent.name}" for path in CARDS.glob("*/README.md")}
+    assert {item["item_id"] for item in items} == {
+        f"org/{path.parent.name}" for path in CARDS.glob("*/README.md")
+    }
 
 
 def test_the_card_of_a_network_for_every_d_says_so(tmp_path):
@@ -111,7 +112,9 @@ def test_a_base_model_is_named_by_its_card_and_with_its_licence(tmp_path):
     for text in ("---\nlicense: [", "no front matter"):
         (folder / "README.md").write_text(text)
         assert describe_base(str(folder)) == {"base_model": "model"}
-    (folder / "README.md").write_text("---\nlicense: other\nlicense_name: house\nlicense_link: https://host/text\n---\n")
+    (folder / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: house\nlicense_link: https://host/text\n---\n"
+    )
     base = describe_base(str(folder))
     assert base == {
         "base_model": "model", "license": "other", "license_name": "house", "license_link": "https://host/text"
@@ -122,5 +125,7 @@ def test_a_base_model_is_named_by_its_card_and_with_its_licence(tmp_path):
 
 
 def test_several_licences_are_named(tmp_path):
-    write_model_card(tmp_path, DiffusionPipeline.from_pretrained(BUNDLED), "## Training", license=["mit", "cc-by-4.0"])
+    write_model_card(
+        tmp_path, DiffusionPipeline.from_pretrained(BUNDLED), "## Training", license=["mit", "cc-by-4.0"]
+    )
     assert "The weights are under mit, cc-by-4.0." in (tmp_path / "README.md").read_text()

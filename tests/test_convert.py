@@ -22,10 +22,11 @@ from diffusers import (
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from pipeline_pfgmpp import DDPMUNet2DModel, PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, inert_pickle, sample_noise
-from pipeline_pfgmpp.cli import main
-from pipeline_pfgmpp.convert import convert_checkpoint, convert_diffusers
-from pipeline_pfgmpp.inert_pickle import load
+from pipeline_pfgmpp import DDPMUNet2DModel, PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, sample_noise
+from pipeline_pfgmpp.commands import main
+from pipeline_pfgmpp.conversion import inert_pickle
+from pipeline_pfgmpp.conversion.convert import convert_checkpoint, convert_diffusers
+from pipeline_pfgmpp.conversion.inert_pickle import load
 
 
 GOLDEN = ["ddpmpp_uncond", "ncsnpp_uncond", "ncsnpp_cond", "adm_cond"]
@@ -35,7 +36,9 @@ GOLDEN = ["ddpmpp_uncond", "ncsnpp_uncond", "ncsnpp_cond", "adm_cond"]
 def tensors_and_config(golden):
     """State dict and `_init_kwargs` of the small conditional NCSN++."""
     tensors, config = golden("ncsnpp_cond")
-    return {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}, config
+    return {
+        key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")
+    }, config
 
 
 @pytest.fixture
@@ -103,13 +106,26 @@ def test_the_command_line_and_the_card(checkpoint, tmp_path, capsys):
     main(["convert", str(checkpoint(".pt")), str(output), "--dtype", "float16"])
     assert capsys.readouterr().out.strip().endswith(str(output))
     code = {"pipeline.py", "scheduling_pfgmpp.py", "noise.py"}
-    assert {path.name for path in output.iterdir()} == {"README.md", "model_index.json", "scheduler", "unet", *code}
+    assert {path.name for path in output.iterdir()} == {
+        "README.md",
+        "model_index.json",
+        "scheduler",
+        "unet",
+        *code,
+    }
     weights = load_file(output / "unet" / "diffusion_pytorch_model.safetensors")
     assert {str(tensor.dtype) for name, tensor in weights.items() if "freqs" not in name} == {"torch.float16"}
     card = ModelCard.load(output / "README.md")
     assert card.data.license == "cc-by-nc-sa-4.0"
     assert card.data.library_name == "diffusers"
-    for text in ("# pfgmpp-cifar", "training-state-000200.pt", "SHA-256", "CC BY-NC-SA 4.0", "@inproceedings", "D = 128"):
+    for text in (
+        "# pfgmpp-cifar",
+        "training-state-000200.pt",
+        "SHA-256",
+        "CC BY-NC-SA 4.0",
+        "@inproceedings",
+        "D = 128",
+    ):
         assert text in card.text
     assert str(tmp_path) not in card.content
 
@@ -143,7 +159,7 @@ def test_nan_weights_are_converted_with_a_warning(checkpoint, tensors_and_config
 MEASURE = """
 import sys
 from diffusers import DiffusionPipeline
-from pipeline_pfgmpp.convert import convert_checkpoint
+from pipeline_pfgmpp.conversion.convert import convert_checkpoint
 
 def memory(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
@@ -183,7 +199,9 @@ def refusal(path, tmp_path, **options):
 
 
 def test_what_the_file_lacks_is_asked_for_by_name(checkpoint, tmp_path):
-    assert "does not state `D`; give it (--D" in refusal(checkpoint(config={"pfgmpp": True}, drop=["D"]), tmp_path)
+    assert "does not state `D`; give it (--D" in refusal(
+        checkpoint(config={"pfgmpp": True}, drop=["D"]), tmp_path
+    )
     path = checkpoint(sigma_data=None)
     assert "does not state `sigma_data`; give it (--sigma-data" in refusal(path, tmp_path)
     convert_checkpoint(path, tmp_path / "out", sigma_data=0.25)
@@ -299,7 +317,10 @@ def test_a_network_inside_itself_is_refused(tensors_and_config, tmp_path):
 
 def test_compressed_archives_are_refused(checkpoint, tmp_path):
     path = checkpoint(".pt")
-    with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as target:
+    with (
+        zipfile.ZipFile(path) as source,
+        zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
         for name in source.namelist():
             target.writestr(name, source.read(name))
     assert "compressed" in refusal(tmp_path / "small.pt", tmp_path)
@@ -308,7 +329,10 @@ def test_compressed_archives_are_refused(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model.map_layer1.weight": torch.zeros(64, 65)}, "map_layer1.weight is of shape (64, 65) instead of (64, 64)"),
+        (
+            {"model.map_layer1.weight": torch.zeros(64, 65)},
+            "map_layer1.weight is of shape (64, 65) instead of (64, 64)",
+        ),
         ({"model.map_layer1.bias": None}, "map_layer1.bias is missing"),
         ({"model.map_layer2.bias": torch.zeros(3)}, "map_layer2.bias does not belong"),
         ({"model.map_layer0.weight": None}, "its tensors are not those of"),
@@ -389,7 +413,9 @@ def test_a_ddpm_samples_as_diffusers_samples_it(ddpm, tmp_path):
 
     karras = HeunDiscreteScheduler(beta_start=1e-4, beta_end=0.02, use_karras_sigmas=True)  # DDPMScheduler's
     karras.set_timesteps(50)
-    theirs = diffusers_sample(ddpm, karras, start() * (pipe.scheduler.init_noise_sigma / karras.init_noise_sigma))
+    theirs = diffusers_sample(
+        ddpm, karras, start() * (pipe.scheduler.init_noise_sigma / karras.init_noise_sigma)
+    )
     assert theirs.std() > 0.1
     assert (ours - theirs).abs().max() < 1e-2
 
@@ -398,7 +424,9 @@ def test_a_ddpm_answers_as_ddim_asks_it(ddpm, tmp_path):
     """DDIM is Euler in sigma: on its own noise levels both give the same, step by step."""
     convert_diffusers(tmp_path / "ddpm", tmp_path / "out")
     pipe = PFGMPPPipeline.from_pretrained(tmp_path / "out")
-    ddim = DDIMScheduler.from_config(DDPMScheduler.load_config(tmp_path / "ddpm", subfolder="scheduler"), clip_sample=False)
+    ddim = DDIMScheduler.from_config(
+        DDPMScheduler.load_config(tmp_path / "ddpm", subfolder="scheduler"), clip_sample=False
+    )
     ddim.set_timesteps(50)
     alphas = ddim.alphas_cumprod[ddim.timesteps]
     sigmas = ((1 - alphas) / alphas).sqrt()
@@ -407,7 +435,9 @@ def test_a_ddpm_answers_as_ddim_asks_it(ddpm, tmp_path):
     ours, theirs = start() * sigmas[0], start() * (1 - alphas[0]).sqrt()
     with torch.no_grad():
         for t, c_noise in zip(ddim.timesteps, euler.timesteps):
-            ours = euler.step(pipe.unet(euler.scale_model_input(ours, c_noise), c_noise).sample, c_noise, ours).prev_sample
+            ours = euler.step(
+                pipe.unet(euler.scale_model_input(ours, c_noise), c_noise).sample, c_noise, ours
+            ).prev_sample
             theirs = ddim.step(ddpm(theirs, t).sample, t, theirs).prev_sample
     # The one ends at sigma = 0, the other at its scheduler's last alpha, which is 1.
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
@@ -425,8 +455,13 @@ def test_a_ddpm_keeps_its_weights_and_takes_another_d(ddpm, tmp_path):
 
 def test_what_is_no_ddpm_is_refused(ddpm, tmp_path):
     DDPMPipeline(ddpm, DDPMScheduler(prediction_type="v_prediction")).save_pretrained(tmp_path / "v")
-    PFGMPPPipeline(PFGMPPUNet2DModel.from_preset("fashion-mnist-small"), PFGMPPScheduler()).save_pretrained(tmp_path / "own")
-    for name, message in (("v", "predicts v_prediction"), ("own", "it is no UNet2DModel with a DDPM schedule")):
+    PFGMPPPipeline(PFGMPPUNet2DModel.from_preset("fashion-mnist-small"), PFGMPPScheduler()).save_pretrained(
+        tmp_path / "own"
+    )
+    for name, message in (
+        ("v", "predicts v_prediction"),
+        ("own", "it is no UNet2DModel with a DDPM schedule"),
+    ):
         with pytest.raises(ValueError, match=message):
             convert_diffusers(tmp_path / name, tmp_path / "out")
         assert not (tmp_path / "out").exists()

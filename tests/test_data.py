@@ -1,4 +1,7 @@
-"""Data sets as batches: decoded, in an order of their own, read as a stream, and with broken images among them."""
+"""
+Data sets as batches: decoded, in an order of their own, read as a stream, and with broken images
+among them.
+"""
 
 import gzip
 import itertools
@@ -12,9 +15,8 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, load_dataset
 
-from pipeline_pfgmpp.training import ImageDataset, ImageStream, load_images, prefetch
-from pipeline_pfgmpp.training.data import ImageDecoder
-from pipeline_pfgmpp.training.idx_to_parquet import convert, read_idx
+from pipeline_pfgmpp.data import ImageDataset, ImageDecoder, ImageStream, load_images, prefetch
+from pipeline_pfgmpp.data.fashion_mnist import convert, read_idx
 
 
 def generator(seed=0):
@@ -51,7 +53,10 @@ def test_columns_are_found_or_named(fashion_mnist):
     with pytest.raises(ValueError, match="`image_column` is 'picture'"):
         load_images(dataset, resolution=28, image_column="picture")
     with pytest.raises(ValueError, match="several image columns"):
-        load_images(Dataset.from_dict({"a": [], "b": []}, features=Features({"a": Image(), "b": Image()})), resolution=28)
+        load_images(
+            Dataset.from_dict({"a": [], "b": []}, features=Features({"a": Image(), "b": Image()})),
+            resolution=28,
+        )
     with pytest.raises(ValueError, match="no image column"):
         load_images(dataset.remove_columns("image"), resolution=28)
 
@@ -66,7 +71,9 @@ def write_idx(folder, images, labels, prefix):
     folder.mkdir(exist_ok=True)
     header = struct.pack(">4B3I", 0, 0, 8, 3, *images.shape)
     (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes()))
-    (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">4BI", 0, 0, 8, 1, len(labels)) + labels.tobytes())
+    (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(
+        struct.pack(">4BI", 0, 0, 8, 1, len(labels)) + labels.tobytes()
+    )
 
 
 def test_idx_files_become_a_data_set(tmp_path):
@@ -145,18 +152,25 @@ def folders(tmp_path):
         numbers = range(10 * part, 10 * part + 10)
         images = [PIL.Image.new("L", (2, 2), number) for number in numbers]
         features = Features({"image": Image(), "label": ClassLabel(num_classes=60)})
-        Dataset.from_dict({"image": images, "label": list(numbers)}, features=features).to_parquet(tmp_path / f"{part}.parquet")
+        Dataset.from_dict({"image": images, "label": list(numbers)}, features=features).to_parquet(
+            tmp_path / f"{part}.parquet"
+        )
     return tmp_path
 
 
 def stream(folder, **options):
-    return ImageStream(load_dataset(str(folder), split="train", streaming=True), resolution=1, **{"window": 7, **options})
+    return ImageStream(
+        load_dataset(str(folder), split="train", streaming=True), resolution=1, **{"window": 7, **options}
+    )
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 4])
 def test_a_stream_gives_each_process_its_share(folders, num_processes):
     per_process = 60 // num_processes
-    shares = [take(stream(folders).batches(per_process, 1, process, num_processes), 2)[0] for process in range(num_processes)]
+    shares = [
+        take(stream(folders).batches(per_process, 1, process, num_processes), 2)[0]
+        for process in range(num_processes)
+    ]
     for epoch in range(2):
         assert sorted(number for share in shares for number in share[epoch]) == list(range(60))
     assert shares[0][0] != shares[0][1]
@@ -172,7 +186,9 @@ def test_a_stream_goes_on_from_where_it_was(folders, process):
 
 
 def test_a_stream_knows_its_deviation(folders):
-    assert stream(folders).sigma_data() == pytest.approx(load_images(load_dataset(str(folders), split="train"), 1).sigma_data())
+    assert stream(folders).sigma_data() == pytest.approx(
+        load_images(load_dataset(str(folders), split="train"), 1).sigma_data()
+    )
 
 
 @pytest.fixture
@@ -225,12 +241,17 @@ def test_decoding_happens_once(fashion_mnist, monkeypatch):
 
 
 def test_changed_files_of_a_folder_are_decoded_anew(tmp_path):
-    """Whatever a copy does to their times: with the path, the name and the time of the old ones, or with one more or less."""
+    """
+    Whatever a copy does to their times: with the path, the name and the time of the old ones, or
+    with one more or less.
+    """
     folder = tmp_path / "images"
     folder.mkdir()
 
     def colors():
-        return sorted(load_images(load_dataset(str(folder), split="train"), resolution=2).images[:, 0, 0, 0].tolist())
+        return sorted(
+            load_images(load_dataset(str(folder), split="train"), resolution=2).images[:, 0, 0, 0].tolist()
+        )
 
     for number in range(3):
         PIL.Image.new("L", (2, 2), 10 + number).save(folder / f"{number}.png")

@@ -14,8 +14,14 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from test_pipeline_pfgmpp import generator, our_unet, pipeline
 
-from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler, interpolate_noise, sample_noise
-from pipeline_pfgmpp.training import load_images
+from pipeline_pfgmpp import (
+    EmpiricalDenoiser,
+    PFGMPPPipeline,
+    PFGMPPScheduler,
+    interpolate_noise,
+    sample_noise,
+)
+from pipeline_pfgmpp.data import load_images
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +53,13 @@ def test_guidance_is_one_call_of_twice_the_batch_and_only_inside_the_interval():
     pipe(batch_size=3, num_inference_steps=4, class_labels=1, guidance_scale=2.0)
     assert counter.batches == [6] * 7
     counter.batches.clear()
-    pipe(batch_size=3, num_inference_steps=4, class_labels=1, guidance_scale=2.0, guidance_interval=(0.01, 20.0))
+    pipe(
+        batch_size=3,
+        num_inference_steps=4,
+        class_labels=1,
+        guidance_scale=2.0,
+        guidance_interval=(0.01, 20.0),
+    )
     sigmas = pipe.scheduler.sigmas[:-1]
     assert counter.batches == [6 if 0.01 <= sigma <= 20 else 3 for sigma in sigmas.tolist()]
     assert 0 < counter.batches.count(6) < 7
@@ -87,7 +99,9 @@ def test_the_guiding_network_is_saved_and_loaded(tmp_path):
 def test_inverting_real_images_and_sampling_returns_them(bundled, clothes):
     images, labels = clothes.images[:4], clothes.labels[:4]
     latents = bundled.invert(images, num_inference_steps=64, class_labels=labels)
-    returned = bundled(latents=latents, class_labels=labels, num_inference_steps=64, output_type="latent").images
+    returned = bundled(
+        latents=latents, class_labels=labels, num_inference_steps=64, output_type="latent"
+    ).images
     assert (returned - (images.float() / 127.5 - 1)).abs().max() < 1e-2
 
 
@@ -99,7 +113,9 @@ def test_inversion_undoes_sampling(D, ten_images):
     pipe.set_progress_bar_config(disable=True)
     latents = sample_noise((6, 1, 7, 7), D, generator())
     pipe.scheduler = PFGMPPScheduler.from_config(pipe.scheduler.config, final_sigmas_type="sigma_min")
-    middle = pipe(latents=latents, num_inference_steps=100, output_type="latent").images  # x at sigma_min, not yet an image
+    middle = pipe(
+        latents=latents, num_inference_steps=100, output_type="latent"
+    ).images  # x at sigma_min, not yet an image
     back = pipe.invert(middle.clamp(-1, 1), num_inference_steps=100)
     inside = (middle.abs() <= 1).flatten(1).all(1)
     if inside.any():
@@ -150,10 +166,19 @@ def test_strength_starts_midway_with_student_t_noise(solver_type):
 
 def test_a_little_strength_changes_an_image_little(bundled, clothes):
     image = clothes.images[:4]
-    kwargs = {"image": image, "class_labels": clothes.labels[:4], "output_type": "latent", "num_inference_steps": 10}
+    kwargs = {
+        "image": image,
+        "class_labels": clothes.labels[:4],
+        "output_type": "latent",
+        "num_inference_steps": 10,
+    }
     original = image.float() / 127.5 - 1
     changes = [
-        (bundled(strength=strength, generator=generator(), **kwargs).images - original).square().mean().sqrt().item()
+        (bundled(strength=strength, generator=generator(), **kwargs).images - original)
+        .square()
+        .mean()
+        .sqrt()
+        .item()
         for strength in (0.2, 0.5, 1.0)
     ]
     assert changes[0] < 0.05 < changes[1] < changes[2]
@@ -165,7 +190,9 @@ def test_inpainting_keeps_what_is_not_masked(solver_type, bundled, clothes):
     original = images.float() / 127.5 - 1
     mask = torch.zeros(28, 28, dtype=torch.bool)
     mask[14:] = True
-    pipe = PFGMPPPipeline(bundled.unet, PFGMPPScheduler.from_config(bundled.scheduler.config, solver_type=solver_type))
+    pipe = PFGMPPPipeline(
+        bundled.unet, PFGMPPScheduler.from_config(bundled.scheduler.config, solver_type=solver_type)
+    )
     pipe.set_progress_bar_config(disable=True)
     kwargs = {"class_labels": labels, "num_inference_steps": 8, "output_type": "latent"}
     painted = pipe(16, image=images, mask_image=mask, generator=generator(), **kwargs).images
@@ -175,7 +202,9 @@ def test_inpainting_keeps_what_is_not_masked(solver_type, bundled, clothes):
     seam, edge = ((x[..., 14, :] - x[..., 13, :]).abs().mean() for x in (painted, pasted))
     assert seam < 0.7 * edge
     picture = PIL.Image.fromarray((mask.numpy() * 255).astype("uint8"))
-    assert torch.equal(pipe(16, image=images, mask_image=picture, generator=generator(), **kwargs).images, painted)
+    assert torch.equal(
+        pipe(16, image=images, mask_image=picture, generator=generator(), **kwargs).images, painted
+    )
     others = pipe(16, image=images, mask_image=mask, generator=generator(1), **kwargs).images
     assert (others - painted)[..., 14:, :].abs().mean() > 0.05
 
@@ -192,7 +221,12 @@ def test_pictures_of_any_form_are_the_same_image():
     pipe = pipeline(D=64)
     array = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     floats = torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
-    forms = [array, [PIL.Image.fromarray(each) for each in array], torch.from_numpy(array).permute(0, 3, 1, 2), floats]
+    forms = [
+        array,
+        [PIL.Image.fromarray(each) for each in array],
+        torch.from_numpy(array).permute(0, 3, 1, 2),
+        floats,
+    ]
     results = [pipe.invert(form, num_inference_steps=3) for form in forms]
     for result in results[1:]:
         torch.testing.assert_close(result, results[0])
@@ -238,7 +272,9 @@ def test_interpolation_meets_its_ends_and_goes_along_the_circle():
     torch.testing.assert_close(interpolate_noise(a, b, 0.0), a)
     torch.testing.assert_close(interpolate_noise(a, b, 1.0), b)
     middle = interpolate_noise(a, b, torch.tensor([0.5, 0.5, 0.5])).flatten(1)
-    torch.testing.assert_close(middle.norm(dim=1), (a.flatten(1).norm(dim=1) * b.flatten(1).norm(dim=1)).sqrt())
+    torch.testing.assert_close(
+        middle.norm(dim=1), (a.flatten(1).norm(dim=1) * b.flatten(1).norm(dim=1)).sqrt()
+    )
     for end in (a, b):  # as far from the one as from the other
         cosine = torch.nn.functional.cosine_similarity(middle, end.flatten(1))
         whole = torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).acos()
@@ -250,7 +286,10 @@ def test_interpolation_meets_its_ends_and_goes_along_the_circle():
 
 @pytest.mark.parametrize("D", [4, 64, None])
 def test_interpolated_noise_stays_on_the_shells_of_the_prior(D):
-    """Halfway between two draws the radius lies within the range of draws, where a straight line falls inside it."""
+    """
+    Halfway between two draws the radius lies within the range of draws, where a straight line falls
+    inside it.
+    """
     a, b = (sample_noise((2000, 784), D, generator(seed), dtype=torch.float64) for seed in (1, 2))
     drawn = a.norm(dim=1).log()
     middle = interpolate_noise(a, b, 0.5).norm(dim=1).log()
@@ -264,7 +303,10 @@ def test_interpolated_noise_stays_on_the_shells_of_the_prior(D):
 
 
 class GaussianDenoiser(ModelMixin, ConfigMixin):
-    """The posterior mean of data N(0, spread^2) under the Student-t kernel: a mixture over the kernel's hidden scale."""
+    """
+    The posterior mean of data N(0, spread^2) under the Student-t kernel: a mixture over the
+    kernel's hidden scale.
+    """
 
     @register_to_config
     def __init__(self, spread=0.4, width=2, sigma_data=0.5):
@@ -297,7 +339,10 @@ def gaussian():
     """Points of width 1 or 2, and their exact log-density under N(0, 0.4^2)."""
 
     def points(width):
-        points = torch.linspace(-0.9, 0.9, 7, dtype=torch.float64).view(7, 1, 1, 1) * torch.tensor([1.0, 0.5])[:width]
+        points = (
+            torch.linspace(-0.9, 0.9, 7, dtype=torch.float64).view(7, 1, 1, 1)
+            * torch.tensor([1.0, 0.5])[:width]
+        )
         return points, torch.distributions.Normal(0.0, 0.4).log_prob(points).sum((1, 2, 3))
 
     return points
@@ -312,7 +357,9 @@ def test_the_likelihood_of_a_gaussian(D, width, gaussian):
     result = pipe.log_likelihood(points, num_inference_steps=128, trace="exact", dequantize=False)
     assert (result.log_likelihood - expected).abs().max() < 1e-2
     assert result.standard_error.isnan().all()
-    torch.testing.assert_close(result.bits_per_dim, math.log2(127.5) - result.log_likelihood / width / math.log(2))
+    torch.testing.assert_close(
+        result.bits_per_dim, math.log2(127.5) - result.log_likelihood / width / math.log(2)
+    )
 
 
 def test_random_directions_estimate_the_trace_and_their_error(gaussian):
@@ -329,7 +376,8 @@ def test_real_clothes_are_likelier_than_their_negatives(bundled, clothes):
     images, labels = clothes.images[:2], clothes.labels[:2]
     kwargs = {"num_inference_steps": 12, "class_labels": labels}
     real, negative = (
-        bundled.log_likelihood(each, generator=generator(), **kwargs).bits_per_dim for each in (images, 255 - images)
+        bundled.log_likelihood(each, generator=generator(), **kwargs).bits_per_dim
+        for each in (images, 255 - images)
     )
     assert (real + 1 < negative).all()
     assert (real < 8).all()

@@ -65,7 +65,9 @@ def test_an_average_of_any_width_is_put_together_afterwards(tmp_path):
             for average in averages:
                 average.save_snapshot(tmp_path, step, ["weight", "bias"])
     error = (reconstruct(tmp_path, wanted)["bias"] - whole.shadow_params[1]).square().mean().sqrt()
-    nearest = min((average.shadow_params[1] - whole.shadow_params[1]).square().mean().sqrt() for average in averages)
+    nearest = min(
+        (average.shadow_params[1] - whole.shadow_params[1]).square().mean().sqrt() for average in averages
+    )
     assert error < 0.1 * nearest
     assert reconstruction_weights([(400, 0.1)], 400, 0.1).item() == pytest.approx(1)
     with pytest.raises(ValueError, match="must not be after the last snapshot"):
@@ -80,9 +82,12 @@ def test_learning_rates_in_images(schedule):
         return learning_rate_factor(schedule, images, 10_000, warmup_images=1000, decay_images=4000)
 
     assert [factor(images) for images in (0, 500, 1000)] == [0, 0.5, 1]
-    half, end = {"constant": (1, 1), "linear": (0.5, 0), "cosine": (0.5, 0), "inverse_sqrt": ((4000 / 5500) ** 0.5, 0.4**0.5)}[
-        schedule
-    ]
+    half, end = {
+        "constant": (1, 1),
+        "linear": (0.5, 0),
+        "cosine": (0.5, 0),
+        "inverse_sqrt": ((4000 / 5500) ** 0.5, 0.4**0.5),
+    }[schedule]
     assert factor(5500) == pytest.approx(half)
     assert factor(10_000) == pytest.approx(end)
     with pytest.raises(ValueError, match="`schedule` must be one of constant"):

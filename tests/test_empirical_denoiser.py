@@ -33,7 +33,10 @@ def test_sampling_from_ten_real_images_returns_them(ten_images, D):
 def test_each_image_comes_with_equal_probability(ten_images, D):
     data = torch.nn.functional.avg_pool2d(ten_images, 4)  # tiny: 7 x 7
     samples = oracle_pipeline(data, D=D)(
-        batch_size=2000, num_inference_steps=24, output_type="latent", generator=torch.Generator().manual_seed(1)
+        batch_size=2000,
+        num_inference_steps=24,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(1),
     ).images
     distances = (samples[:, None] - data[None]).abs().amax((2, 3, 4))
     assert distances.amin(1).max() < 1e-3
@@ -42,11 +45,18 @@ def test_each_image_comes_with_equal_probability(ten_images, D):
 
 
 def test_pfgm_in_its_own_terms(ten_images):
-    """At D = 1 the steps of Euler are those of dx/dz = E_x / E_z in the field of charges at z = 0, with z falling as PFGM's."""
+    """
+    At D = 1 the steps of Euler are those of dx/dz = E_x / E_z in the field of charges at z = 0,
+    with z falling as PFGM's.
+    """
     data = torch.nn.functional.avg_pool2d(ten_images, 4).double()
-    scheduler = PFGMPPScheduler(D=1, sigma_min=1e-3, sigma_max=40.0, solver_type="euler", sigma_schedule="exponential")
+    scheduler = PFGMPPScheduler(
+        D=1, sigma_min=1e-3, sigma_max=40.0, solver_type="euler", sigma_schedule="exponential"
+    )
     scheduler.set_timesteps(30)
-    x = scheduler.sigmas[0] * scheduler.sample_noise((6, 1, 7, 7), torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = scheduler.sigmas[0] * scheduler.sample_noise(
+        (6, 1, 7, 7), torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     unet, charges = EmpiricalDenoiser(data), torch.nn.functional.pad(data.flatten(1), (0, 1))
     point = x.flatten(1)
     heights = 40.0 * (1e-3 / 40.0) ** (torch.arange(30).double() / 29)
@@ -55,14 +65,18 @@ def test_pfgm_in_its_own_terms(ten_images):
         augmented = torch.cat([point, z.expand(6, 1)], dim=1)
         apart = augmented[:, None] - charges[None]
         distance = apart.norm(dim=2, keepdim=True)
-        field = (apart / distance * (distance.amin(1, keepdim=True) / distance) ** 49).sum(1)  # N = 49, so 1 / distance^N
+        field = (apart / distance * (distance.amin(1, keepdim=True) / distance) ** 49).sum(
+            1
+        )  # N = 49, so 1 / distance^N
         point = point + field[:, :-1] / field[:, -1:] * (after - z)
     torch.testing.assert_close(x.flatten(1), point, rtol=1e-3, atol=1e-4)
 
 
 def solve(data, D, solver_type, steps, levels):
     """From noise at the first level to the last, in float64."""
-    scheduler = PFGMPPScheduler(D=D, solver_type=solver_type, final_sigmas_type="sigma_min", lower_order_final=False)
+    scheduler = PFGMPPScheduler(
+        D=D, solver_type=solver_type, final_sigmas_type="sigma_min", lower_order_final=False
+    )
     # equal steps in the variable of EDM's spacing
     ramp = torch.linspace(levels[0] ** (1 / 7), levels[1] ** (1 / 7), steps + 1, dtype=torch.float64) ** 7
     scheduler.set_timesteps(sigmas=ramp)
@@ -75,27 +89,40 @@ def solve(data, D, solver_type, steps, levels):
 
 
 @pytest.mark.parametrize("D", [4, 128, None])
-@pytest.mark.parametrize(("solver_type", "order"), [("euler", 1), ("heun", 2), ("dpmpp_2m", 2), ("dpmpp_3m", 3)])
+@pytest.mark.parametrize(
+    ("solver_type", "order"), [("euler", 1), ("heun", 2), ("dpmpp_2m", 2), ("dpmpp_3m", 3)]
+)
 def test_measured_order_of_convergence(solver_type, order, D):
     data = torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(2))
     levels = (80.0, 0.5)
     exact = solve(data, D, "dpmpp_3m", 1024, levels)
-    coarse, fine = [(solve(data, D, solver_type, steps, levels) - exact).norm().item() for steps in (128, 256)]
+    coarse, fine = [
+        (solve(data, D, solver_type, steps, levels) - exact).norm().item() for steps in (128, 256)
+    ]
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.1)
 
 
 def test_the_third_order_of_diffusers_measures_as_second():
-    """Why PFGMPPScheduler has its own; where this fails, a new diffusers has mended it and ours can go."""
+    """
+    Why PFGMPPScheduler has its own; where this fails, a new diffusers has mended it and ours can
+    go.
+    """
     data = torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(2))
     exact = solve(data, None, "dpmpp_3m", 1024, (80.0, 0.5))
 
     def error(steps):
         scheduler = EDMDPMSolverMultistepScheduler(
-            solver_order=3, sigma_max=80.0, sigma_min=0.5, lower_order_final=False, final_sigmas_type="sigma_min"
+            solver_order=3,
+            sigma_max=80.0,
+            sigma_min=0.5,
+            lower_order_final=False,
+            final_sigmas_type="sigma_min",
         )
         scheduler.set_timesteps(steps + 1)
         unet = EmpiricalDenoiser(data.double())
-        x = 80.0 * torch.randn((8, *data.shape[1:]), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        x = 80.0 * torch.randn(
+            (8, *data.shape[1:]), generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
         for t in scheduler.timesteps[:-1]:  # the last step has no length
             x = scheduler.step(unet(scheduler.scale_model_input(x, t), t).sample, t, x).prev_sample
         return (x - exact).norm().item()
@@ -104,11 +131,21 @@ def test_the_third_order_of_diffusers_measures_as_second():
 
 
 def carry(data, D, solver_type, stochastic_noise, levels, count):
-    """From exact samples at the first level down to the last, stochastically; and exact samples at the level reached."""
+    """
+    From exact samples at the first level down to the last, stochastically; and exact samples at the
+    level reached.
+    """
     churn = {} if solver_type.endswith("sde") else {"s_churn": 20.0}
-    options = {"solver_type": solver_type, "stochastic_noise": stochastic_noise, "final_sigmas_type": "sigma_min", **churn}
+    options = {
+        "solver_type": solver_type,
+        "stochastic_noise": stochastic_noise,
+        "final_sigmas_type": "sigma_min",
+        **churn,
+    }
     scheduler = PFGMPPScheduler(D=D, **options)
-    scheduler.set_timesteps(sigmas=torch.linspace(levels[0] ** (1 / 7), levels[1] ** (1 / 7), 33, dtype=torch.float64) ** 7)
+    scheduler.set_timesteps(
+        sigmas=torch.linspace(levels[0] ** (1 / 7), levels[1] ** (1 / 7), 33, dtype=torch.float64) ** 7
+    )
     unet, generator = EmpiricalDenoiser(data), torch.Generator().manual_seed(1)
 
     def exact(sigma):
@@ -117,14 +154,19 @@ def carry(data, D, solver_type, stochastic_noise, levels, count):
 
     x = exact(scheduler.init_noise_sigma)
     for t in scheduler.timesteps[:-1]:  # the last step ends where it begins
-        x = scheduler.step(unet(scheduler.scale_model_input(x, t), t, D=D).sample, t, x, generator=generator).prev_sample
+        x = scheduler.step(
+            unet(scheduler.scale_model_input(x, t), t, D=D).sample, t, x, generator=generator
+        ).prev_sample
     return x, exact(scheduler.sigmas[scheduler.step_index])
 
 
 @pytest.mark.parametrize("solver_type", ["heun", "dpmpp_2m_sde"])
 @pytest.mark.parametrize("D", [4, 64, None])
 def test_stochastic_steps_keep_the_marginal(D, solver_type):
-    """The distance to the nearest of five charges in 64 dimensions, carried from sigma = 3 to 0.3 and drawn afresh there."""
+    """
+    The distance to the nearest of five charges in 64 dimensions, carried from sigma = 3 to 0.3 and
+    drawn afresh there.
+    """
     data = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
     def p_value(stochastic_noise):

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from transformers import Dinov2Config, Dinov2Model
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
+from pipeline_pfgmpp.data import load_images
 from pipeline_pfgmpp.evaluation import ImageMetrics, frechet_distance, image_features, load_features
 from pipeline_pfgmpp.evaluation.evaluate import evaluate, mean_and_deviation, report, table, write_evaluation
 from pipeline_pfgmpp.evaluation.fashion_mnist_classifier import WEIGHTS, accuracy
@@ -22,9 +23,8 @@ from pipeline_pfgmpp.evaluation.features import cached_features
 from pipeline_pfgmpp.evaluation.inception import InceptionV3
 from pipeline_pfgmpp.evaluation.metrics import inception_score, kernel_distance, precision_recall
 from pipeline_pfgmpp.evaluation.verify import format_figures, predict_distance, verify_evaluation
+from pipeline_pfgmpp.generation import generate
 from pipeline_pfgmpp.hub.files import list_files
-from pipeline_pfgmpp.sampling import generate
-from pipeline_pfgmpp.training import load_images
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Fréchet distance of")
@@ -65,7 +65,10 @@ def test_frechet_distance_agrees_with_scipy():
 
 @pytest.mark.parametrize("count", [500, 40])  # the second with singular covariances
 def test_frechet_distance_in_closed_form(count):
-    """Where one set is the other scaled by s and moved, the roots of their covariances differ by the factor s."""
+    """
+    Where one set is the other scaled by s and moved, the roots of their covariances differ by the
+    factor s.
+    """
     first = features(count, 64, 2)
     scaled = 3 * first + 0.5
     expected = (2 * first.mean(0) + 0.5).square().sum() + (3 - 1) ** 2 * first.T.cov().trace()
@@ -137,7 +140,9 @@ def inception_weights():
             scale = (2 / tensor[0].numel()) ** 0.5
             weights[name] = scale * torch.randn(tensor.shape, generator=rng)
         elif tensor.dtype == torch.float32:
-            weights[name] = 0.1 * torch.rand(tensor.shape, generator=rng) + (0 if "mean" in name or "bias" in name else 1)
+            weights[name] = 0.1 * torch.rand(tensor.shape, generator=rng) + (
+                0 if "mean" in name or "bias" in name else 1
+            )
         else:
             weights[name] = tensor
     return weights
@@ -154,7 +159,9 @@ def test_inception_is_the_network_of_fid(golden, tmp_path):
     assert (found - tensors["features"]).abs().max() < 2e-3 * spread
     torch.testing.assert_close(extractor.to_logits(found), tensors["logits"], rtol=1e-4, atol=1e-4)
     grey = tensors["images"][:, :1]
-    torch.testing.assert_close(image_features(extractor, grey), image_features(extractor, grey.expand(-1, 3, -1, -1)))
+    torch.testing.assert_close(
+        image_features(extractor, grey), image_features(extractor, grey.expand(-1, 3, -1, -1))
+    )
 
 
 class Compiled(torch.nn.Module):
@@ -198,7 +205,12 @@ def test_files_that_hold_something_else_are_refused(tmp_path):
 def backbone(tmp_path):
     """A tiny DINOv2 with weights drawn at random."""
     config = Dinov2Config(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=28, patch_size=14
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=28,
+        patch_size=14,
     )
     Dinov2Model(config).save_pretrained(tmp_path / "backbone")
     processor = {
@@ -210,7 +222,9 @@ def backbone(tmp_path):
 
 
 def test_a_vision_model_of_transformers_gives_features(backbone):
-    images = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (5, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     found = image_features(load_features(str(backbone)), images, batch_size=2)
     inputs = (images.expand(-1, 3, -1, -1) / 255 - 0.5) / 0.25
     with torch.no_grad():
@@ -239,7 +253,9 @@ def test_features_of_real_images_are_computed_once(classifier, test_images, monk
     first = cached_features(classifier, test_images[:50])
     assert torch.equal(first, image_features(classifier, test_images[:50]))
     asked = []
-    monkeypatch.setattr(type(classifier), "features", lambda self, images: asked.append(1) or torch.zeros(len(images), 1))
+    monkeypatch.setattr(
+        type(classifier), "features", lambda self, images: asked.append(1) or torch.zeros(len(images), 1)
+    )
     assert torch.equal(cached_features(classifier, test_images[:50]), first)
     assert not asked
     assert cached_features(classifier, test_images[:49]).shape == (49, 1)  # other images
@@ -254,13 +270,17 @@ def test_evaluate_tells_good_from_bad(classifier, fashion_mnist, tmp_path):
     pipe = PFGMPPPipeline(EmpiricalDenoiser(images.float() / 127.5 - 1), PFGMPPScheduler(D=128))
     settings = {"num_inference_steps": 5, "guidance_scale": 1.0}
     (good,) = evaluate(pipe, metrics, [128], tmp_path, 60, num_groups=2, **settings)
-    noise = torch.randint(0, 256, (60, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randint(
+        0, 256, (60, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     bad = metrics(noise)
     assert good["D"] == "128"
     assert len(good["fid"]) == 2
     assert bad["fid"] > 3 * max(good["fid"])
     assert bad["recall"] < 0.1 < 0.9 < min(good["recall"])
-    drawn = torch.cat([batch for _, batch in generate(pipe, list(range(60)), batch_size=32, D=128, **settings)])
+    drawn = torch.cat(
+        [batch for _, batch in generate(pipe, list(range(60)), batch_size=32, D=128, **settings)]
+    )
     assert good["fid"][0] == pytest.approx(metrics(drawn)["fid"], rel=1e-3)
     # What was drawn is not drawn again, and not mixed with what is drawn in another way
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "D-128").iterdir()}
@@ -274,7 +294,13 @@ def test_evaluate_tells_good_from_bad(classifier, fashion_mnist, tmp_path):
 def model(tmp_path):
     """A tiny untrained model that is told D, on disk."""
     unet = PFGMPPUNet2DModel(
-        sample_size=28, in_channels=1, out_channels=1, model_channels=16, channel_mult=(1,), num_blocks=1, d_conditioning=True
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        model_channels=16,
+        channel_mult=(1,),
+        num_blocks=1,
+        d_conditioning=True,
     )
     PFGMPPPipeline(unet, PFGMPPScheduler(D=16)).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
@@ -290,7 +316,9 @@ def test_processes_share_the_work(model, fashion_mnist, tmp_path):
         command = [sys.executable, *launcher, *arguments, "--output", str(tmp_path / name)]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
-    one, two = (json.loads((tmp_path / name / "evaluation.json").read_text())["results"] for name in ("one", "two"))
+    one, two = (
+        json.loads((tmp_path / name / "evaluation.json").read_text())["results"] for name in ("one", "two")
+    )
     assert [entry.get("D") for entry in one] == ["16", "∞", None]
     assert one[2]["images"] == "15 real ones, train split"
     for first, second in zip(one, two):
@@ -309,7 +337,9 @@ def tiny_pipeline(seed=0):
 
 def test_figures_of_other_weights_never_come_into_a_card(tmp_path):
     pipe = tiny_pipeline()
-    results = report([{"D": "16", "fid": [12.5]}], pipe, "fashion-mnist", 50, "images", "here", num_inference_steps=2)
+    results = report(
+        [{"D": "16", "fid": [12.5]}], pipe, "fashion-mnist", 50, "images", "here", num_inference_steps=2
+    )
     results["settings"]["guidance_scale"] = 1.0
     tiny_pipeline(seed=1).save_pretrained(tmp_path)
     (tmp_path / "README.md").write_text("# A model\n")
@@ -327,7 +357,10 @@ def test_figures_of_other_weights_are_not_pushed(tmp_path):
     pipe.save_pretrained(tmp_path)
     (tmp_path / "README.md").write_text("# A model\n")
     settings = {"num_inference_steps": 2, "guidance_scale": 1.0}
-    write_evaluation(tmp_path, report([{"D": "16", "fid": [12.5]}], pipe, "fashion-mnist", 50, "images", "here", **settings))
+    write_evaluation(
+        tmp_path,
+        report([{"D": "16", "fid": [12.5]}], pipe, "fashion-mnist", 50, "images", "here", **settings),
+    )
     assert "evaluation.json" in list_files(tmp_path)
     tiny_pipeline(seed=1).unet.save_pretrained(tmp_path / "unet")
     with pytest.raises(ValueError, match=r"evaluation\.json is of other weights than those beside it"):
@@ -360,17 +393,28 @@ def test_verify_tells_a_right_card_from_a_wrong_one(classifier, test_images):
 
 def test_results_are_kept_with_the_model(tmp_path):
     pipe = tiny_pipeline()
-    entries = [{"D": "16", "fid": [12.5, 13.5]}, {"D": "∞", "fid": [20.0, 20.0]}, {"images": "real ones", "fid": [0.75]}]
+    entries = [
+        {"D": "16", "fid": [12.5, 13.5]},
+        {"D": "∞", "fid": [20.0, 20.0]},
+        {"images": "real ones", "fid": [0.75]},
+    ]
     settings = {"num_inference_steps": 18, "guidance_scale": 1.0}
     pipe.save_pretrained(tmp_path)
-    results = report(entries, pipe, "fashion-mnist", 5000, "the test images", "pfgmpp evaluate here", **settings)
-    (tmp_path / "README.md").write_text("---\nlibrary_name: diffusers\n---\n\n# A model\n\n## Limits\n\nMany.\n")
+    results = report(
+        entries, pipe, "fashion-mnist", 5000, "the test images", "pfgmpp evaluate here", **settings
+    )
+    (tmp_path / "README.md").write_text(
+        "---\nlibrary_name: diffusers\n---\n\n# A model\n\n## Limits\n\nMany.\n"
+    )
     for _ in range(2):  # a second time replaces the first
         write_evaluation(tmp_path, results)
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: diffusers\nmodel-index:\n")
     assert card.count("## Evaluation") == card.count("## Limits\n\nMany.") == 1
-    assert [result.metric_value for result in ModelCard.load(tmp_path / "README.md").data.eval_results] == [13, 20]
+    assert [result.metric_value for result in ModelCard.load(tmp_path / "README.md").data.eval_results] == [
+        13,
+        20,
+    ]
     assert "| D = 16 | 13.00 ± 0.71 |\n| D = ∞ | 20 ± 0 |\n| real ones | 0.75 |\n" in card
     assert "18 steps of heun.\n" in card
     assert "```bash\npfgmpp evaluate here\n```" in card
@@ -379,13 +423,20 @@ def test_results_are_kept_with_the_model(tmp_path):
 
 @pytest.mark.parametrize(
     ("values", "text"),
-    [([6.8822, 6.0954, 6.8151], "6.60 ± 0.44"), ([101.0, 125.0], "113 ± 17"), ([0.27191], "0.27191"), ([3, 3], "3 ± 0")],
+    [
+        ([6.8822, 6.0954, 6.8151], "6.60 ± 0.44"),
+        ([101.0, 125.0], "113 ± 17"),
+        ([0.27191], "0.27191"),
+        ([3, 3], "3 ± 0"),
+    ],
 )
 def test_a_mean_is_as_exact_as_its_deviation(values, text):
     assert mean_and_deviation(values) == text
 
 
-@pytest.mark.parametrize("card", sorted((ROOT / "model_cards").glob("*/evaluation.json")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "card", sorted((ROOT / "model_cards").glob("*/evaluation.json")), ids=lambda path: path.parent.name
+)
 def test_cards_state_what_was_measured(card):
     results, text = json.loads(card.read_text()), card.with_name("README.md").read_text()
     assert table(results) in text

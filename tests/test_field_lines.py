@@ -4,7 +4,7 @@ import PIL.Image
 import pytest
 import torch
 
-from pipeline_pfgmpp.evaluation import field_lines
+from pipeline_pfgmpp.pictures import field_lines
 
 
 @pytest.mark.parametrize("D", [1, 8, None])
@@ -17,7 +17,9 @@ def test_field_lines_end_at_charges(D):
     assert (heights[0], heights[-1]) == (field_lines.SIGMA_MAX, 0)
     torch.testing.assert_close(points[0], field_lines.SIGMA_MAX * latents)
     ends = torch.cdist(points[-1], charges).min(1).values
-    assert ends.quantile(0.9) < 1e-2  # at D = 1 a line that all but divides two charges is still on its way at the last level
+    assert (
+        ends.quantile(0.9) < 1e-2
+    )  # at D = 1 a line that all but divides two charges is still on its way at the last level
 
 
 def test_around_one_charge_field_lines_are_straight():

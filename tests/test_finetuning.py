@@ -1,4 +1,7 @@
-"""Fine-tuning: it does something by its defaults, and fits a network to data of other channels, classes and D."""
+"""
+Fine-tuning: it does something by its defaults, and fits a network to data of other channels,
+classes and D.
+"""
 
 import re
 import shlex
@@ -15,7 +18,14 @@ from test_runs import contents, train_here
 from test_training import REQUIRED, parse
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
-from pipeline_pfgmpp.training import RECIPES, HalfLifeEMA, adapt_network, choose_classes, read_run, trained_range
+from pipeline_pfgmpp.training import (
+    RECIPES,
+    HalfLifeEMA,
+    adapt_network,
+    choose_classes,
+    read_run,
+    trained_range,
+)
 
 
 BUNDLED = ROOT / "model_cards" / "pfgmpp-fashion-mnist"
@@ -40,12 +50,34 @@ def sample_mean(folder):
 
 
 def test_a_short_fine_tuning_by_the_defaults_moves_weights_and_samples(tmp_path):
-    """Of colour pictures without classes, from a grey class-conditional network; the averaged weights are those that moved."""
+    """
+    Of colour pictures without classes, from a grey class-conditional network; the averaged weights
+    are those that moved.
+    """
     rings, folder = draw_rings(tmp_path / "someone" / "rings"), tmp_path / "out"
-    common = ["--pretrained_model_name_or_path", BUNDLED, "--train_data_dir", rings, "--train_batch_size", "8"]
-    common += ["--max_train_steps", "32", "--sample_steps", "0", "--checkpointing_steps", "0", "--output_dir", folder]
+    common = [
+        "--pretrained_model_name_or_path",
+        BUNDLED,
+        "--train_data_dir",
+        rings,
+        "--train_batch_size",
+        "8",
+    ]
+    common += [
+        "--max_train_steps",
+        "32",
+        "--sample_steps",
+        "0",
+        "--checkpointing_steps",
+        "0",
+        "--output_dir",
+        folder,
+    ]
     end, _ = train_here(*common)
-    assert "has 10 classes (T-shirt/top, Trouser, Pullover, …), but the data have no classes: --new_classes gives it" in end
+    assert (
+        "has 10 classes (T-shirt/top, Trouser, Pullover, …), but the data have no classes: --new_classes gives it"
+        in end
+    )
     assert not folder.exists()
     end, output = train_here(*common, "--new_classes")
     assert end == ""
@@ -57,7 +89,9 @@ def test_a_short_fine_tuning_by_the_defaults_moves_weights_and_samples(tmp_path)
     moved = sum((weights[name] - old[name]).square().sum() for name in weights).sqrt()
     assert moved > 1e-3 * sum(old[name].square().sum() for name in weights).sqrt()
     target = torch.cat([read_picture(path) for path in rings.iterdir()]).mean(0)
-    distance_before, distance_after = ((sample_mean(each) - target).square().mean().sqrt() for each in (BUNDLED, folder))
+    distance_before, distance_after = (
+        (sample_mean(each) - target).square().mean().sqrt() for each in (BUNDLED, folder)
+    )
     assert distance_after < 0.95 * distance_before
 
     # it is told D as before, and has no classes
@@ -97,7 +131,10 @@ def test_a_pretrained_network_gets_the_recipe_of_fine_tuning(args, expected):
 
 
 def test_the_preset_of_a_network_gives_no_size_to_another():
-    assert parse(*REQUIRED, "--pretrained_model_name_or_path", "start", "--preset", "ffhq64-ddpmpp").resolution is None
+    assert (
+        parse(*REQUIRED, "--pretrained_model_name_or_path", "start", "--preset", "ffhq64-ddpmpp").resolution
+        is None
+    )
 
 
 def test_fine_tuning_needs_a_network():
@@ -125,7 +162,11 @@ def commands(text):
     """The training commands in a Markdown file."""
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line.split("train_accelerate.py", 1)[1]) for line in lines if "train_accelerate.py -" in line]
+    return [
+        shlex.split(line.split("train_accelerate.py", 1)[1])
+        for line in lines
+        if "train_accelerate.py -" in line
+    ]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +175,10 @@ def commands(text):
 def test_no_command_that_we_print_warms_up_for_most_of_its_run(path):
     for command in commands(path.read_text()):
         args = parse(*command)
-        assert args.lr_warmup_images <= args.train_batch_size * args.gradient_accumulation_steps * args.max_train_steps / 2
+        assert (
+            args.lr_warmup_images
+            <= args.train_batch_size * args.gradient_accumulation_steps * args.max_train_steps / 2
+        )
 
 
 @pytest.mark.parametrize("images", [100, 4_000])
@@ -150,7 +194,14 @@ def test_the_average_forgets_where_it_began(images):
 
 
 def conditional(**options):
-    options = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "model_channels": 16, "label_dim": 3, **options}
+    options = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "model_channels": 16,
+        "label_dim": 3,
+        **options,
+    }
     return PFGMPPUNet2DModel(channel_mult=(1,), num_blocks=1, attn_resolutions=(), **options).eval()
 
 
@@ -220,7 +271,10 @@ def test_classes_of_the_data_and_of_the_network():
     assert choose_classes(named, NAMES, class_conditional=False, new_classes=True) == []
     assert choose_classes(unconditional, NAMES, new_classes=True) == NAMES
     for found in (None, ["a", "b"], ["0", "1", "2"]):
-        with pytest.raises(ValueError, match=r"has 3 classes \(T-shirt/top, Trouser, Bag\), but the data have .*--new_classes"):
+        with pytest.raises(
+            ValueError,
+            match=r"has 3 classes \(T-shirt/top, Trouser, Bag\), but the data have .*--new_classes",
+        ):
             choose_classes(named, found)
     with pytest.raises(ValueError, match="has no classes, but the data have 3: --new_classes"):
         choose_classes(unconditional, NAMES, class_conditional=True)
@@ -246,7 +300,11 @@ def test_what_cannot_be_fine_tuned_so_ends_in_one_sentence(tmp_path):
     for start, options, message in (
         ("ddpm", [], "is a DDPMPipeline: pfgmpp convert --from-diffusers makes a PFGMPPPipeline of a DDPM."),
         ("start", ["--resolution", "16"], "--resolution 16: the network of"),
-        ("start", ["--new_classes", "--D", "16:inf"], "is of one D, and --D 16:inf is a range, which needs --d_conditioning."),
+        (
+            "start",
+            ["--new_classes", "--D", "16:inf"],
+            "is of one D, and --D 16:inf is a range, which needs --d_conditioning.",
+        ),
         ("none", [], "cannot be loaded"),
     ):
         end, _ = train_here("--pretrained_model_name_or_path", tmp_path / start, *common, *options)
@@ -257,7 +315,9 @@ def test_what_cannot_be_fine_tuned_so_ends_in_one_sentence(tmp_path):
 def test_a_colour_network_takes_grey_pictures_with_classes(tmp_path):
     for name in ("circles", "rings"):
         draw_rings(tmp_path / "data" / name, 4, mode="L")
-    pipeline(in_channels=3, out_channels=3, scheduler=PFGMPPScheduler(D=64)).save_pretrained(tmp_path / "start")
+    pipeline(in_channels=3, out_channels=3, scheduler=PFGMPPScheduler(D=64)).save_pretrained(
+        tmp_path / "start"
+    )
     end, output = train_here(
         "--pretrained_model_name_or_path", tmp_path / "start", "--train_data_dir", tmp_path / "data", "--new_classes",
         "--label_dropout", "0.3", "--max_train_steps", "1", "--sample_steps", "0", "--checkpointing_steps", "0",
@@ -267,5 +327,9 @@ def test_a_colour_network_takes_grey_pictures_with_classes(tmp_path):
     assert "are grey; they are made colour" in output
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert pipe.config.id2label == {"0": "circles", "1": "rings"}
-    assert (pipe.unet.config.in_channels, pipe.unet.config.label_dropout, pipe.scheduler.config.D) == (3, 0.3, 64)
+    assert (pipe.unet.config.in_channels, pipe.unet.config.label_dropout, pipe.scheduler.config.D) == (
+        3,
+        0.3,
+        64,
+    )
     assert RECIPES["fine-tuning"]["label_dropout"] is None

@@ -1,4 +1,7 @@
-"""The Hub on 127.0.0.1 with the real client, in fresh processes: loading in three environments, pushing, what goes wrong."""
+"""
+The Hub on 127.0.0.1 with the real client, in fresh processes: loading in three environments,
+pushing, what goes wrong.
+"""
 
 import contextlib
 import inspect
@@ -63,7 +66,8 @@ def vanilla(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vanilla")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
-    # Of a folder that is named so the .pth files are not read, and so not that of our editable installation.
+    # Of a folder that is named so the .pth files are not read, and so not that of our editable
+    # installation.
     (packages / "shared.pth").write_text(sysconfig.get_path("purelib"))
     return folder / "bin" / "python"
 
@@ -92,7 +96,12 @@ def test_the_three_environments_draw_the_same(hub, vanilla, saved, tmp_path):
     assert run(INSTALLED.format(name) + DRAW, offline) == drawn
     assert run(INSTALLED.format(folder) + DRAW, offline) == drawn
     assert (
-        run(VANILLA.format(folder) + DRAW, {**offline, "HF_MODULES_CACHE": str(tmp_path / "modules")}, vanilla, cwd=tmp_path)
+        run(
+            VANILLA.format(folder) + DRAW,
+            {**offline, "HF_MODULES_CACHE": str(tmp_path / "modules")},
+            vanilla,
+            cwd=tmp_path,
+        )
         == drawn
     )
 
@@ -115,8 +124,13 @@ def test_code_in_a_folder_is_the_packages_own(saved):
 
 def test_modules_that_meet_in_one_namespace_share_no_name():
     """diffusers runs the code of all local components as one module, one after the other."""
-    modules = [inspect.getmodule(cls) for cls in (pipeline_pfgmpp.PFGMPPScheduler, pipeline_pfgmpp.PFGMPPUNet2DModel)]
-    scheduler, unet = ({name: value for name, value in vars(module).items() if not name.startswith("__")} for module in modules)
+    modules = [
+        inspect.getmodule(cls) for cls in (pipeline_pfgmpp.PFGMPPScheduler, pipeline_pfgmpp.PFGMPPUNet2DModel)
+    ]
+    scheduler, unet = (
+        {name: value for name, value in vars(module).items() if not name.startswith("__")}
+        for module in modules
+    )
     assert all(scheduler[name] is unet[name] for name in scheduler.keys() & unet.keys())
 
 
@@ -146,7 +160,9 @@ pipe.save_pretrained(os.environ["OTHER"] + "/variant", variant="fp16")
     server.add(other / "variant", "org/variant")
     run('import pipeline_pfgmpp as p; p.PFGMPPPipeline.from_pretrained("org/variant", variant="fp16")', env)
     assert "no such modeling files" in run(
-        'import pipeline_pfgmpp as p; p.PFGMPPPipeline.from_pretrained("org/variant", variant="fp8")', env, check=False
+        'import pipeline_pfgmpp as p; p.PFGMPPPipeline.from_pretrained("org/variant", variant="fp8")',
+        env,
+        check=False,
     )
 
 
@@ -171,7 +187,7 @@ def test_an_interrupted_download_goes_on(hub):
 
 COMMANDS = """
 import contextlib, io, json, os, sys
-from pipeline_pfgmpp.cli import main
+from pipeline_pfgmpp.commands import main
 
 for line in sys.stdin:
     os.environ["HF_TOKEN"], arguments = json.loads(line)
@@ -187,14 +203,19 @@ for line in sys.stdin:
 
 @contextlib.contextmanager
 def run_commands():
-    """Runs commands, one after the other in one process an environment: most of a process goes into its imports."""
+    """
+    Runs commands, one after the other in one process an environment: most of a process goes into
+    its imports.
+    """
     processes = {}
 
     def command(*args, env, token=WRITER, check=True):
         key = tuple(sorted(env.items()))
         if key not in processes:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            processes[key] = subprocess.Popen([sys.executable, "-c", COMMANDS], env=env, cwd=ROOT, text=True, **pipes)
+            processes[key] = subprocess.Popen(
+                [sys.executable, "-c", COMMANDS], env=env, cwd=ROOT, text=True, **pipes
+            )
         process = processes[key]
         print(json.dumps([token or "", [str(arg) for arg in args]]), file=process.stdin, flush=True)
         code, out, err = json.loads(process.stdout.readline())
@@ -226,7 +247,10 @@ def module_hub(tmp_path_factory):
 
 @pytest.fixture
 def shared_hub(module_hub):
-    """A Hub, its environment and `pfgmpp`, of which tests share the process; the Hub is empty when each begins."""
+    """
+    A Hub, its environment and `pfgmpp`, of which tests share the process; the Hub is empty when
+    each begins.
+    """
     hub = module_hub[0]
     for kept in (hub.repositories, hub.large, hub.requests, hub.accidents):
         kept.clear()
@@ -239,7 +263,14 @@ def folder(tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(BUNDLED, folder)
     (folder / "checkpoint-5").mkdir()
-    for name in ("checkpoint-5/optimizer.bin", "checkpoint-5/model.safetensors", ".env", "token", "unet/weights.pkl", "own.py"):
+    for name in (
+        "checkpoint-5/optimizer.bin",
+        "checkpoint-5/model.safetensors",
+        ".env",
+        "token",
+        "unet/weights.pkl",
+        "own.py",
+    ):
         (folder / name).write_text("hf_secret")
     (folder / "arguments.yaml").write_text("output_dir: /home/me")
     return folder
@@ -306,7 +337,10 @@ def test_a_push_from_the_cache_leaves_the_cache_as_it_is(shared_hub, tmp_path):
     blobs = {path: path.read_bytes() for path in (snapshot.parents[1] / "blobs").iterdir()}
     pfgmpp("push", snapshot, "org/new", env=env)
     assert server.files("org/new").keys() == PUSHED
-    assert server.files("org/new")["pipeline.py"] == (ROOT / "pipeline_pfgmpp" / "pipeline_pfgmpp.py").read_bytes()
+    assert (
+        server.files("org/new")["pipeline.py"]
+        == (ROOT / "pipeline_pfgmpp" / "pipeline_pfgmpp.py").read_bytes()
+    )
     assert {path: path.read_bytes() for path in (snapshot.parents[1] / "blobs").iterdir()} == blobs
 
 
@@ -336,7 +370,9 @@ def test_a_failed_push_takes_back_what_it_has_made_and_no_more(shared_hub, folde
     assert server.files("org/new") == {}
 
     # One that was there stays, though it is empty, and so does its branch; ours is deleted.
-    server.repositories["models", "org/new"].branches["theirs"] = server.repositories["models", "org/new"].branches["main"]
+    server.repositories["models", "org/new"].branches["theirs"] = server.repositories[
+        "models", "org/new"
+    ].branches["main"]
     for revision in ("ours", "theirs"):
         server.accidents.append(("POST", "/commit/", 400))
         message = pfgmpp("push", folder, "org/new", "--revision", revision, env=env, check=False)
@@ -364,7 +400,9 @@ def test_a_private_push_does_not_go_to_a_public_repository(shared_hub, folder):
     server.add(BUNDLED, "org/public")
     (commit,) = [sha for sha, files in server.repositories["models", "org/public"].commits.items() if files]
     message = pfgmpp("push", folder, "org/public", "--private", env=env, check=False)
-    assert "failed, and nothing was changed: it is public already, though a private one is asked for" in message
+    assert (
+        "failed, and nothing was changed: it is public already, though a private one is asked for" in message
+    )
     assert server.repositories["models", "org/public"].branches["main"] == commit
 
 
@@ -390,8 +428,12 @@ def test_what_must_not_leave_is_refused_before_the_hub_is_asked(shared_hub, fold
 
 def test_what_forbids_a_push_is_said_in_one_sentence(shared_hub, folder, tmp_path):
     server, env, pfgmpp = shared_hub
-    assert "You are not logged in to the Hub" in pfgmpp("push", folder, "org/new", env=env, token=None, check=False)
-    assert "Your token may not write to org/new" in pfgmpp("push", folder, "org/new", env=env, token=READER, check=False)
+    assert "You are not logged in to the Hub" in pfgmpp(
+        "push", folder, "org/new", env=env, token=None, check=False
+    )
+    assert "Your token may not write to org/new" in pfgmpp(
+        "push", folder, "org/new", env=env, token=READER, check=False
+    )
     assert "may not write to other/new" in pfgmpp("push", folder, "other/new", env=env, check=False)
     server.accidents.append(("POST", "/api/repos/create", 500))
     message = pfgmpp("push", folder, "org/new", env=env, check=False)
@@ -400,11 +442,15 @@ def test_what_forbids_a_push_is_said_in_one_sentence(shared_hub, folder, tmp_pat
     message = pfgmpp("push", ROOT / "tests", "org/new", "--repo-type", "space", env=env, check=False)
     assert "holds no Space: it has no app.py" in message
     unreachable = {**env, "HF_ENDPOINT": "http://127.0.0.1:9"}
-    assert "failed, and nothing was changed" in pfgmpp("push", folder, "org/new", env=unreachable, check=False)
+    assert "failed, and nothing was changed" in pfgmpp(
+        "push", folder, "org/new", env=unreachable, check=False
+    )
     assert not server.repositories
     server.add(tmp_path / "model" / "checkpoint-5", "org/taken")
     message = pfgmpp("push", folder, "org/taken", env=env, check=False)
-    assert message.endswith("nothing was changed: it is taken by something else, which holds model.safetensors")
+    assert message.endswith(
+        "nothing was changed: it is taken by something else, which holds model.safetensors"
+    )
     server.add(BUNDLED, "org/new")
     server.accidents.append(("POST", "/commit/", 409))
     assert "org/new was changed at the same time" in pfgmpp("push", folder, "org/new", env=env, check=False)
@@ -422,7 +468,17 @@ def test_sample_and_info_take_a_hub_id(shared_hub, tmp_path):
     assert table == pfgmpp("info", BUNDLED, env=env)
     assert "trained on    zalando-datasets/fashion_mnist" in table
     assert "is no PFGM++ pipeline that can be read" in pfgmpp("info", "org/none", env=env, check=False)
-    pfgmpp("sample", "org/visited", "--output", tmp_path / "grid.png", "--columns", 1, "--num-inference-steps", 1, env=env)
+    pfgmpp(
+        "sample",
+        "org/visited",
+        "--output",
+        tmp_path / "grid.png",
+        "--columns",
+        1,
+        "--num-inference-steps",
+        1,
+        env=env,
+    )
     assert (tmp_path / "grid.png").stat().st_size > 1000
     assert pfgmpp("info", "org/visited", env={**env, "HF_HUB_OFFLINE": "1"}) == table  # of the cache
 
@@ -433,12 +489,19 @@ def test_info_downloads_four_small_files_and_no_more(shared_hub, tmp_path):
     (tmp_path / "model" / "unet" / "vocabulary.json").write_bytes(b"[]" * 2**20)
     server.add(tmp_path / "model", "org/model")
     pfgmpp("info", "org/model", env=env)
-    read = {path.partition("/resolve/")[2].partition("/")[2] for method, path in server.requests if method == "GET"} - {""}
+    read = {
+        path.partition("/resolve/")[2].partition("/")[2]
+        for method, path in server.requests
+        if method == "GET"
+    } - {""}
     assert read == {"model_index.json", "README.md", "scheduler/scheduler_config.json", "unet/config.json"}
     (tmp_path / "model" / "unet" / "config.json").write_bytes(b"[]" * 2**20)
     server.add(tmp_path / "model", "org/huge")
     message = pfgmpp("info", "org/huge", env=env, check=False)
-    assert "org/huge is no PFGM++ pipeline that can be read: unet/config.json is larger than 1048576 bytes" in message
+    assert (
+        "org/huge is no PFGM++ pipeline that can be read: unet/config.json is larger than 1048576 bytes"
+        in message
+    )
     assert not any("/org/huge/resolve/" in path for _, path in server.requests)
 
 
@@ -448,5 +511,8 @@ def test_info_of_a_folder():
     assert f"{pipe.unet.num_parameters():,} parameters" in info["network"]
     assert info["images"] == "28×28, grey"
     assert info["licence"] == "apache-2.0"
-    assert json.loads((BUNDLED / "scheduler" / "scheduler_config.json").read_text())["D"] == pipe.scheduler.config.D
+    assert (
+        json.loads((BUNDLED / "scheduler" / "scheduler_config.json").read_text())["D"]
+        == pipe.scheduler.config.D
+    )
     assert torch.device("meta") != pipe.device

@@ -1,4 +1,7 @@
-"""What `pfgmpp info` makes of repositories that are broken or hostile: one sentence, and nothing that a terminal obeys."""
+"""
+What `pfgmpp info` makes of repositories that are broken or hostile: one sentence, and nothing that
+a terminal obeys.
+"""
 
 import json
 import re
@@ -9,13 +12,18 @@ from conftest import ROOT
 from diffusers import DDPMScheduler, UNet2DModel
 
 from pipeline_pfgmpp import DDPMUNet2DModel, PFGMPPPipeline, PFGMPPScheduler
-from pipeline_pfgmpp.cli import main
+from pipeline_pfgmpp.commands import main
 from pipeline_pfgmpp.hub import model_info
 from pipeline_pfgmpp.hub.reading import MAX_BYTES, MAX_METADATA, printable
 
 
 BUNDLED = ROOT / "model_cards" / "pfgmpp-fashion-mnist"
-INDEX, SCHEDULER, NETWORK, CARD = "model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "README.md"
+INDEX, SCHEDULER, NETWORK, CARD = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "README.md",
+)
 
 
 @pytest.fixture
@@ -78,7 +86,11 @@ def test_broken_json_is_one_sentence(folder, capsys, name, content, message):
     [
         (INDEX, {"unet": "UNet2DModel"}, "must name library and class of `unet`"),
         (INDEX, {"unet": ["a", 1]}, "must name library and class of `unet`"),
-        (INDEX, {"unet": ["a", "DiffusionPipeline"]}, "the network must be one of PFGMPPUNet2DModel, DDPMUNet2DModel"),
+        (
+            INDEX,
+            {"unet": ["a", "DiffusionPipeline"]},
+            "the network must be one of PFGMPPUNet2DModel, DDPMUNet2DModel",
+        ),
         (INDEX, {"unet": ["a", "__class__"]}, "the network must be one of"),
         (INDEX, {"../../etc": ["a", "b"]}, "which cannot be a folder's name"),
         (INDEX, {"id2label": ["a"]}, "`id2label` in model_index.json must be dict or null, but is list"),
@@ -86,7 +98,11 @@ def test_broken_json_is_one_sentence(folder, capsys, name, content, message):
         (SCHEDULER, {"D": "128"}, "`D` in scheduler/scheduler_config.json must be int or float, but is str"),
         (SCHEDULER, {"D": True}, "must be int or float, but is bool"),
         (SCHEDULER, {"D": -1}, "`D` in scheduler/scheduler_config.json must be positive, but is -1"),
-        (SCHEDULER, {"D_range": 16}, "`D_range` in scheduler/scheduler_config.json must be list or null, but is int"),
+        (
+            SCHEDULER,
+            {"D_range": 16},
+            "`D_range` in scheduler/scheduler_config.json must be list or null, but is int",
+        ),
         (SCHEDULER, {"D_range": [16]}, "must be a pair, but has 1 entries"),
         (SCHEDULER, {"D_range": ["16", None]}, "must be int or float, but is str"),
         (
@@ -99,7 +115,11 @@ def test_broken_json_is_one_sentence(folder, capsys, name, content, message):
         (NETWORK, {"in_channels": None}, "no network can be built from unet/config.json"),
         (NETWORK, {"sample_size": "28"}, "no network can be built from unet/config.json"),
         (NETWORK, {"model_type": "Other"}, "`model_type` must be one of"),
-        (NETWORK, {"channel_mult": 2}, "`channel_mult` in unet/config.json must be list or tuple, but is int"),
+        (
+            NETWORK,
+            {"channel_mult": 2},
+            "`channel_mult` in unet/config.json must be list or tuple, but is int",
+        ),
         (NETWORK, {"num_blocks": 1.5}, "`num_blocks` in unet/config.json must be int, but is float"),
         # sizes that would build for minutes, or take all memory
         (NETWORK, {"num_blocks": 100_000}, f"`num_blocks` in unet/config.json holds 100000, {HUGE}"),
@@ -110,7 +130,11 @@ def test_broken_json_is_one_sentence(folder, capsys, name, content, message):
         (NETWORK, {"sample_size": -(2**40)}, f"holds -1.09951e+12, {HUGE}"),
         (NETWORK, {"label_dim": 10**9}, f"holds 1e+09, {HUGE}"),
         (NETWORK, {"attn_resolutions": [[[10**9]]]}, f"holds 1e+09, {HUGE}"),
-        (NETWORK, {"attn_resolutions": [[[[[[1]]]]]]}, "`attn_resolutions` in unet/config.json is nested more than 4 times"),
+        (
+            NETWORK,
+            {"attn_resolutions": [[[[[[1]]]]]]},
+            "`attn_resolutions` in unet/config.json is nested more than 4 times",
+        ),
         (NETWORK, {"resample_filter": [1] * 100}, "holds 100 entries"),
     ],
 )
@@ -165,7 +189,11 @@ def test_a_card_that_is_broken_is_one_sentence(folder, capsys, front_matter, mes
 
 @pytest.mark.parametrize(
     ("text", "stated"),
-    [("# Card", "not stated"), ("---\nlicense: null\n---\n", "not stated"), ("---\nlicense: 0.10\n---", "0.10")],
+    [
+        ("# Card", "not stated"),
+        ("---\nlicense: null\n---\n", "not stated"),
+        ("---\nlicense: 0.10\n---", "0.10"),
+    ],
 )
 def test_what_a_card_does_not_state(folder, text, stated):
     (folder / CARD).write_text(text)
@@ -234,7 +262,13 @@ def test_the_range_of_d(folder):
 
 
 def test_the_networks_of_diffusers_are_described(tmp_path):
-    small = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": [8], "norm_num_groups": 4}
+    small = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": [8],
+        "norm_num_groups": 4,
+    }
     small |= {"layers_per_block": 1, "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
     schedule = dict(DDPMScheduler().config)
     for unet in (UNet2DModel(**small), DDPMUNet2DModel(schedule, 0.5, **small)):

@@ -7,7 +7,12 @@ import scipy.stats
 import torch
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPScheduler
-from pipeline_pfgmpp.training import DimensionRange, PFGMPPLoss, UncertaintyWeighting, replace_nonfinite_gradients
+from pipeline_pfgmpp.training import (
+    DimensionRange,
+    PFGMPPLoss,
+    UncertaintyWeighting,
+    replace_nonfinite_gradients,
+)
 
 
 def generator(seed=0):
@@ -42,7 +47,10 @@ def test_loss_is_its_formula(D):
 
 @pytest.mark.parametrize("D", [16, None])
 def test_the_exact_denoiser_has_the_least_loss(D, ten_images):
-    """The posterior mean minimises the expected loss; at another D it is another function and does worse."""
+    """
+    The posterior mean minimises the expected loss; at another D it is another function and does
+    worse.
+    """
     tiny_images = torch.nn.functional.avg_pool2d(ten_images, 4)  # so near that noise leaves their choice open
     batch = tiny_images.repeat(100, 1, 1, 1)
 
@@ -70,7 +78,8 @@ def test_over_references_the_target_is_their_posterior_mean(ten_images):
 
 
 @pytest.mark.parametrize(
-    ("text", "low", "high"), [("128", 128, 128), ("inf", math.inf, math.inf), ("16:2048", 16, 2048), ("16:inf", 16, math.inf)]
+    ("text", "low", "high"),
+    [("128", 128, 128), ("inf", math.inf, math.inf), ("16:2048", 16, 2048), ("16:inf", 16, math.inf)],
 )
 def test_ranges_of_d(text, low, high):
     dimensions = DimensionRange.parse(text)
@@ -95,7 +104,9 @@ def test_bad_ranges_of_d_are_refused(text):
 
 def test_each_image_has_its_own_d_and_the_network_is_told():
     unet, images = Recorder(), torch.zeros(4000, 1, 4, 4)
-    loss = PFGMPPLoss(PFGMPPScheduler(D=128, sigma_data=0.7), P_std=1e-9, dimensions=DimensionRange(1, math.inf))
+    loss = PFGMPPLoss(
+        PFGMPPScheduler(D=128, sigma_data=0.7), P_std=1e-9, dimensions=DimensionRange(1, math.inf)
+    )
     loss(unet, images, loss.draw(images.shape, generator()))
     D = unet.conditioning["D"]
     assert D.shape == (4000,)

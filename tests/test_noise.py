@@ -9,7 +9,14 @@ import pytest
 import scipy.stats
 import torch
 
-from pipeline_pfgmpp import field_target, log_density, noise, posterior_weights, sample_noise, sample_noise_given
+from pipeline_pfgmpp import (
+    field_target,
+    log_density,
+    noise,
+    posterior_weights,
+    sample_noise,
+    sample_noise_given,
+)
 
 
 EVERY_D = [0.5, 1, 2, 64, 128, 2048, 1e6, None]
@@ -44,7 +51,8 @@ def test_directions_are_uniform_and_independent_of_the_radius(D):
 @pytest.mark.parametrize("dims", [2, 48])
 def test_prior_at_d_1_is_the_projected_hemisphere(dims):
     eps = sample_noise((4000, dims), 1, generator(4), dtype=torch.float64)
-    # Back from the plane z = 1 to the unit sphere: the squared height of a uniform point is Beta(1/2, N/2).
+    # Back from the plane z = 1 to the unit sphere: the squared height of a uniform point is
+    # Beta(1/2, N/2).
     height = 1 / (1 + eps.square().sum(1)).sqrt()
     assert scipy.stats.kstest(height.square().numpy(), scipy.stats.beta(0.5, dims / 2).cdf).pvalue > 1e-3
 
@@ -133,7 +141,10 @@ def test_a_d_that_is_no_positive_number_is_refused(D):
         ({"shape": (0, 3)}, "`shape` must be"),
         ({"D": torch.ones(3)}, "3 values for a batch of 2"),
         ({"generator": [generator()] * 3}, "a list of 3 for a batch of 2"),
-        ({"generator": CudaGenerator(), "device": "cpu"}, "`generator` is on cuda:0 but the noise is wanted on cpu"),
+        (
+            {"generator": CudaGenerator(), "device": "cpu"},
+            "`generator` is on cuda:0 but the noise is wanted on cpu",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(kwargs, message):
@@ -145,7 +156,10 @@ def test_what_does_not_fit_is_refused_in_one_sentence(kwargs, message):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_noise_that_is_too_long_is_shortened(dtype):
     dims, limit = 50, 2.0
-    free, bounded = (sample_noise((4000, dims), 1, generator(3), dtype=dtype, max_norm=norm).float() for norm in (None, limit))
+    free, bounded = (
+        sample_noise((4000, dims), 1, generator(3), dtype=dtype, max_norm=norm).float()
+        for norm in (None, limit)
+    )
     norm = free.norm(dim=1) / dims**0.5
     assert 0.3 < (norm > limit).float().mean() < 0.5  # the share of |g| < 1/2, 0.38
     torch.testing.assert_close(bounded[norm < limit], free[norm < limit], rtol=0, atol=0)
@@ -160,7 +174,9 @@ def exact_log_density(squared_radius, dims, D, sigma):
         if D is None:
             return float(-N / 2 * mpmath.log(2 * mpmath.pi * s**2) - q / (2 * s**2))
         D = mpmath.mpf(D)
-        normaliser = mpmath.loggamma((N + D) / 2) - mpmath.loggamma(D / 2) - N / 2 * mpmath.log(mpmath.pi * D * s**2)
+        normaliser = (
+            mpmath.loggamma((N + D) / 2) - mpmath.loggamma(D / 2) - N / 2 * mpmath.log(mpmath.pi * D * s**2)
+        )
         return float(normaliser - (N + D) / 2 * mpmath.log1p(q / (s**2 * D)))
 
 
@@ -169,7 +185,9 @@ def exact_log_density(squared_radius, dims, D, sigma):
 @pytest.mark.parametrize("sigma", [0.002, 0.3, 80.0])
 def test_log_density(D, dims, sigma):
     x = sigma * sample_noise((2, dims), D, generator(8), dtype=torch.float64)
-    expected = torch.tensor([exact_log_density(q, dims, D, sigma) for q in x.square().sum(1).tolist()], dtype=torch.float64)
+    expected = torch.tensor(
+        [exact_log_density(q, dims, D, sigma) for q in x.square().sum(1).tolist()], dtype=torch.float64
+    )
     torch.testing.assert_close(log_density(x, D, sigma), expected, rtol=1e-11, atol=1e-11)
 
 
@@ -181,8 +199,13 @@ def test_log_density_does_not_overflow():
 def test_log_density_agrees_with_scipy_and_takes_a_value_an_image():
     x = torch.randn(3, 4, generator=generator(9), dtype=torch.float64)
     D, sigma = torch.tensor([2.5, 40.0, math.inf]), torch.tensor([0.3, 1.0, 2.0], dtype=torch.float64)
-    frozen = [scipy.stats.multivariate_t(shape=s**2 * torch.eye(4).numpy(), df=d) for d, s in zip(D.tolist(), sigma.tolist())]
-    expected = torch.tensor([float(t.logpdf([0] * 4 + row)) for t, row in zip(frozen, x.numpy())], dtype=torch.float64)
+    frozen = [
+        scipy.stats.multivariate_t(shape=s**2 * torch.eye(4).numpy(), df=d)
+        for d, s in zip(D.tolist(), sigma.tolist())
+    ]
+    expected = torch.tensor(
+        [float(t.logpdf([0] * 4 + row)) for t, row in zip(frozen, x.numpy())], dtype=torch.float64
+    )
     torch.testing.assert_close(log_density(x, D, sigma), expected)
 
 
@@ -197,7 +220,10 @@ def test_field_targets_of_the_authors(golden, D):
 
 @pytest.mark.parametrize("D", EVERY_D)
 def test_weights_and_target_in_chunks(D, monkeypatch):
-    x, references = torch.randn(5, 2, 3, 3, generator=generator(1)), torch.randn(37, 2, 3, 3, generator=generator(2))
+    x, references = (
+        torch.randn(5, 2, 3, 3, generator=generator(1)),
+        torch.randn(37, 2, 3, 3, generator=generator(2)),
+    )
     sigma = torch.tensor([0.02, 0.1, 0.5, 2.0, 80.0])
     # the definition, pair by pair
     log_weights = torch.stack([log_density(x.double() - y.double(), D, sigma) for y in references], dim=1)
@@ -207,14 +233,18 @@ def test_weights_and_target_in_chunks(D, monkeypatch):
         weights = posterior_weights(x, references, sigma, D)
         torch.testing.assert_close(weights, expected)
         target = field_target(x, references, sigma, D)
-        torch.testing.assert_close(target, torch.einsum("bm,mchw->bchw", expected, references.double()).float())
+        torch.testing.assert_close(
+            target, torch.einsum("bm,mchw->bchw", expected, references.double()).float()
+        )
 
 
 def test_one_d_an_image_in_the_target():
     x, references = torch.randn(3, 4, generator=generator(1)), torch.randn(9, 4, generator=generator(2))
     together = field_target(x, references, 0.7, torch.tensor([1.0, 64.0, math.inf]))
     for row, D in enumerate((1, 64, None)):
-        torch.testing.assert_close(together[row : row + 1], field_target(x[row : row + 1], references, 0.7, D))
+        torch.testing.assert_close(
+            together[row : row + 1], field_target(x[row : row + 1], references, 0.7, D)
+        )
 
 
 @pytest.mark.parametrize("sigma", [0, -1.0, math.nan])
@@ -247,7 +277,9 @@ result = {function}(torch.zeros(1024, 3072), torch.rand(60_000, 3072), 1.0, 128)
 assert result.isfinite().all()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
-    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
     assert int(printed) * 1024 < 2 * 2**30
 
 
@@ -259,4 +291,6 @@ def test_noise_on_the_gpu(D):
     if D is not None:
         law = scipy.stats.betaprime(784 / 2, D / 2)
         assert scipy.stats.kstest((eps.square().sum(1) / D).cpu().numpy(), law.cdf).pvalue > 1e-3
-    assert torch.equal(sample_noise((2, 8), D, generator(), "cuda").cpu(), sample_noise((2, 8), D, generator()))
+    assert torch.equal(
+        sample_noise((2, 8), D, generator(), "cuda").cpu(), sample_noise((2, 8), D, generator())
+    )

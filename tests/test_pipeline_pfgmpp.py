@@ -6,7 +6,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, EDMDPMSolverMultistepScheduler, EDMEulerScheduler, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    UNet2DModel,
+)
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, sample_noise
 
@@ -66,7 +72,9 @@ def test_output_types(make_unet, channels):
     np.testing.assert_array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
     assert [(p.mode, p.size) for p in pictures] == [("L" if channels == 1 else "RGB", (8, 8))] * 2
     assert isinstance(pictures[0], PIL.Image.Image)
-    np.testing.assert_array_equal(np.asarray(pictures[0]).reshape(8, 8, channels), (array[0] * 255).round().astype("uint8"))
+    np.testing.assert_array_equal(
+        np.asarray(pictures[0]).reshape(8, 8, channels), (array[0] * 255).round().astype("uint8")
+    )
     as_tuple = pipe(**kwargs, generator=generator(), output_type="latent", return_dict=False)
     assert torch.equal(as_tuple[0], latent)
 
@@ -102,7 +110,9 @@ def test_with_a_list_of_generators_an_image_depends_on_its_own(class_labels):
     torch.testing.assert_close(pair, together[[3, 1]], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("make_unet", [lambda: our_unet(label_dim=4), lambda: diffusers_unet(num_class_embeds=4)])
+@pytest.mark.parametrize(
+    "make_unet", [lambda: our_unet(label_dim=4), lambda: diffusers_unet(num_class_embeds=4)]
+)
 def test_class_labels(make_unet):
     pipe = pipeline(make_unet())
     kwargs = {"batch_size": 3, "num_inference_steps": 2, "output_type": "latent"}
@@ -140,7 +150,9 @@ def test_guidance_mixes_denoised_images():
     pipe.unet.map_label.weight.data.zero_()  # now every label is as none
     unconditional = pipe(class_labels=3, **kwargs).images
     assert not torch.allclose(guided, conditional, rtol=1e-2)
-    torch.testing.assert_close(guided, unconditional + 2.5 * (conditional - unconditional), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        guided, unconditional + 2.5 * (conditional - unconditional), rtol=1e-4, atol=1e-4
+    )
     for network in (our_unet(), diffusers_unet(num_class_embeds=4)):
         with pytest.raises(ValueError, match="`guidance_scale` must be 1"):
             pipeline(network)(guidance_scale=2.0)
@@ -170,7 +182,10 @@ def test_another_d_on_a_network_of_one_d_is_refused():
         ({"batch_size": 2, "generator": [torch.Generator()]}, "a list of 1 for a batch of 2"),
         ({"num_inference_steps": 0}, "`num_inference_steps` must be"),
         ({"output_type": "jpeg"}, "`output_type` must be one of"),
-        ({"callback_on_step_end_tensor_inputs": ["weights"]}, "`callback_on_step_end_tensor_inputs` may hold"),
+        (
+            {"callback_on_step_end_tensor_inputs": ["weights"]},
+            "`callback_on_step_end_tensor_inputs` may hold",
+        ),
     ],
 )
 def test_bad_arguments_are_refused_in_one_sentence(kwargs, message):
@@ -189,7 +204,10 @@ def test_callbacks_see_and_change_the_path():
 
     names = ["latents", "pred_original_sample"]
     images = pipe(
-        num_inference_steps=3, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names, output_type="latent"
+        num_inference_steps=3,
+        callback_on_step_end=callback,
+        callback_on_step_end_tensor_inputs=names,
+        output_type="latent",
     )
     assert [step for step, _, _ in seen] == list(range(5))
     assert [t for _, t, _ in seen] == pipe.scheduler.timesteps.tolist()
@@ -260,12 +278,17 @@ def test_half_precision_weights(make_unet, dtype, tmp_path):
         images = half(generator=generator(), **kwargs).images
         assert half.unet.dtype == dtype
         assert images.dtype == torch.float32  # the state stays exact
-        assert (images - reference).norm() < {torch.float16: 0.01, torch.bfloat16: 0.1}[dtype] * reference.norm()
+        assert (images - reference).norm() < {torch.float16: 0.01, torch.bfloat16: 0.1}[
+            dtype
+        ] * reference.norm()
     assert pipe(num_inference_steps=2).images[0].mode == "RGB"
 
 
 def test_a_float64_network_is_sampled_in_float64():
-    assert pipeline().to(torch.float64)(num_inference_steps=2, output_type="latent").images.dtype == torch.float64
+    assert (
+        pipeline().to(torch.float64)(num_inference_steps=2, output_type="latent").images.dtype
+        == torch.float64
+    )
 
 
 @pytest.mark.parametrize("other", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
@@ -299,7 +322,9 @@ def test_model_cpu_offload_on_the_gpu():
 
 def test_a_dimension_outside_the_trained_range_warns_once(caplog):
     """And one at which the noise has no variance, of which such a network knows nothing, is refused."""
-    unet = PFGMPPUNet2DModel(sample_size=8, model_channels=16, channel_mult=(1,), num_blocks=1, d_conditioning=True)
+    unet = PFGMPPUNet2DModel(
+        sample_size=8, model_channels=16, channel_mult=(1,), num_blocks=1, d_conditioning=True
+    )
     pipe = PFGMPPPipeline(unet, PFGMPPScheduler(D=64, D_range=(16, 2048)))
     few = {"num_inference_steps": 1, "output_type": "latent"}
     pipe(D=16, **few)
@@ -313,7 +338,9 @@ def test_a_dimension_outside_the_trained_range_warns_once(caplog):
         "`D` is inf, but this network was trained for D from 16 to 2048; outside that range the images get worse."
     )
     for D in (1, 2, torch.tensor([2.0])):
-        with pytest.raises(ValueError, match="was trained for D from 16 to 2048, and draws noise at D up to 2"):
+        with pytest.raises(
+            ValueError, match="was trained for D from 16 to 2048, and draws noise at D up to 2"
+        ):
             pipe(D=D, **few)
     pipe.scheduler = PFGMPPScheduler(D=1, D_range=(1, None))
     pipe(D=1, **few)

@@ -24,7 +24,12 @@ def test_files_that_travel_import_only_each_other(name):
         names = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         # numpy and PIL come with diffusers
-        assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names | {"torch", "diffusers", "numpy", "PIL"}
+        assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names | {
+            "torch",
+            "diffusers",
+            "numpy",
+            "PIL",
+        }
 
 
 def test_importing_the_package_loads_nothing_heavy_beyond_diffusers():
@@ -40,11 +45,15 @@ assert not any("training" in name or "evaluation" in name for name in sys.module
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-@pytest.mark.parametrize("index", sorted((ROOT / "model_cards").glob("*/model_index.json")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "index", sorted((ROOT / "model_cards").glob("*/model_index.json")), ids=lambda path: path.parent.name
+)
 def test_every_bundled_model_loads_and_samples(index):
     folder = index.parent
     pipe = DiffusionPipeline.from_pretrained(folder)
-    images = pipe(batch_size=2, num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0)).images
+    images = pipe(
+        batch_size=2, num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0)
+    ).images
     assert images.isfinite().all()
     assert pipe.unet.num_parameters() <= 7_000_000
     assert {path.name for path in folder.iterdir()} >= {"README.md", "model_index.json", "scheduler", "unet"}
@@ -59,7 +68,9 @@ def test_the_bundled_model_draws_clothes():
     pipe = DiffusionPipeline.from_pretrained(ROOT / "model_cards" / "pfgmpp-fashion-mnist")
     labels = torch.arange(10).repeat_interleave(6)
     generators = [torch.Generator().manual_seed(seed) for seed in range(60)]
-    images = pipe(60, num_inference_steps=10, class_labels=labels, generator=generators, output_type="pt").images
+    images = pipe(
+        60, num_inference_steps=10, class_labels=labels, generator=generators, output_type="pt"
+    ).images
     with torch.no_grad():
         predicted = FashionMNISTClassifier.from_pretrained(WEIGHTS).eval()(images * 2 - 1).argmax(1)
     assert (predicted == labels).float().mean() > 0.7
@@ -86,15 +97,17 @@ def test_every_promise_names_a_test_that_exists():
 
 def test_ruff():
     for command in (["check"], ["format", "--check"]):
-        result = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+        result = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True
+        )
         assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_the_report_holds_what_was_measured():
     from pipeline_pfgmpp.evaluation.evaluate import table
 
-    report = (ROOT / "benchmarks" / "RESULTS.md").read_text()
-    for path in (ROOT / "benchmarks").glob("*.md"):
+    report = (ROOT / "experiments" / "RESULTS.md").read_text()
+    for path in (ROOT / "experiments").glob("*.md"):
         assert path.name == "RESULTS.md" or path.read_text() in report, path.name
     results = json.loads((ROOT / "model_cards" / "pfgmpp-fashion-mnist" / "evaluation.json").read_text())
     assert table(results) in report
@@ -102,4 +115,4 @@ def test_the_report_holds_what_was_measured():
     for row in re.findall(r"^\|.*\d\.\d.*\|$", (ROOT / "README.md").read_text(), re.MULTILINE):
         assert row in report
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", report):
-        assert (ROOT / "benchmarks" / picture).is_file()
+        assert (ROOT / "experiments" / picture).is_file()

@@ -1,4 +1,6 @@
-"""What a push would send: a list of what belongs, without links out of the folder and without secrets."""
+"""
+What a push would send: a list of what belongs, without links out of the folder and without secrets.
+"""
 
 import configparser
 import json
@@ -14,7 +16,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DMode
 from safetensors.torch import load_file, save_file
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
-from pipeline_pfgmpp.cli import main
+from pipeline_pfgmpp.commands import main
 from pipeline_pfgmpp.hub import describe_files, list_files, upload_files
 from pipeline_pfgmpp.hub.files import PACKAGE_DATA
 from pipeline_pfgmpp.hub.push import read_public
@@ -90,7 +92,16 @@ def test_a_pipelines_list_is_what_it_names(folder):
     )
     (folder / "figures").mkdir()
     shown = {"README.md", "evaluation.json", "robustness.json", "samples.png", "figures/a b.jpg", "more.gif"}
-    others = ["token.txt", ".env", "other.png", "absolute.png", "notes.json", "own.py", "unet/notes.json", "unet/optimizer.bin"]
+    others = [
+        "token.txt",
+        ".env",
+        "other.png",
+        "absolute.png",
+        "notes.json",
+        "own.py",
+        "unet/notes.json",
+        "unet/optimizer.bin",
+    ]
     for name in [*(shown - {"README.md"}), *others]:
         (folder / name).write_text("[]")
     files = list_files(folder)
@@ -115,7 +126,9 @@ def test_variants_and_shards_belong_to_a_pipeline(folder):
     pipe = PFGMPPPipeline.from_pretrained(folder)
     pipe.save_pretrained(folder, variant="ema500")
     pipe.unet.save_pretrained(folder / "unet", variant="parts", max_shard_size="5KB")
-    (folder / "unet" / "diffusion_pytorch_model.old-00001-of-00002.safetensors").write_bytes(b"")  # in no index
+    (folder / "unet" / "diffusion_pytorch_model.old-00001-of-00002.safetensors").write_bytes(
+        b""
+    )  # in no index
     weights = {name for name in list_files(folder) if name.startswith("unet/diffusion")}
     (index,) = (folder / "unet").glob("*.index*.json")
     shards = set(json.loads(index.read_text())["weight_map"].values())
@@ -137,13 +150,24 @@ def test_the_networks_of_diffusers_have_no_code_of_ours(tmp_path):
     PFGMPPPipeline(unet, PFGMPPScheduler(D=16)).save_pretrained(tmp_path / "ours")
     assert list_files(tmp_path / "ours").keys() == PIPELINE - {"unet/pipeline_pfgmpp.py"}
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
-    with pytest.raises(ValueError, match="names the pipeline 'DDPMPipeline', which is none of pipeline_pfgmpp"):
+    with pytest.raises(
+        ValueError, match="names the pipeline 'DDPMPipeline', which is none of pipeline_pfgmpp"
+    ):
         list_files(tmp_path / "ddpm")
 
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "evaluation.json", "samples.png", "unet/config.json", WEIGHTS, "unet", "scheduler", "model_index.json"],
+    [
+        "README.md",
+        "evaluation.json",
+        "samples.png",
+        "unet/config.json",
+        WEIGHTS,
+        "unet",
+        "scheduler",
+        "model_index.json",
+    ],
 )
 @pytest.mark.parametrize("relative", [False, True])
 def test_no_link_out_of_a_pipelines_folder_is_followed(folder, outside, name, relative):
@@ -169,7 +193,9 @@ def test_a_link_inside_the_folder_shows_its_target_alone(folder):
         list_files(folder)
 
 
-@pytest.mark.parametrize("address", ["../outside/key.png", "figures/../../outside/key.png", "%2e%2e/outside/key.png"])
+@pytest.mark.parametrize(
+    "address", ["../outside/key.png", "figures/../../outside/key.png", "%2e%2e/outside/key.png"]
+)
 def test_a_card_shows_no_picture_outside_of_the_folder(folder, outside, address):
     (outside / "key.png").write_text("")
     (folder / "README.md").write_text(f"![A]({address})")
@@ -182,11 +208,15 @@ def test_what_is_named_like_a_secret_is_refused(folder, name):
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("")
     (folder / "README.md").write_text(f"![A]({name})")
-    with pytest.raises(ValueError, match=re.escape(f"{name} in {folder} is named like a secret, and nothing was sent")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"{name} in {folder} is named like a secret, and nothing was sent")
+    ):
         list_files(folder)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.png", "secretary.png", "keys.png", "passworded.png", "compass.png", "monkey.gif"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.png", "secretary.png", "keys.png", "passworded.png", "compass.png", "monkey.gif"]
+)
 def test_other_names_are_no_secrets(folder, name):
     (folder / name).write_text("")
     (folder / "README.md").write_text(f"![A]({name})")
@@ -220,7 +250,9 @@ def test_a_snapshot_of_the_cache_is_pushed_and_stays_as_it_was(folder, tmp_path)
     assert not (snapshot / "pipeline.py").is_symlink()
 
 
-@pytest.mark.parametrize("kind", ["other repository", "name", "blob is a link", "blobs are a link", "not a snapshot", "folder"])
+@pytest.mark.parametrize(
+    "kind", ["other repository", "name", "blob is a link", "blobs are a link", "not a snapshot", "folder"]
+)
 def test_links_that_only_resemble_those_of_the_cache_are_refused(folder, outside, tmp_path, kind):
     (folder / "README.md").write_text("card")
     snapshot = cache_of(folder, tmp_path)
@@ -264,7 +296,9 @@ def test_saving_replaces_a_link_and_leaves_its_target(folder, outside):
     for name, content in before.items():
         assert (outside / Path(name).name).read_bytes() == content
         assert not (folder / name).is_symlink()
-    assert (folder / "pipeline.py").read_bytes() == (ROOT / "pipeline_pfgmpp" / "pipeline_pfgmpp.py").read_bytes()
+    assert (folder / "pipeline.py").read_bytes() == (
+        ROOT / "pipeline_pfgmpp" / "pipeline_pfgmpp.py"
+    ).read_bytes()
 
 
 def test_a_link_to_the_packages_own_source_becomes_a_copy(folder):
@@ -282,16 +316,37 @@ def break_index(folder, **entries):
 
 
 BROKEN = {
-    "no component": (lambda folder: break_index(folder, unet=[None, None]), "must name library and class of `unet`"),
-    "a path": (lambda folder: break_index(folder, **{"../outside": ["diffusers", "UNet2DModel"]}), "cannot be a folder's name"),
-    "an unknown class": (lambda folder: break_index(folder, unet=["os", "system"]), "'system' is no class of"),
+    "no component": (
+        lambda folder: break_index(folder, unet=[None, None]),
+        "must name library and class of `unet`",
+    ),
+    "a path": (
+        lambda folder: break_index(folder, **{"../outside": ["diffusers", "UNet2DModel"]}),
+        "cannot be a folder's name",
+    ),
+    "an unknown class": (
+        lambda folder: break_index(folder, unet=["os", "system"]),
+        "'system' is no class of",
+    ),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "unet has no weights as safetensors"),
     "no config": (lambda folder: (folder / "unet" / "config.json").unlink(), "unet has none of config.json"),
-    "a broken card": (lambda folder: (folder / "README.md").write_text("---\na: [\n---\n"), "README.md is malformed"),
+    "a broken card": (
+        lambda folder: (folder / "README.md").write_text("---\na: [\n---\n"),
+        "README.md is malformed",
+    ),
     "cut weights": (lambda folder: os.truncate(folder / WEIGHTS, 5000), f"{WEIGHTS} cannot be read"),
-    "no report": (lambda folder: (folder / "robustness.json").write_text("{}"), "is no report of `pfgmpp evaluate`"),
-    "a deep report": (lambda folder: (folder / "evaluation.json").write_text("[" * 10**5), "evaluation.json cannot be read"),
-    "a list": (lambda folder: (folder / "model_index.json").write_text("[]"), "must hold a JSON object, but holds a list"),
+    "no report": (
+        lambda folder: (folder / "robustness.json").write_text("{}"),
+        "is no report of `pfgmpp evaluate`",
+    ),
+    "a deep report": (
+        lambda folder: (folder / "evaluation.json").write_text("[" * 10**5),
+        "evaluation.json cannot be read",
+    ),
+    "a list": (
+        lambda folder: (folder / "model_index.json").write_text("[]"),
+        "must hold a JSON object, but holds a list",
+    ),
 }
 
 
@@ -337,8 +392,14 @@ def test_a_spaces_list_is_what_it_names(space):
         f"{package.removeprefix('pipeline_pfgmpp').lstrip('.').replace('.', '/')}/{pattern}"
         for package, pattern in declared["options.package_data"].items()
     ]
-    sources = {path for pattern in ("*.py", *patterns) for path in (ROOT / "pipeline_pfgmpp").rglob(pattern.lstrip("/"))}
-    assert package == {path.relative_to(ROOT).as_posix() for path in sources if "__pycache__" not in path.parts}
+    sources = {
+        path
+        for pattern in ("*.py", *patterns)
+        for path in (ROOT / "pipeline_pfgmpp").rglob(pattern.lstrip("/"))
+    }
+    assert package == {
+        path.relative_to(ROOT).as_posix() for path in sources if "__pycache__" not in path.parts
+    }
     assert all(any(Path(name).match(pattern) for name in package) for pattern in PACKAGE_DATA)
 
 
@@ -358,7 +419,9 @@ def test_no_link_to_a_local_model_is_followed(space, outside, part, target):
     elsewhere.parent.mkdir(exist_ok=True)
     shutil.move(place, elsewhere)
     place.symlink_to(elsewhere)
-    with pytest.raises(ValueError, match=r"which is a link: a push does not follow it|is a link out of its folder"):
+    with pytest.raises(
+        ValueError, match=r"which is a link: a push does not follow it|is a link out of its folder"
+    ):
         list_files(space, "space")
 
 
@@ -424,12 +487,17 @@ def test_what_is_no_regular_file_is_refused(folder):
 def test_what_cannot_be_read_is_found_before_the_hub_is_asked(folder):
     files = list_files(folder)
     (folder / WEIGHTS).unlink()
-    with pytest.raises(ValueError, match="The upload to org/new failed, and nothing was changed: .*is not a file"):
+    with pytest.raises(
+        ValueError, match="The upload to org/new failed, and nothing was changed: .*is not a file"
+    ):
         upload_files(files, "org/new")
 
 
 def test_no_folder_of_this_machine_is_told(small, tmp_path):
-    """diffusers writes where a pipeline was loaded from into its configurations; what we save does not say."""
+    """
+    diffusers writes where a pipeline was loaded from into its configurations; what we save does not
+    say.
+    """
     saved = tmp_path / "saved"
     DiffusionPipeline.from_pretrained(small).save_pretrained(saved)
     for path in saved.rglob("*.json"):

@@ -15,12 +15,13 @@ from datasets import load_dataset
 from diffusers import DiffusionPipeline
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler
+from pipeline_pfgmpp.data import load_images
 from pipeline_pfgmpp.evaluation import ImageMetrics, load_features, robustness
 from pipeline_pfgmpp.evaluation.evaluate import mean_and_deviation
-from pipeline_pfgmpp.evaluation.robustness import measure, plot, quantised, settings_of, table
+from pipeline_pfgmpp.evaluation.robustness import measure, plot, settings_of, table
 from pipeline_pfgmpp.evaluation.verify import verify_robustness
-from pipeline_pfgmpp.sampling import digest_weights, generate
-from pipeline_pfgmpp.training import load_images
+from pipeline_pfgmpp.generation import generate, quantize_temporarily
+from pipeline_pfgmpp.records.digests import digest_weights
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Fréchet distance of")
@@ -38,19 +39,23 @@ def pipe():
 @pytest.mark.parametrize("bits", [1, 5, 9])
 def test_quantised_weights_take_so_many_values_and_come_back(bits, pipe):
     before = [parameter.detach().clone() for parameter in pipe.unet.parameters()]
-    with quantised(pipe.unet, bits):
+    with quantize_temporarily(pipe.unet, bits):
         for parameter, original in zip(pipe.unet.parameters(), before):
             assert len(parameter.unique()) <= 2**bits
             step = (original.max() - original.min()) / (2**bits - 1)
             assert (parameter - original).abs().max() <= 0.5001 * step + 1e-7
-    assert all(torch.equal(parameter, original) for parameter, original in zip(pipe.unet.parameters(), before))
+    assert all(
+        torch.equal(parameter, original) for parameter, original in zip(pipe.unet.parameters(), before)
+    )
 
 
 def test_injected_noise_changes_nothing_else(pipe):
     """Noise too small to matter leaves the picture of a seed as it is, its class included."""
 
     def drawn(seeds, noise, batch_size=2):
-        return torch.cat([images for _, images in generate(pipe, seeds, batch_size, None, noise, num_inference_steps=3)])
+        return torch.cat(
+            [images for _, images in generate(pipe, seeds, batch_size, None, noise, num_inference_steps=3)]
+        )
 
     plain = drawn([3, 4], 0).int()
     assert (drawn([3, 4], 1e-7).int() - plain).abs().max() <= 1
@@ -61,7 +66,10 @@ def test_injected_noise_changes_nothing_else(pipe):
 
 @pytest.mark.parametrize("solver_type", ["heun", "euler"])
 def test_noise_comes_before_each_step_in_units_of_its_level(solver_type):
-    """Around a single image the network's steps shrink what is off in proportion to sigma; so the noise adds up as it says."""
+    """
+    Around a single image the network's steps shrink what is off in proportion to sigma; so the
+    noise adds up as it says.
+    """
     alpha, steps = 0.3, 6
     scheduler = PFGMPPScheduler(D=None, solver_type=solver_type, sigma_min=0.5, sigma_max=1.0)
     pipe = PFGMPPPipeline(EmpiricalDenoiser(torch.zeros(1, 1, 16, 16)), scheduler)
@@ -87,7 +95,12 @@ def metrics(fashion_mnist):
 
 def test_measuring_goes_on_where_it_was(pipe, metrics, tmp_path, monkeypatch):
     settings, arguments = settings_of([0, 0.4], [2], [7, 3]), {"num_images": 20, "num_groups": 2}
-    assert settings == [(0, None, 7), (0.4, None, 7), (0, 2, 7), (0, None, 3)]  # what is undisturbed is measured once
+    assert settings == [
+        (0, None, 7),
+        (0.4, None, 7),
+        (0, 2, 7),
+        (0, None, 3),
+    ]  # what is undisturbed is measured once
     entries = measure({"model": pipe}, [16], settings, metrics, tmp_path, **arguments)
     assert [(entry["noise"], entry["bits"], entry["nfe"]) for entry in entries] == settings
     assert {entry["D"] for entry in entries} == {"16"}
@@ -99,14 +112,21 @@ def test_measuring_goes_on_where_it_was(pipe, metrics, tmp_path, monkeypatch):
         measure({"model": pipe}, [16], settings, metrics, tmp_path, num_images=10)
     with pytest.raises(ValueError, match="of another model, model"):
         measure({"other": pipe}, [16], settings, metrics, tmp_path, **arguments)
-    with quantised(pipe.unet, 5), pytest.raises(ValueError, match=r"measured otherwise \(weights is \w+ there"):
+    with (
+        quantize_temporarily(pipe.unet, 5),
+        pytest.raises(ValueError, match=r"measured otherwise \(weights is \w+ there"),
+    ):
         measure({"model": pipe}, [16], settings, metrics, tmp_path, **arguments)
     figures = verify_robustness(pipe, metrics, entries)
     assert [figure.agrees for figure in figures] == [True]
     assert figures[0].measured == pytest.approx(entries[1]["distances"][0], rel=1e-2)
     text = table(entries)
     plain, *disturbed = [entry["distances"] for entry in entries]
-    headers = ["noise injected, α | 0 | 0.4", "bits a weight | as trained | 2", "calls of the network | 7 | 3"]
+    headers = [
+        "noise injected, α | 0 | 0.4",
+        "bits a weight | as trained | 2",
+        "calls of the network | 7 | 3",
+    ]
     for header, distances in zip(headers, disturbed):
         added = mean_and_deviation([distances[0] - plain[0], distances[1] - plain[1]])
         line = f"| D = 16 | {mean_and_deviation(plain)} | {mean_and_deviation(distances)} ({added}) |"
@@ -117,20 +137,43 @@ def test_measuring_goes_on_where_it_was(pipe, metrics, tmp_path, monkeypatch):
 
 def test_the_command_line_in_two_processes(pipe, metrics, fashion_mnist, tmp_path):
     output = str(tmp_path / "out")
-    small = ["--noise", "0,0.2", "--bits", "", "--nfe", "3", "--num-images", "5", "--groups", "1", "--output", output]
+    small = [
+        "--noise",
+        "0,0.2",
+        "--bits",
+        "",
+        "--nfe",
+        "3",
+        "--num-images",
+        "5",
+        "--groups",
+        "1",
+        "--output",
+        output,
+    ]
     small += ["--D", "16,inf", "--batch-size", "2"]
     arguments = ["-m", "pipeline_pfgmpp", "robustness", str(BUNDLED), "--data", str(fashion_mnist), *small]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*launch, *arguments], cwd=ROOT, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [*launch, *arguments],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"robustness.json", "robustness.md", "robustness.png", "noise.png"}
     settings = settings_of([0, 0.2], [], [3])
-    alone = measure({BUNDLED.name: pipe}, [16, math.inf], settings, metrics, tmp_path, num_images=5, num_groups=1)
+    alone = measure(
+        {BUNDLED.name: pipe}, [16, math.inf], settings, metrics, tmp_path, num_images=5, num_groups=1
+    )
     shared = json.loads((tmp_path / "out" / "robustness.json").read_text())
     assert [entry["distances"] for entry in shared] == [
         pytest.approx(entry["distances"], rel=1e-2) for entry in alone
     ]  # of rounded pixels
-    refused = subprocess.run([sys.executable, *arguments, "--noise=-1"], cwd=ROOT, capture_output=True, text=True)
+    refused = subprocess.run(
+        [sys.executable, *arguments, "--noise=-1"], cwd=ROOT, capture_output=True, text=True
+    )
     assert refused.returncode == 1
     assert refused.stderr.endswith("pfgmpp: `noise` must not hold -1.\n")
 
@@ -141,7 +184,13 @@ def test_results_are_kept_with_the_model(pipe, tmp_path):
     pipe.save_pretrained(folder)
     saved = {path.name for path in folder.iterdir()}
     for setting in settings_of([0.1], [], [35]):
-        entry = {"model": "m", "D": "16", "num_images": 1000, **setting._asdict(), "distances": [1.0, 2.0, 3.0]}
+        entry = {
+            "model": "m",
+            "D": "16",
+            "num_images": 1000,
+            **setting._asdict(),
+            "distances": [1.0, 2.0, 3.0],
+        }
         entries.append({**entry, "weights": digest_weights(pipe)})
     for name in ("robustness.png", "noise.png"):
         PIL.Image.new("L", (2, 2)).save(output / name)
@@ -169,8 +218,10 @@ def test_results_are_kept_with_the_model(pipe, tmp_path):
     assert written == {"README.md", "robustness.json", "robustness.png", "noise.png"}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "model_cards").glob("*/robustness.json")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "model_cards").glob("*/robustness.json")), ids=lambda path: path.parent.name
+)
 def test_cards_state_what_was_measured(path):
     entries = json.loads(path.read_text())
     assert table(entries) in path.with_name("README.md").read_text()
-    assert table(entries) in (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    assert table(entries) in (ROOT / "experiments" / "RESULTS.md").read_text()

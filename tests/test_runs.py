@@ -1,4 +1,7 @@
-"""A folder belongs to one run: no training changes what another one left, and none goes on from another's checkpoints."""
+"""
+A folder belongs to one run: no training changes what another one left, and none goes on from
+another's checkpoints.
+"""
 
 import json
 import math
@@ -16,12 +19,24 @@ from pipeline_pfgmpp.training import open_run, read_run, remove_run, write_run
 from pipeline_pfgmpp.training.run import list_checkpoints
 
 
-SMALL = ["--preset", "fashion-mnist-small", "--train_batch_size", "8", "--resolution", "8", "--lr_warmup_steps", "0"]
+SMALL = [
+    "--preset",
+    "fashion-mnist-small",
+    "--train_batch_size",
+    "8",
+    "--resolution",
+    "8",
+    "--lr_warmup_steps",
+    "0",
+]
 SHORT = ["--max_train_steps", "2", "--checkpointing_steps", "1", "--sample_steps", "0"]
 
 
 def train_here(*args):
-    """Runs the script in this process; returns what it ends with, empty where it ends well, and what it printed."""
+    """
+    Runs the script in this process; returns what it ends with, empty where it ends well, and what
+    it printed.
+    """
     result = run_training(*args)
     return (result.stderr.strip().splitlines()[-1] if result.returncode else ""), result.stdout
 
@@ -41,7 +56,18 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run_of_two_steps(pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "out"
-    args = [*SMALL, *SHORT, "--train_data_dir", pictures, "--D", "64", "--ema_width", "0.1", "--ema_snapshot_steps", "1"]
+    args = [
+        *SMALL,
+        *SHORT,
+        "--train_data_dir",
+        pictures,
+        "--D",
+        "64",
+        "--ema_width",
+        "0.1",
+        "--ema_snapshot_steps",
+        "1",
+    ]
     end, _ = train_here(*args, "--output_dir", folder)
     assert end == ""
     return folder, args
@@ -61,7 +87,11 @@ def test_a_second_training_changes_nothing_of_the_first(finished):
     assert f"--output_dir {folder} holds this run already: --resume_from_checkpoint latest goes on" in end
     assert "--overwrite_output_dir" in end
     other = [*args, "--D", "32", "--seed", "7", "--train_batch_size", "4", "--output_dir", folder]
-    for resume in ([], ["--resume_from_checkpoint", "latest"], ["--resume_from_checkpoint", folder / "checkpoint-1"]):
+    for resume in (
+        [],
+        ["--resume_from_checkpoint", "latest"],
+        ["--resume_from_checkpoint", folder / "checkpoint-1"],
+    ):
         end, _ = train_here(*other, *resume)
         assert f"{folder} holds another run" in end
         assert "--D: it has 64, this one 32; " in end
@@ -72,7 +102,13 @@ def test_a_second_training_changes_nothing_of_the_first(finished):
 
 def test_checkpoints_of_another_run_are_refused_wherever_they_are(finished, tmp_path):
     folder, args = finished
-    elsewhere = [*args, "--resume_from_checkpoint", folder / "checkpoint-2", "--output_dir", tmp_path / "elsewhere"]
+    elsewhere = [
+        *args,
+        "--resume_from_checkpoint",
+        folder / "checkpoint-2",
+        "--output_dir",
+        tmp_path / "elsewhere",
+    ]
     end, _ = train_here(*elsewhere, "--learning_rate", "0.5")
     assert f"{folder / 'checkpoint-2'} is of another run (--learning_rate: it has 0.002, this one 0.5)" in end
     assert not (tmp_path / "elsewhere").exists()
@@ -107,7 +143,15 @@ def test_other_data_at_the_same_place_make_another_run(finished, pictures, tmp_p
 
 def test_other_weights_at_the_same_place_make_another_run(finished, pictures, tmp_path):
     start, _ = finished
-    args = ["--pretrained_model_name_or_path", start, "--train_data_dir", pictures, *SHORT, "--output_dir", tmp_path / "tuned"]
+    args = [
+        "--pretrained_model_name_or_path",
+        start,
+        "--train_data_dir",
+        pictures,
+        *SHORT,
+        "--output_dir",
+        tmp_path / "tuned",
+    ]
     assert train_here(*args)[0] == ""
     pipe = DiffusionPipeline.from_pretrained(start)
     torch.nn.init.ones_(pipe.unet.map_layer0.bias)
@@ -118,7 +162,13 @@ def test_other_weights_at_the_same_place_make_another_run(finished, pictures, tm
 
 def test_overwriting_leaves_nothing_of_the_other_run(finished, tmp_path):
     folder, args = finished
-    for name in ("best/distance.json", "samples/step-0000002.png", "logs/events", "evaluation.json", "notes.txt"):
+    for name in (
+        "best/distance.json",
+        "samples/step-0000002.png",
+        "logs/events",
+        "evaluation.json",
+        "notes.txt",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text('{"frechet_distance": 0}')
     (folder / "checkpoint-best").mkdir()  # no name of ours
@@ -132,9 +182,11 @@ def test_overwriting_leaves_nothing_of_the_other_run(finished, tmp_path):
     names = {path.as_posix() for path in contents(folder)}
     assert "notes.txt" in names
     assert (folder / "checkpoint-best").is_dir()
-    assert {name for name in names if name.startswith(("best", "samples", "logs", "checkpoint", "ema", "evaluation"))} == {
-        "ema/1-0.2.safetensors"
-    }
+    assert {
+        name
+        for name in names
+        if name.startswith(("best", "samples", "logs", "checkpoint", "ema", "evaluation"))
+    } == {"ema/1-0.2.safetensors"}
     assert len((folder / "log.jsonl").read_text().splitlines()) == 1
     assert read_run(folder)["--seed"] == 1
     # the arguments that are kept go on with it, and do not overwrite it
@@ -152,7 +204,9 @@ def test_overwriting_does_not_remove_what_the_run_needs(finished):
         (folder / "samples").mkdir(exist_ok=True)
         end, _ = train_here(*args, name, path, "--output_dir", folder, "--overwrite_output_dir")
         assert end == f"--overwrite_output_dir: {path}, which the run needs, lies in the folder."
-    end, _ = train_here(*args, "--resume_from_checkpoint", "latest", "--output_dir", folder, "--overwrite_output_dir")
+    end, _ = train_here(
+        *args, "--resume_from_checkpoint", "latest", "--output_dir", folder, "--overwrite_output_dir"
+    )
     assert "removes what --resume_from_checkpoint latest goes on from" in end
     assert contents(folder) == before
 
@@ -219,7 +273,11 @@ def test_checkpoints_that_name_no_run_are_taken_by_name_alone(finished):
     for path in folder.rglob("run.json"):
         path.unlink()
     for sums in folder.rglob("checksums.json"):
-        sums.write_text(json.dumps({name: sum for name, sum in json.loads(sums.read_text()).items() if name != "run.json"}))
+        sums.write_text(
+            json.dumps(
+                {name: sum for name, sum in json.loads(sums.read_text()).items() if name != "run.json"}
+            )
+        )
     again = [*args, "--max_train_steps", "3", "--output_dir", folder, "--resume_from_checkpoint"]
     newest = folder / "checkpoint-2"
     assert f"{newest} does not say of which run it is" in train_here(*again, "latest")[0]

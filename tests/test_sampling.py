@@ -1,4 +1,6 @@
-"""Many images: the same for a seed whatever the number of processes, the batches or the interruptions."""
+"""
+Many images: the same for a seed whatever the number of processes, the batches or the interruptions.
+"""
 
 import copy
 import os
@@ -14,21 +16,17 @@ import torch
 from conftest import ROOT
 from diffusers import DiffusionPipeline
 
-from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, cli
-from pipeline_pfgmpp.sampling import (
-    default_output,
-    describe,
-    digest_weights,
-    load_samples,
-    parse_seeds,
-    sample_to_files,
-)
+from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, commands
+from pipeline_pfgmpp.generation import load_samples, parse_seeds, sample_to_files
+from pipeline_pfgmpp.records.digests import default_output, describe, digest_weights
 
 
 @pytest.fixture(scope="module")
 def pipe():
     torch.manual_seed(0)
-    unet = PFGMPPUNet2DModel(sample_size=8, model_channels=16, channel_mult=(1,), num_blocks=1, label_dim=3).eval()
+    unet = PFGMPPUNet2DModel(
+        sample_size=8, model_channels=16, channel_mult=(1,), num_blocks=1, label_dim=3
+    ).eval()
     torch.nn.init.xavier_uniform_(unet.dec["8x8_aux_conv"].weight)
     return PFGMPPPipeline(unet, PFGMPPScheduler(D=16))
 
@@ -41,11 +39,23 @@ def model(pipe, tmp_path_factory):
 
 
 def sample(model, output, *args, **kwargs):
-    command = ["-m", "pipeline_pfgmpp", "sample", str(model), "--output", str(output), "--num-inference-steps", "3", *args]
+    command = [
+        "-m",
+        "pipeline_pfgmpp",
+        "sample",
+        str(model),
+        "--output",
+        str(output),
+        "--num-inference-steps",
+        "3",
+        *args,
+    ]
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, **kwargs)
 
 
-@pytest.mark.parametrize(("text", "seeds"), [("0-3", [0, 1, 2, 3]), ("5", [5]), ("3,5,10-12", [3, 5, 10, 11, 12])])
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("0-3", [0, 1, 2, 3]), ("5", [5]), ("3,5,10-12", [3, 5, 10, 11, 12])]
+)
 def test_lists_of_seeds(text, seeds):
     assert parse_seeds(text) == seeds
 
@@ -86,11 +96,23 @@ def test_another_batch_size_draws_the_same_images(pipe, tmp_path):
 
 
 def test_processes_share_the_work(model, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "pipeline_pfgmpp"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "pipeline_pfgmpp",
+    ]
     args = ["sample", str(model), "--seeds", "0-9", "--batch-size", "3", "--num-inference-steps", "3"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [*torchrun, *args, "--output", str(tmp_path / "two.npz")], check=True, cwd=ROOT, env=env, capture_output=True
+        [*torchrun, *args, "--output", str(tmp_path / "two.npz")],
+        check=True,
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
     )
     assert sample(model, tmp_path / "one.npz", "--seeds", "0-9", "--batch-size", "3").returncode == 0
     two, one = (load_samples(tmp_path / name)[0] for name in ("two.npz", "one.npz"))
@@ -154,7 +176,9 @@ def test_images_of_other_weights_are_not_mixed(pipe, tmp_path):
     weight = pipe.unet.dec["8x8_aux_conv"].weight
     weight.data[0, 0, 0, 0] += 1e-3
     try:
-        with pytest.raises(ValueError, match=r"drawn with other settings \(weights is \w+ there and \w+ here\)"):
+        with pytest.raises(
+            ValueError, match=r"drawn with other settings \(weights is \w+ there and \w+ here\)"
+        ):
             sample_to_files(pipe, [0, 1], tmp_path / "out", num_inference_steps=3)
     finally:
         weight.data[0, 0, 0, 0] -= 1e-3
@@ -163,7 +187,11 @@ def test_images_of_other_weights_are_not_mixed(pipe, tmp_path):
 def test_default_outputs_tell_everything_apart(pipe):
     described = describe(pipe, num_inference_steps=3)
     assert default_output("samples", "a/best", described) == default_output("samples", "b/best", described)
-    others = [describe(pipe, num_inference_steps=4), described | {"weights": "0"}, described | {"version": "0"}]
+    others = [
+        describe(pipe, num_inference_steps=4),
+        described | {"weights": "0"},
+        described | {"version": "0"},
+    ]
     scheduler = pipe.scheduler
     try:
         for changes in ({"rho": 6.0}, {"solver_type": "euler"}):
@@ -197,7 +225,7 @@ def test_the_digest_is_of_the_weights_and_not_of_their_type(pipe, tmp_path):
 def test_bad_arguments_end_in_one_sentence(args, message, model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        cli.main(["sample", str(model), "--output", "out.npz", *args])
+        commands.main(["sample", str(model), "--output", "out.npz", *args])
     assert stop.value.code == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error
@@ -206,7 +234,9 @@ def test_bad_arguments_end_in_one_sentence(args, message, model, tmp_path, capsy
 
 @pytest.mark.parametrize("name", ["samples", "samples.npz"])
 def test_images_of_some_seeds_are_read(name, model, tmp_path):
-    sample_to_files(DiffusionPipeline.from_pretrained(model), [5, 3, 8], tmp_path / name, num_inference_steps=1)
+    sample_to_files(
+        DiffusionPipeline.from_pretrained(model), [5, 3, 8], tmp_path / name, num_inference_steps=1
+    )
     images, settings = load_samples(tmp_path / name)
     assert settings["num_inference_steps"] == 1
     order = [3, 5, 8] if name == "samples" else [5, 3, 8]

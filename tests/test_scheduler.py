@@ -1,4 +1,7 @@
-"""The scheduler against EDM's formulas, diffusers' own EDM schedulers, and what diffusers asks of a scheduler."""
+"""
+The scheduler against EDM's formulas, diffusers' own EDM schedulers, and what diffusers asks of a
+scheduler.
+"""
 
 import inspect
 import itertools
@@ -93,7 +96,9 @@ def test_save_and_load(D, solver_type, tmp_path):
     for each in (scheduler, loaded):
         each.set_timesteps(5)
     x = start(scheduler)
-    assert torch.equal(sample_with(scheduler, x, generator=generator()), sample_with(loaded, x, generator=generator()))
+    assert torch.equal(
+        sample_with(scheduler, x, generator=generator()), sample_with(loaded, x, generator=generator())
+    )
 
 
 def test_infinity_is_null_in_json(tmp_path):
@@ -246,7 +251,9 @@ def test_any_dtype(solver_type, dtype):
     scheduler.set_timesteps(8)
     result = sample_with(scheduler, start(scheduler, torch.float64).to(dtype))
     assert result.dtype == dtype
-    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 1.0)  # a half-precision state holds 80 to 0.5 at best
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(
+        dtype, 1.0
+    )  # a half-precision state holds 80 to 0.5 at best
     assert (result.double() - reference).abs().max() <= tolerance
 
 

@@ -1,4 +1,7 @@
-"""The Space, started as a visitor's server is: asked over its API, put under fire, and visited in a browser."""
+"""
+The Space, started as a visitor's server is: asked over its API, put under fire, and visited in a
+browser.
+"""
 
 import contextlib
 import io
@@ -30,8 +33,11 @@ DIAL = "D (the dial turns log₂ D)"
 
 
 @contextlib.contextmanager
-def served(env=os.environ, folder=SPACE, python=sys.executable, log=None):
-    """The address of the app, from when it answers until the block ends; what it says is appended to `log`."""
+def choose_dimensions(env=os.environ, folder=SPACE, python=sys.executable, log=None):
+    """
+    The address of the app, from when it answers until the block ends; what it says is appended to
+    `log`.
+    """
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -64,8 +70,13 @@ def log(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(log):
     """A server whose environment asks gradio for all that the Space has decided not to offer."""
-    asked = {"GRADIO_RUN_HISTORY": "True", "GRADIO_MCP_SERVER": "True", "GRADIO_NUM_WORKERS": "1", "HF_TOKEN": WRITER}
-    with served({**os.environ, **asked}, log=log) as address:
+    asked = {
+        "GRADIO_RUN_HISTORY": "True",
+        "GRADIO_MCP_SERVER": "True",
+        "GRADIO_NUM_WORKERS": "1",
+        "HF_TOKEN": WRITER,
+    }
+    with choose_dimensions({**os.environ, **asked}, log=log) as address:
         yield address
 
 
@@ -109,16 +120,25 @@ def test_the_code_draws_the_same_images(client, tmp_path):
 
 def drawn_by(code, folder):
     """The images of a program that the Space gave, run in a process of its own."""
-    (folder / "program.py").write_text(code + "\nfor index, image in enumerate(images):\n    image.save(f'{index}.png')\n")
+    (folder / "program.py").write_text(
+        code + "\nfor index, image in enumerate(images):\n    image.save(f'{index}.png')\n"
+    )
     (folder / "model_cards").symlink_to(ROOT / "model_cards")
     subprocess.run([sys.executable, "program.py"], cwd=folder, check=True, capture_output=True)
-    return [np.asarray(PIL.Image.open(folder / f"{index}.png")) for index in range(len(list(folder.glob("*.png"))))]
+    return [
+        np.asarray(PIL.Image.open(folder / f"{index}.png"))
+        for index in range(len(list(folder.glob("*.png"))))
+    ]
 
 
 def test_pictures_have_a_text(client):
     for name, arguments, words in (
         ("compare", COMPARE, ["D = 16", "D = ∞"]),
-        ("disturb", DISTURB, ["D = 16, as it is", "D = ∞, as it is", "D = 16, disturbed", "D = ∞, disturbed"]),
+        (
+            "disturb",
+            DISTURB,
+            ["D = 16, as it is", "D = ∞, as it is", "D = 16, disturbed", "D = ∞, disturbed"],
+        ),
     ):
         page = call(client, name, arguments)
         assert re.findall('alt="(.*?)" src="data:image/png;base64,', page) == words
@@ -136,15 +156,27 @@ def test_pictures_have_a_text(client):
         ("sample", {"count": 2.5}, "whole number"),
         ("sample", {"guidance": -1}, "Guidance must be a number from 0 to 10"),
         ("sample", {"dial": 1000}, "The dial of D must be a number from 4 to 19"),
-        ("sample", {"dial": 0}, "The dial of D must be a number from 4 to 19"),  # D = 1, of which the network knows nothing
+        (
+            "sample",
+            {"dial": 0},
+            "The dial of D must be a number from 4 to 19",
+        ),  # D = 1, of which the network knows nothing
         ("compare", {"dimensions": []}, "Choose one to five D"),
         ("compare", {"dimensions": "16"}, "Choose one to five D"),
         ("compare", {"dimensions": ["3"]}, "D must be one of those offered"),
         ("disturb", {"noise": [7]}, "The noise must be a number from 0 to 1"),
         ("disturb", {"bits": 40}, "Bits a weight must be a whole number from 2 to 16"),
-        ("sample", {"count": 64, "steps": 100}, "calls of the network, but 64 images × 199 calls are 12,736: ask for fewer"),
+        (
+            "sample",
+            {"count": 64, "steps": 100},
+            "calls of the network, but 64 images × 199 calls are 12,736: ask for fewer",
+        ),
         ("sample", {"count": 64, "steps": 18, "guidance": 2}, "but 64 images × 70 calls are 4,480"),
-        ("compare", {"dimensions": ["16", "64", "128", "512", "inf"], "steps": 100}, "A drawing may take 3,200 calls"),
+        (
+            "compare",
+            {"dimensions": ["16", "64", "128", "512", "inf"], "steps": 100},
+            "A drawing may take 3,200 calls",
+        ),
         ("disturb", {"steps": 100}, "A drawing may take 3,200 calls"),
     ],
 )
@@ -192,7 +224,7 @@ def test_a_cancelled_job_stops(client):
 def test_a_model_that_cannot_be_loaded_is_named_and_the_rest_works(hub):
     server, env = hub
     server.add(ROOT / "model_cards" / "pfgmpp-fashion-mnist", "org/clothes")
-    with served({**env, "SPACE_MODELS": "org/nothing, org/clothes"}) as address:
+    with choose_dimensions({**env, "SPACE_MODELS": "org/nothing, org/clothes"}) as address:
         client = Client(address, verbose=False)
         with pytest.raises(AppError, match="org/nothing cannot be loaded: the Hub answers 404"):
             call(client, "sample", {**DRAW, "model": "org/nothing"})
@@ -202,7 +234,10 @@ def test_a_model_that_cannot_be_loaded_is_named_and_the_rest_works(hub):
 
 
 def test_a_pushed_space_needs_nothing_but_its_requirements(hub, tmp_path):
-    """What `pfgmpp push` uploads starts and draws in an environment made from its requirements.txt alone."""
+    """
+    What `pfgmpp push` uploads starts and draws in an environment made from its requirements.txt
+    alone.
+    """
     server, env = hub
     command = [sys.executable, "-m", "pipeline_pfgmpp", "push", "space", "org/dial", "--repo-type", "space"]
     subprocess.run(command, cwd=ROOT, env={**env, "HF_TOKEN": WRITER}, check=True, capture_output=True)
@@ -218,7 +253,7 @@ def test_a_pushed_space_needs_nothing_but_its_requirements(hub, tmp_path):
     python = tmp_path / "venv" / "bin" / "python"
     install = [python, "-m", "pip", "install", "--quiet", "--no-compile", "-r", folder / "requirements.txt"]
     subprocess.run([*install, "-c", ROOT / "constraints.txt"], check=True, capture_output=True)
-    with served({**env, "HF_HUB_OFFLINE": "1"}, folder, python) as address:
+    with choose_dimensions({**env, "HF_HUB_OFFLINE": "1"}, folder, python) as address:
         gallery, *_ = call(Client(address, verbose=False), "sample", {**DRAW, "count": 1, "steps": 1})
         assert len(gallery) == 1
 
@@ -244,7 +279,9 @@ def join(client, address, event, data, session, **more):
 
 def last_message(client, address, session):
     """What the server says at the end to whoever listens to a session with one job."""
-    with client.stream("GET", f"{address}/gradio_api/queue/data", params={"session_hash": session}) as response:
+    with client.stream(
+        "GET", f"{address}/gradio_api/queue/data", params={"session_hash": session}
+    ) as response:
         messages = [json.loads(line[5:]) for line in response.iter_lines() if line.startswith("data:")]
     return next(message for message in messages if message["msg"] == "process_completed")
 
@@ -253,11 +290,27 @@ def last_message(client, address, session):
     ("method", "path"),
     [
         *(("POST", f"{way}/{name}") for way in ("run", "api") for name in ("follow", "sample", "predict")),
-        *(("POST", f"{way}/{name}") for way in ("call", "call/v2") for name in ("follow", "play", "offer", "add_charge")),
-        *(("POST", path) for path in ("upload", "component_server", "process_recording", "stream/x", "vibe-edit", "mcp")),
-        *(("GET", path) for path in ("runs", "run-history/buckets", "deep_link?session_hash=x", "vibe-code", "dev/reload")),
-        *(("GET", path) for path in ("file=http://127.0.0.1/", "file=https://127.0.0.1/", "proxy=https://x.hf.space/")),
-        *(("GET", path) for path in ("../monitoring", "../monitoring/summary", "../openapi.json", "../pwa_icon")),
+        *(
+            ("POST", f"{way}/{name}")
+            for way in ("call", "call/v2")
+            for name in ("follow", "play", "offer", "add_charge")
+        ),
+        *(
+            ("POST", path)
+            for path in ("upload", "component_server", "process_recording", "stream/x", "vibe-edit", "mcp")
+        ),
+        *(
+            ("GET", path)
+            for path in ("runs", "run-history/buckets", "deep_link?session_hash=x", "vibe-code", "dev/reload")
+        ),
+        *(
+            ("GET", path)
+            for path in ("file=http://127.0.0.1/", "file=https://127.0.0.1/", "proxy=https://x.hf.space/")
+        ),
+        *(
+            ("GET", path)
+            for path in ("../monitoring", "../monitoring/summary", "../openapi.json", "../pwa_icon")
+        ),
         ("POST", "run-history/connect"),
         ("POST", "../login"),
     ],
@@ -282,7 +335,10 @@ def test_the_size_of_a_request_is_limited(address):
 
 
 def test_a_mistake_is_one_line_of_the_log_and_tells_no_path(address, events, log):
-    """What a visitor sends wrong: refused at once, or by the event in its turn, or by a route that expects something else."""
+    """
+    What a visitor sends wrong: refused at once, or by the event in its turn, or by a route that
+    expects something else.
+    """
     file = {"path": "/etc/passwd", "url": f"{address}/config", "meta": {"_type": "gradio.FileData"}}
     at_once = [
         ("add_charge", [None, 3], {}),
@@ -316,37 +372,55 @@ def test_a_mistake_is_one_line_of_the_log_and_tells_no_path(address, events, log
     lines = log.read_text().removeprefix(before).splitlines()
     mistakes = [line for line in lines if "Loading" not in line]
     assert "Traceback" not in "".join(lines)
-    assert len(mistakes) == len(said) - 1, mistakes  # a way that is not there yet has no frames to show, which is no mistake
+    assert len(mistakes) == len(said) - 1, (
+        mistakes
+    )  # a way that is not there yet has no frames to show, which is no mistake
     for text in (*said, *mistakes):
         assert str(ROOT) not in text
         assert sys.prefix not in text
 
 
 def test_no_visitor_keeps_the_others_out(address, events, client):
-    """101 jobs as large as any, from one address under many names: a few are taken, and the others see their own pictures."""
+    """
+    101 jobs as large as any, from one address under many names: a few are taken, and the others see
+    their own pictures.
+    """
     large = [*{**DRAW, "count": 64, "steps": 25}.values()]
     with visitor(2) as hostile, visitor(3) as other:
         one = [join(hostile, address, events["sample"], large, "one-session") for _ in range(3)]
         assert [response.status_code for response in one] == [200, 200, 429]
-        assert one[-1].json()["detail"] == "2 of your drawings are waiting or under way. Wait for one of them, or cancel it."
+        assert (
+            one[-1].json()["detail"]
+            == "2 of your drawings are waiting or under way. Wait for one of them, or cancel it."
+        )
         kinds = {"sample": large, "follow": [NAME, 7, None, "any", 9, 0]}
-        many = [join(hostile, address, events[name], kinds[name], f"{name}{n}") for n in range(49) for name in kinds]
+        many = [
+            join(hostile, address, events[name], kinds[name], f"{name}{n}")
+            for n in range(49)
+            for name in kinds
+        ]
         assert [response.status_code for response in many] == [200] * 4 + [429] * 94
         forged = hostile.post(
-            f"{address}/gradio_api/call/sample", json={"data": large}, headers={"X-Forwarded-For": "203.0.113.7"}
+            f"{address}/gradio_api/call/sample",
+            json={"data": large},
+            headers={"X-Forwarded-For": "203.0.113.7"},
         )
         assert forged.status_code == 429
 
         assert other.get(address).status_code == 200
         assert join(other, address, events["take_shape"], ["heart", 3], "other").status_code == 200
         assert last_message(other, address, "other")["success"]
-        gallery, *_ = call(client, "sample", {**DRAW, "count": 1, "steps": 1})  # nobody listens to those, so they do not start
+        gallery, *_ = call(
+            client, "sample", {**DRAW, "count": 1, "steps": 1}
+        )  # nobody listens to those, so they do not start
         assert len(gallery) == 1
 
 
 def test_events_of_the_page_are_limited_as_well(address, events):
     with visitor(5) as hostile, visitor(6) as other:
-        codes = [join(hostile, address, events["take_shape"], ["heart", 3], "flood").status_code for _ in range(30)]
+        codes = [
+            join(hostile, address, events["take_shape"], ["heart", 3], "flood").status_code for _ in range(30)
+        ]
         assert codes == [200] * 20 + [429] * 10
         assert join(other, address, events["take_shape"], ["heart", 3], "calm").status_code == 200
         assert last_message(other, address, "calm")["success"]
@@ -359,7 +433,9 @@ def test_events_of_the_page_are_limited_as_well(address, events):
 def browser():
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
-        missing = "There is no Chromium here, which the tests of the page need; `CI=1 make test` installs Debian's."
+        missing = (
+            "There is no Chromium here, which the tests of the page need; `CI=1 make test` installs Debian's."
+        )
         pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
     expect.set_options(timeout=60_000)
     quiet = ["background-networking", "component-update", "quic", "sync", "gpu"]
@@ -372,7 +448,10 @@ def browser():
 
 @contextlib.contextmanager
 def visit(browser, address, greeting="4,103,041 parameters", **context):
-    """A page of a new visitor, with its first model offered; what its console says of errors fails the test."""
+    """
+    A page of a new visitor, with its first model offered; what its console says of errors fails the
+    test.
+    """
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context})
     page, errors = context.new_page(), []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -406,7 +485,10 @@ def set_steps(page, steps):
 def in_gallery(page):
     """The pictures of the gallery, as arrays."""
     sources = page.locator(".grid-wrap img").evaluate_all("images => images.map(image => image.src)")
-    return [np.asarray(PIL.Image.open(io.BytesIO(page.request.get(source).body())).convert("L")) for source in sources]
+    return [
+        np.asarray(PIL.Image.open(io.BytesIO(page.request.get(source).body())).convert("L"))
+        for source in sources
+    ]
 
 
 def test_a_visit(browser, address, tmp_path):
@@ -493,7 +575,9 @@ def test_a_drawing_that_costs_too_much_is_refused_in_the_browser(browser, addres
         page.get_by_label("number input for Images").fill("64")
         set_steps(page, 100)
         press(page, "Draw")
-        expect(page.get_by_text("64 images × 199 calls are 12,736: ask for fewer images or steps")).to_be_visible()
+        expect(
+            page.get_by_text("64 images × 199 calls are 12,736: ask for fewer images or steps")
+        ).to_be_visible()
 
 
 def test_a_click_puts_a_charge(browser, address):
@@ -506,7 +590,9 @@ def test_a_click_puts_a_charge(browser, address):
             panel.locator("img").last.click()  # in the middle
             expect(panel.get_by_text("Charges: 1.")).to_be_visible()
             source = panel.locator("img").last.get_attribute("src")
-            picture = np.asarray(PIL.Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB")).astype(int)
+            picture = np.asarray(
+                PIL.Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB")
+            ).astype(int)
             red = (picture[..., 0] - picture[..., 1] > 100).nonzero()
             assert [axis.mean() for axis in red] == pytest.approx([240, 240], abs=4)
 
@@ -518,7 +604,10 @@ def test_a_family_and_a_model_that_cannot_be_loaded_in_the_browser(browser, hub,
     (tmp_path / "space" / "models.yaml").write_text(
         "- name: Nothing\n  model: org/nothing\n- name: Family\n  models:\n    64: org/clothes\n    .inf: org/clothes\n"
     )
-    with served(env, tmp_path / "space") as address, visit(browser, address, "the Hub answers 404") as page:
+    with (
+        choose_dimensions(env, tmp_path / "space") as address,
+        visit(browser, address, "the Hub answers 404") as page,
+    ):
         draw = page.get_by_role("button", name="Draw", exact=True)
         expect(draw).to_be_disabled()
         page.get_by_label("Model").click()
@@ -532,7 +621,9 @@ def test_a_family_and_a_model_that_cannot_be_loaded_in_the_browser(browser, hub,
         panel = open_tab(page, "About")
         panel.get_by_role("button", name="The card of the model").click()
         expect(panel.get_by_role("heading", name="pfgmpp-fashion-mnist")).to_be_visible()
-        assert panel.get_by_role("img", name="Samples", exact=True).evaluate("image => image.naturalWidth") > 100
+        assert (
+            panel.get_by_role("img", name="Samples", exact=True).evaluate("image => image.naturalWidth") > 100
+        )
 
 
 LOOKS = {
@@ -548,7 +639,15 @@ def test_every_tab_looks_as_it_should(look, browser, address):
     folder = ROOT / "outputs" / "screenshots"
     folder.mkdir(parents=True, exist_ok=True)
     with visit(browser, address, **LOOKS[look]) as page:
-        light = sum(map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3])) > 380
+        light = (
+            sum(
+                map(
+                    int,
+                    re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3],
+                )
+            )
+            > 380
+        )
         assert light == (look != "dark")
         set_steps(page, 8)
         for number, (name, button, done) in enumerate(

@@ -1,4 +1,6 @@
-"""Whose turn it is in the Space, and under which address a visitor is counted: on a page of one event."""
+"""
+Whose turn it is in the Space, and under which address a visitor is counted: on a page of one event.
+"""
 
 import asyncio
 import contextlib
@@ -22,7 +24,9 @@ import limits
 
 
 def request_from(host):
-    return fastapi.Request({"type": "http", "client": (host, 1), "headers": [], "method": "POST", "path": "/"})
+    return fastapi.Request(
+        {"type": "http", "client": (host, 1), "headers": [], "method": "POST", "path": "/"}
+    )
 
 
 @pytest.fixture
@@ -50,7 +54,13 @@ def next_sessions(turns):
 
 
 def test_addresses_take_turns(turns):
-    jobs = [("a1", "192.0.2.1"), ("a2", "192.0.2.1"), ("a3", "192.0.2.1"), ("b1", "192.0.2.2"), ("c1", "192.0.2.3")]
+    jobs = [
+        ("a1", "192.0.2.1"),
+        ("a2", "192.0.2.1"),
+        ("a3", "192.0.2.1"),
+        ("b1", "192.0.2.2"),
+        ("c1", "192.0.2.3"),
+    ]
     with contextlib.ExitStack() as stack:
         for session, host in jobs:
             push(turns, session, host)
@@ -74,7 +84,9 @@ def test_a_job_starts_only_when_somebody_listens_and_is_dropped_after_a_while(tu
     with limits.count(turns.listeners, "heard"):
         assert next_sessions(turns) == []
     assert len(turns) == 0
-    assert not any("silent" in kept for kept in (turns.pending_messages_per_session, turns.pending_event_ids_session))
+    assert not any(
+        "silent" in kept for kept in (turns.pending_messages_per_session, turns.pending_event_ids_session)
+    )
 
 
 def test_jobs_are_limited_by_session_address_and_in_all(turns):
@@ -127,7 +139,11 @@ def test_only_the_hubs_own_proxies_tell_an_address(monkeypatch, on_hub, forwarde
         seen.append(limits.address_of(fastapi.Request(scope)))
 
     trusted = ProxyHeadersMiddleware(app, trusted_hosts=os.environ.pop("FORWARDED_ALLOW_IPS"))
-    scope = {"type": "http", "client": ("10.16.4.2", 1), "headers": [(b"x-forwarded-for", forwarded.encode())]}
+    scope = {
+        "type": "http",
+        "client": ("10.16.4.2", 1),
+        "headers": [(b"x-forwarded-for", forwarded.encode())],
+    }
     asyncio.run(trusted(scope, None, None))
     assert seen == [address]
 

@@ -20,16 +20,34 @@ from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DMode
 from hub_server import WRITER
 from huggingface_hub import ModelCard
 
-from pipeline_pfgmpp.convert import convert_diffusers
-from pipeline_pfgmpp.training import RECIPES, load_images
+from pipeline_pfgmpp.conversion.convert import convert_diffusers
+from pipeline_pfgmpp.data import load_images
+from pipeline_pfgmpp.training import RECIPES
 from pipeline_pfgmpp.training.log import read_log
 from pipeline_pfgmpp.unet_pfgmpp import UNetBlock
 
 
-SMALL = ["--preset", "fashion-mnist-small", "--train_batch_size", "8", "--resolution", "8", "--lr_warmup_steps", "0"]
+SMALL = [
+    "--preset",
+    "fashion-mnist-small",
+    "--train_batch_size",
+    "8",
+    "--resolution",
+    "8",
+    "--lr_warmup_steps",
+    "0",
+]
 
 
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "train_accelerate.py"]
+LAUNCH = [
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--cpu",
+    "--num_processes",
+    "1",
+    "train_accelerate.py",
+]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "train_accelerate.py"]
 
 
@@ -41,7 +59,9 @@ def train(*args, check=True, env=None, command=None):
     if env is None and command is None:
         result = run_training(*SMALL, *args)
     else:
-        env = {**(env or os.environ), "ACCELERATE_USE_CPU": "1"} | ({"OMP_NUM_THREADS": "1"} if command is TORCHRUN else {})
+        env = {**(env or os.environ), "ACCELERATE_USE_CPU": "1"} | (
+            {"OMP_NUM_THREADS": "1"} if command is TORCHRUN else {}
+        )
         command = [*(command or SCRIPT), *SMALL, *map(str, args)]
         result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     if check:
@@ -50,7 +70,11 @@ def train(*args, check=True, env=None, command=None):
 
 
 RESULT = {"unet", "scheduler", "model_index.json", "README.md", "log.jsonl", "arguments.yaml", "run.json"}
-RESULT |= {"pipeline.py", "scheduling_pfgmpp.py", "noise.py"}  # what loads it where only diffusers is installed
+RESULT |= {
+    "pipeline.py",
+    "scheduling_pfgmpp.py",
+    "noise.py",
+}  # what loads it where only diffusers is installed
 
 
 def weights(folder):
@@ -62,17 +86,26 @@ def test_training_from_parquet_checkpoints_and_resumes(fashion_mnist, tmp_path):
         "--train_data_dir", fashion_mnist, "--D", "128", "--class_conditional", "--label_dropout", "0.1", "--augment", "0.2",
         "--max_train_steps", "4", "--sample_steps", "2", "--checkpointing_steps", "2", "--gradient_accumulation_steps", "2",
     ]  # fmt: skip
-    result = train(*common, "--output_dir", tmp_path / "through", "--resume_from_checkpoint", "latest", command=LAUNCH)
+    result = train(
+        *common, "--output_dir", tmp_path / "through", "--resume_from_checkpoint", "latest", command=LAUNCH
+    )
     summary = json.loads(result.stdout.strip().splitlines()[-1])
     assert (summary["steps"], summary["images"]) == (4, 64)
     folder = tmp_path / "through"
     names = {path.name for path in folder.iterdir()}
     assert names == RESULT | {"samples.png", "samples", "checkpoint-2", "checkpoint-4"}
-    assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step-0000002.png", "step-0000004.png"]
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == [
+        "step-0000002.png",
+        "step-0000004.png",
+    ]
     assert PIL.Image.open(folder / "samples" / "step-0000004.png").size == (80, 32)
 
     pipe = DiffusionPipeline.from_pretrained(folder)
-    assert (pipe.scheduler.config.D, pipe.unet.config.label_dim, pipe.config.id2label["8"]) == (128, 10, "Bag")
+    assert (pipe.scheduler.config.D, pipe.unet.config.label_dim, pipe.config.id2label["8"]) == (
+        128,
+        10,
+        "Bag",
+    )
     assert (pipe.unet.map_augment.weight != 0).any()
     measured = load_images(load_dataset(str(fashion_mnist), split="train"), resolution=8).sigma_data()
     assert pipe.scheduler.config.sigma_data == pytest.approx(measured, abs=1e-4)
@@ -83,7 +116,11 @@ def test_training_from_parquet_checkpoints_and_resumes(fashion_mnist, tmp_path):
 
     # what it was started with can be started again
     arguments = yaml.safe_load((folder / "arguments.yaml").read_text())
-    assert (arguments["D"], arguments["class_conditional"], arguments["ema_halflife"]) == ("128", True, [500_000.0])
+    assert (arguments["D"], arguments["class_conditional"], arguments["ema_halflife"]) == (
+        "128",
+        True,
+        [500_000.0],
+    )
     assert parse("--config", folder / "arguments.yaml").max_train_steps == 4
 
 
@@ -116,7 +153,14 @@ def test_two_processes_train_as_one(one_process, fashion_mnist, tmp_path):
 
 def test_sharded_weights_train_as_whole_ones():
     """FSDP runs on GPUs alone in accelerate; its parts run here."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "tests/sharded_training.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "tests/sharded_training.py",
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert result.stdout.count("as without") == 2, result.stderr[-3000:]
@@ -134,7 +178,13 @@ def test_configurations_of_accelerate(path):
 
 
 def test_accumulated_passes_train_as_one(one_process, fashion_mnist, tmp_path):
-    again = ["--gradient_accumulation_steps", "2", "--gradient_checkpointing", "--output_dir", tmp_path / "out"]
+    again = [
+        "--gradient_accumulation_steps",
+        "2",
+        "--gradient_checkpointing",
+        "--output_dir",
+        tmp_path / "out",
+    ]
     train(*EXACT, fashion_mnist, *again)
     assert largest_difference(one_process, tmp_path / "out") < 1e-5
 
@@ -149,7 +199,10 @@ def test_a_run_killed_twice_is_the_run_that_was_not(streaming, fashion_mnist, tm
         *streaming, "--output_dir",
     ]  # fmt: skip
     subprocess.run(
-        [*common, str(tmp_path / "through"), "--checkpointing_steps", "0"], cwd=ROOT, check=True, capture_output=True
+        [*common, str(tmp_path / "through"), "--checkpointing_steps", "0"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
     )
     killed = tmp_path / "killed"
     again = [*common, str(killed), "--checkpointing_steps", "7", "--resume_from_checkpoint", "latest"]
@@ -178,12 +231,26 @@ def test_what_a_run_tells_of_itself(fashion_mnist, tmp_path):
     entries = read_log(folder)
     assert [entry["step"] for entry in entries] == [2, 4]
     for entry in entries:
-        assert {"loss", "grad_norm", "lr", "images_per_second", "memory_gib", "frechet_distance", "images"} <= entry.keys()
+        assert {
+            "loss",
+            "grad_norm",
+            "lr",
+            "images_per_second",
+            "memory_gib",
+            "frechet_distance",
+            "images",
+        } <= entry.keys()
         assert sum(name.startswith("loss/sigma_") for name in entry) > 2
     assert entries[1]["lr"] == pytest.approx(2e-3 / 3**0.5, rel=1e-5)  # after three batches of eight
     best = json.loads((folder / "best" / "distance.json").read_text())
-    assert best["frechet_distance"] == pytest.approx(min(entry["frechet_distance"] for entry in entries), rel=1e-5)
-    assert DiffusionPipeline.from_pretrained(folder / "best")(num_inference_steps=1, output_type="pt").images.isfinite().all()
+    assert best["frechet_distance"] == pytest.approx(
+        min(entry["frechet_distance"] for entry in entries), rel=1e-5
+    )
+    assert (
+        DiffusionPipeline.from_pretrained(folder / "best")(num_inference_steps=1, output_type="pt")
+        .images.isfinite()
+        .all()
+    )
 
     # the other averages are variants of the same pipeline
     def first_weight(**options):
@@ -206,7 +273,16 @@ def test_a_broken_image_ends_a_strict_run(tmp_path):
     for index in range(12):
         PIL.Image.new("L", (8, 8), 20 * index).save(tmp_path / f"{index}.png")
     (tmp_path / "5.png").write_text("no picture")
-    common = ["--train_data_dir", tmp_path, "--max_train_steps", "3", "--sample_steps", "0", "--checkpointing_steps", "0"]
+    common = [
+        "--train_data_dir",
+        tmp_path,
+        "--max_train_steps",
+        "3",
+        "--sample_steps",
+        "0",
+        "--checkpointing_steps",
+        "0",
+    ]
     result = train(*common, "--output_dir", tmp_path.with_name("out"))
     assert "5.png, which cannot be read" in result.stdout + result.stderr
     # before anything is trained, and in the middle of an epoch, for then nothing is measured before
@@ -280,7 +356,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(damage, stoppe
         (newest / "optimizer.bin").unlink()
     else:
         (newest / "custom_checkpoint_0.pkl").write_bytes(b"nonsense")
-    again = [*common, "5", "--checkpointing_steps", "0", "--output_dir", tmp_path / "out", "--resume_from_checkpoint"]
+    again = [
+        *common,
+        "5",
+        "--checkpointing_steps",
+        "0",
+        "--output_dir",
+        tmp_path / "out",
+        "--resume_from_checkpoint",
+    ]
     result = train(*again, "latest")
     assert f"{newest} is damaged: " in result.stdout
     assert "The one before it is used." in result.stdout
@@ -296,19 +380,32 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(stopped_run, tmp_path):
     """Files are limited to a size that no checkpoint fits in, which fails as a full disk does."""
     folder, common = stopped_run
     shutil.copytree(folder, tmp_path / "out")
-    limit = (
-        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); sys.argv = sys.argv[1:];"
-    )
-    command = [sys.executable, "-c", f"{limit} runpy.run_path(sys.argv[0], run_name='__main__')", "train_accelerate.py"]
+    limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); sys.argv = sys.argv[1:];"
+    command = [
+        sys.executable,
+        "-c",
+        f"{limit} runpy.run_path(sys.argv[0], run_name='__main__')",
+        "train_accelerate.py",
+    ]
     args = ["--preset", "fashion-mnist-small", "--train_batch_size", "8", "--resolution", "8", *common, "6"]
-    args += ["--checkpointing_steps", "1", "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "latest"]
+    args += [
+        "--checkpointing_steps",
+        "1",
+        "--output_dir",
+        tmp_path / "out",
+        "--resume_from_checkpoint",
+        "latest",
+    ]
     result = subprocess.run([*command, *map(str, args)], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1
     assert "The checkpoint of step 5 cannot be written, the ones before it are as they were" in result.stderr
     assert "Traceback" not in result.stderr
     assert not list((tmp_path / "out").glob(".checkpoint-*"))
     kept = {path.name: (path / "model.safetensors").read_bytes() for path in folder.glob("checkpoint-*")}
-    assert {path.name: (path / "model.safetensors").read_bytes() for path in (tmp_path / "out").glob("checkpoint-*")} == kept
+    assert {
+        path.name: (path / "model.safetensors").read_bytes()
+        for path in (tmp_path / "out").glob("checkpoint-*")
+    } == kept
 
 
 def test_training_from_a_folder_of_images_in_bfloat16(tmp_path):
@@ -339,7 +436,14 @@ def test_training_goes_on_from_a_ddpm_of_diffusers(fashion_mnist, tmp_path):
     )
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
     convert_diffusers(tmp_path / "ddpm", tmp_path / "start")
-    common = ["--pretrained_model_name_or_path", tmp_path / "start", "--dataset_name", fashion_mnist, "--D", "64"]
+    common = [
+        "--pretrained_model_name_or_path",
+        tmp_path / "start",
+        "--dataset_name",
+        fashion_mnist,
+        "--D",
+        "64",
+    ]
     common += ["--max_train_steps", "2", "--checkpointing_steps", "0", "--output_dir", tmp_path / "out"]
     output = train(*common, "--learning_rate", "1e-3", "--augment", "0.1").stdout
     assert "takes no augmentation labels" in output
@@ -350,7 +454,10 @@ def test_training_goes_on_from_a_ddpm_of_diffusers(fashion_mnist, tmp_path):
     moved = (pipe.unet.conv_in.weight - unet.conv_in.weight).abs().max().item()
     assert 0 < moved < 3e-3  # two steps of Adam from where it was
     refused = train(*common, "--class_conditional", "--overwrite_output_dir", check=False)
-    assert f"The network of {tmp_path / 'start'} has no classes, but the data have 10: --new_classes" in refused.stderr
+    assert (
+        f"The network of {tmp_path / 'start'} has no classes, but the data have 10: --new_classes"
+        in refused.stderr
+    )
 
 
 def test_training_one_network_for_every_d_on_the_field_of_a_larger_batch(fashion_mnist, tmp_path):
@@ -369,12 +476,24 @@ def test_training_one_network_for_every_d_on_the_field_of_a_larger_batch(fashion
 def test_a_network_of_one_d_learns_the_others(stopped_run, fashion_mnist, tmp_path):
     """Its new layer begins at zero, so nothing is lost."""
     start, _ = stopped_run
-    common = ["--pretrained_model_name_or_path", start, "--train_data_dir", fashion_mnist, "--sample_steps", "0"]
+    common = [
+        "--pretrained_model_name_or_path",
+        start,
+        "--train_data_dir",
+        fashion_mnist,
+        "--sample_steps",
+        "0",
+    ]
     common += ["--checkpointing_steps", "0", "--D", "16:inf", "--d_conditioning", "--max_train_steps", "2"]
     train(*common, "--learning_rate", "1e-3", "--output_dir", tmp_path / "out")
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert (pipe.unet.map_dimension.linear.weight != 0).any()
-    moved = (pipe.unet.map_layer0.weight - DiffusionPipeline.from_pretrained(start).unet.map_layer0.weight).abs().max().item()
+    moved = (
+        (pipe.unet.map_layer0.weight - DiffusionPipeline.from_pretrained(start).unet.map_layer0.weight)
+        .abs()
+        .max()
+        .item()
+    )
     assert 0 < moved < 3e-3
 
 
@@ -387,10 +506,14 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_later(reason, fashion_mnis
     ]  # fmt: skip
     endless = [*command, "--max_train_steps", "100000"]
     if reason == "time":
-        result = subprocess.run([*endless, "--max_train_time", "0.02"], cwd=ROOT, capture_output=True, text=True)
+        result = subprocess.run(
+            [*endless, "--max_train_time", "0.02"], cwd=ROOT, capture_output=True, text=True
+        )
         output, code = result.stdout, result.returncode
     else:
-        process = subprocess.Popen(endless, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            endless, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         seen = ""
         while "loss=" not in seen:  # the first step is done
             seen += process.stderr.read(1)
@@ -408,11 +531,22 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_later(reason, fashion_mnis
 def test_training_from_a_data_set_of_the_hub(hub, fashion_mnist, tmp_path):
     server, env = hub
     server.add(fashion_mnist, "org/clothes", "datasets")
-    common = ["--max_train_steps", "1", "--sample_steps", "0", "--checkpointing_steps", "0", "--output_dir", tmp_path / "out"]
+    common = [
+        "--max_train_steps",
+        "1",
+        "--sample_steps",
+        "0",
+        "--checkpointing_steps",
+        "0",
+        "--output_dir",
+        tmp_path / "out",
+    ]
     push = ["--push_to_hub", "--hub_model_id", "org/trained"]
     result = train("--dataset_name", "org/clothes", *common, *push, env={**env, "HF_TOKEN": WRITER})
     assert "/org/trained/commit/" in result.stdout
-    assert {"model_index.json", "pipeline.py", "unet/diffusion_pytorch_model.safetensors"} <= server.files("org/trained").keys()
+    assert {"model_index.json", "pipeline.py", "unet/diffusion_pytorch_model.safetensors"} <= server.files(
+        "org/trained"
+    ).keys()
     assert not {"log.jsonl", "arguments.yaml", "run.json"} & server.files("org/trained").keys()
     again = [*common, "--overwrite_output_dir"]
     refused = train("--dataset_name", "org/clothes", *again, *push, env=env, check=False)
@@ -429,15 +563,24 @@ def test_training_from_a_data_set_of_the_hub(hub, fashion_mnist, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--D", "0"], "argument --D: `D` must be a positive number, inf, or a range such as 16:inf, but is '0'"),
+        (
+            ["--D", "0"],
+            "argument --D: `D` must be a positive number, inf, or a range such as 16:inf, but is '0'",
+        ),
         (["--D", "16:inf"], "--D 16:inf is a range, which needs --d_conditioning"),
         (["--class_conditional", "--reference_batch_size", "32"], "--reference_batch_size needs --augment 0"),
         (["--report_to", "none"], "--report_to none: accelerate finds no such tracker"),
         (["--augment", "2"], "--augment must lie in [0, 1]"),
         (["--dataset_name", "also"], "give one of --dataset_name and --train_data_dir"),
         (["--new_classes"], "--new_classes needs --pretrained_model_name_or_path"),
-        (["--pretrained_model_name_or_path", "start", "--sigma_data", "1"], "--sigma_data is that of the pretrained network"),
-        (["--ema_width", "0.5"], "argument --ema_width: the width of a power function must lie in (0, 0.289)"),
+        (
+            ["--pretrained_model_name_or_path", "start", "--sigma_data", "1"],
+            "--sigma_data is that of the pretrained network",
+        ),
+        (
+            ["--ema_width", "0.5"],
+            "argument --ema_width: the width of a power function must lie in (0, 0.289)",
+        ),
     ],
 )
 def test_bad_arguments_end_in_one_sentence(args, message, capsys):
@@ -456,7 +599,14 @@ def test_bad_arguments_end_in_one_sentence(args, message, capsys):
 )
 def test_what_does_not_fit_the_data_ends_in_one_sentence(args, message, fashion_mnist, tmp_path):
     result = train(
-        "--train_data_dir", fashion_mnist, "--max_train_steps", 1, "--output_dir", tmp_path / "out", *args, check=False
+        "--train_data_dir",
+        fashion_mnist,
+        "--max_train_steps",
+        1,
+        "--output_dir",
+        tmp_path / "out",
+        *args,
+        check=False,
     )
     assert result.returncode != 0
     assert message in result.stderr

@@ -17,7 +17,9 @@ def published(golden, request):
     config.pop("decoder_type", None)  # both published networks have the standard one
     unet = PFGMPPUNet2DModel(sample_size=size, in_channels=channels, out_channels=channels, **config)
     prefix = "state.model."
-    unet.load_state_dict({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
+    unet.load_state_dict(
+        {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    )
     return unet.eval(), D, tensors
 
 
@@ -88,7 +90,13 @@ def test_compiles_into_one_graph(published):
 def network(seed=0, **options):
     """A small network whose every part matters: published ones begin at zero in places."""
     torch.manual_seed(seed)
-    common = {"sample_size": 8, "model_channels": 16, "channel_mult": (1, 2), "num_blocks": 1, "attn_resolutions": (4,)}
+    common = {
+        "sample_size": 8,
+        "model_channels": 16,
+        "channel_mult": (1, 2),
+        "num_blocks": 1,
+        "attn_resolutions": (4,),
+    }
     unet = PFGMPPUNet2DModel(**{**common, "dropout": 0.0, **options})
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -101,7 +109,9 @@ def outputs(unet, dtype=torch.float32, **kwargs):
     return unet(x, torch.tensor([-0.5, 0.5]), **kwargs).sample.float()
 
 
-@pytest.mark.parametrize("options", [{}, {"variant": "fp16"}, {"max_shard_size": "20KB"}, {"safe_serialization": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"variant": "fp16"}, {"max_shard_size": "20KB"}, {"safe_serialization": True}]
+)
 def test_saving_and_loading(options, tmp_path):
     unet = network(embedding_type="fourier")
     unet.save_pretrained(tmp_path, **options)
@@ -119,7 +129,9 @@ def test_frequencies_stay_exact_in_half_precision(embedding_type, dtype, tmp_pat
     freqs = unet.map_noise.freqs.clone()
     unet.save_pretrained(tmp_path / "single")
     unet.to(dtype).save_pretrained(tmp_path / "half")
-    loaded = [PFGMPPUNet2DModel.from_pretrained(tmp_path / name, torch_dtype=dtype) for name in ("single", "half")]
+    loaded = [
+        PFGMPPUNet2DModel.from_pretrained(tmp_path / name, torch_dtype=dtype) for name in ("single", "half")
+    ]
     for half in (unet, *loaded):
         assert half.dtype == dtype
         assert torch.equal(half.map_noise.freqs, freqs)
@@ -132,7 +144,9 @@ def test_device_maps(device_map, tmp_path):
     unet.save_pretrained(tmp_path / "model")
     if device_map == "half on disk":
         device_map = {name: "disk" if name == "dec" else "cpu" for name, _ in unet.named_children()}
-    loaded = PFGMPPUNet2DModel.from_pretrained(tmp_path / "model", device_map=device_map, offload_folder=str(tmp_path / "disk"))
+    loaded = PFGMPPUNet2DModel.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=str(tmp_path / "disk")
+    )
     torch.testing.assert_close(outputs(loaded), outputs(unet))
 
 
@@ -159,7 +173,9 @@ def test_channels_last_and_other_sizes():
 def test_a_step_of_training_reaches_every_parameter():
     unet = network(label_dim=3, augment_dim=9, d_conditioning=True).train()
     labels, augment = torch.tensor([0, 1]), torch.randn(2, 9)
-    output = unet(torch.randn(2, 3, 8, 8), torch.zeros(2), labels, augment, D=torch.tensor([16.0, 128.0])).sample
+    output = unet(
+        torch.randn(2, 3, 8, 8), torch.zeros(2), labels, augment, D=torch.tensor([16.0, 128.0])
+    ).sample
     output.square().mean().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in unet.parameters())
 
@@ -181,10 +197,14 @@ def test_label_dropout_trains_without_the_class():
 
 def test_a_network_begins_indifferent_to_d():
     torch.manual_seed(0)
-    unet = PFGMPPUNet2DModel(sample_size=8, model_channels=16, channel_mult=(1,), num_blocks=1, d_conditioning=True).eval()
+    unet = PFGMPPUNet2DModel(
+        sample_size=8, model_channels=16, channel_mult=(1,), num_blocks=1, d_conditioning=True
+    ).eval()
     torch.nn.init.normal_(unet.dec["8x8_aux_conv"].weight)
     plain = PFGMPPUNet2DModel.from_config({**unet.config, "d_conditioning": False}).eval()
-    plain.load_state_dict({name: value for name, value in unet.state_dict().items() if "map_dimension" not in name})
+    plain.load_state_dict(
+        {name: value for name, value in unet.state_dict().items() if "map_dimension" not in name}
+    )
     assert torch.equal(outputs(unet, D=1), outputs(plain))
 
 
@@ -216,13 +236,16 @@ def test_the_pipeline_turns_d_like_a_dial(tmp_path):
     pipe = PFGMPPPipeline.from_pretrained(tmp_path)
     pipe.set_progress_bar_config(disable=True)
     latents = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    own, same, other = (pipe(latents=latents, D=D, num_inference_steps=2, output_type="pt").images for D in (None, 128, 16))
+    own, same, other = (
+        pipe(latents=latents, D=D, num_inference_steps=2, output_type="pt").images for D in (None, 128, 16)
+    )
     assert torch.equal(own, same)
     assert not torch.equal(own, other)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("class_labels", torch.tensor([0, 1])), ("augment_labels", torch.zeros(2, 9)), ("D", 16)]
+    ("name", "value"),
+    [("class_labels", torch.tensor([0, 1])), ("augment_labels", torch.zeros(2, 9)), ("D", 16)],
 )
 def test_conditioning_that_the_network_lacks_is_refused(name, value):
     with pytest.raises(ValueError, match=f"`{name}` is given, but this network is not conditioned on it"):
@@ -233,7 +256,8 @@ def test_conditioning_that_the_network_lacks_is_refused(name, value):
 
 
 @pytest.mark.parametrize(
-    ("preset", "millions"), [("cifar10-ncsnpp", 56), ("cifar10-ddpmpp", 56), ("ffhq64-ddpmpp", 62), ("imagenet64-adm", 296)]
+    ("preset", "millions"),
+    [("cifar10-ncsnpp", 56), ("cifar10-ddpmpp", 56), ("ffhq64-ddpmpp", 62), ("imagenet64-adm", 296)],
 )
 def test_presets_have_the_published_sizes(preset, millions):
     with torch.device("meta"):
@@ -243,7 +267,9 @@ def test_presets_have_the_published_sizes(preset, millions):
 def test_parameters_of_ncsnpp_and_of_ours():
     with torch.device("meta"):
         assert PFGMPPUNet2DModel.from_preset("cifar10-ncsnpp", augment_dim=9).num_parameters() == 56_397_827
-        assert PFGMPPUNet2DModel.from_preset("fashion-mnist-small", label_dim=10).num_parameters() <= 7_000_000
+        assert (
+            PFGMPPUNet2DModel.from_preset("fashion-mnist-small", label_dim=10).num_parameters() <= 7_000_000
+        )
 
 
 def test_unknown_presets_are_refused():
@@ -260,7 +286,9 @@ def test_bad_options_are_refused_by_name(kwargs):
 
 
 def test_label_forms_agree_and_bad_ones_are_refused():
-    unet = PFGMPPUNet2DModel(sample_size=8, model_channels=16, channel_mult=(1,), num_blocks=1, label_dim=3).eval()
+    unet = PFGMPPUNet2DModel(
+        sample_size=8, model_channels=16, channel_mult=(1,), num_blocks=1, label_dim=3
+    ).eval()
     torch.nn.init.normal_(unet.dec["8x8_aux_conv"].weight)
     x, c_noise = torch.randn(2, 3, 8, 8), torch.zeros(2)
     by_number = unet(x, c_noise, torch.tensor([2, 0])).sample

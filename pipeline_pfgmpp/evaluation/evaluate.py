@@ -1,4 +1,7 @@
-"""Metrics of a model's samples at each D, beside those of other real images, as JSON, as a table and in the model's card."""
+"""
+Metrics of a model's samples at each D, beside those of other real images, as JSON, as a table and
+in the model's card.
+"""
 
 import json
 import math
@@ -10,16 +13,25 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import EvalResult, ModelCard
 
-from ..cards import number, put_section
+from ..generation import load_samples, sample_to_files
+from ..hub.cards import put_section
 from ..pipeline_pfgmpp import PFGMPPPipeline
-from ..sampling import describe, digest_weights, load_samples, sample_to_files
+from ..records.digests import describe, digest_weights
+from ..records.dimensions import format_dimension
 from .metrics import ImageMetrics
 
 
-def served(pipeline: PFGMPPPipeline, dimensions: list[float] | None = None) -> list[float]:
-    """The given dimensions for a network that is conditioned on D; otherwise, and by default, that of the scheduler."""
+def choose_dimensions(pipeline: PFGMPPPipeline, dimensions: list[float] | None = None) -> list[float]:
+    """
+    The given dimensions for a network that is conditioned on D; otherwise, and by default, that of
+    the scheduler.
+    """
     own = pipeline.scheduler.config.D
-    return dimensions if dimensions and pipeline.unet.config.get("d_conditioning") else [math.inf if own is None else own]
+    return (
+        dimensions
+        if dimensions and pipeline.unet.config.get("d_conditioning")
+        else [math.inf if own is None else own]
+    )
 
 
 def evaluate(
@@ -35,13 +47,14 @@ def evaluate(
     **settings,
 ) -> list[dict]:
     """
-    Draws images at every D, shared among the processes, and measures them. What an interrupted run drew is not drawn again.
+    Draws images at every D, shared among the processes, and measures them. What an interrupted run
+    drew is not drawn again.
 
     Args:
         pipeline ([`PFGMPPPipeline`]): What generates, on its device.
         metrics ([`ImageMetrics`]): What measures.
-        dimensions (`list[float]`, *optional*): Augmented dimensions, `inf` for infinity, for a network that is conditioned on
-            D; any other is measured at its own.
+        dimensions (`list[float]`, *optional*): Augmented dimensions, `inf` for infinity, for a
+            network that is conditioned on D; any other is measured at its own.
         output (`str` or `os.PathLike`): Folder for the images, a folder a D.
         num_images (`int`, defaults to 10,000): Images a value.
         num_groups (`int`, defaults to 1): Values a metric, of other seeds.
@@ -54,18 +67,21 @@ def evaluate(
         `list[dict]`: For each D a `dict` of `D` and the lists of values of the metrics.
 
     Raises:
-        ValueError: The folder holds images drawn with other settings, or an argument does not fit the pipeline.
+        ValueError: The folder holds images drawn with other settings, or an argument does not fit
+            the pipeline.
     """
     from accelerate import PartialState
 
     state, entries = PartialState(cpu=pipeline.device.type == "cpu"), []
-    for D in served(pipeline, dimensions):
-        folder = Path(output) / f"D-{number(D)}"
+    for D in choose_dimensions(pipeline, dimensions):
+        folder = Path(output) / f"D-{format_dimension(D)}"
         seeds = list(range(first_seed, first_seed + num_groups * num_images))
         sample_to_files(pipeline, seeds, folder, batch_size, command, D=D, **settings)
-        entry = {"D": number(D)}
+        entry = {"D": format_dimension(D)}
         for group in range(num_groups):
-            mine = seeds[group * num_images : (group + 1) * num_images][state.process_index :: state.num_processes]
+            mine = seeds[group * num_images : (group + 1) * num_images][
+                state.process_index :: state.num_processes
+            ]
             for name, value in metrics(load_samples(folder, mine)[0]).items():
                 entry.setdefault(name, []).append(_rounded(value))
         entries.append(entry)
@@ -106,13 +122,20 @@ def gather_features(features: torch.Tensor) -> torch.Tensor:
 
 
 def report(
-    entries: list[dict], pipeline: PFGMPPPipeline, features: str, num_images: int, reference: str, command: str, **settings
+    entries: list[dict],
+    pipeline: PFGMPPPipeline,
+    features: str,
+    num_images: int,
+    reference: str,
+    command: str,
+    **settings,
 ) -> dict:
     """
     Results with all that they depend on, ready for JSON.
 
     Args:
-        entries (`list[dict]`): What [`evaluate`] returned, and perhaps one with `images` for real images in place of `D`.
+        entries (`list[dict]`): What [`evaluate`] returned, and perhaps one with `images` for real
+            images in place of `D`.
         pipeline ([`PFGMPPPipeline`]): What generated.
         features (`str`): Name of the features.
         num_images (`int`): Images a value.
@@ -129,7 +152,8 @@ def report(
 
 def mean_and_deviation(values: list[float]) -> str:
     """
-    The mean of values for people: as exact as their standard deviation, which stands beside it where there are several.
+    The mean of values for people: as exact as their standard deviation, which stands beside it
+    where there are several.
 
     Args:
         values (`list[float]`): One or more values.
@@ -179,7 +203,8 @@ def table(results: dict) -> str:
 
 def check_weights(folder: str | os.PathLike, measured: str | None) -> None:
     """
-    Refuses figures of other weights than those that lie in a folder, so that none of them comes into its card.
+    Refuses figures of other weights than those that lie in a folder, so that none of them comes
+    into its card.
 
     Args:
         folder (`str` or `os.PathLike`): The model's folder.
@@ -189,7 +214,9 @@ def check_weights(folder: str | os.PathLike, measured: str | None) -> None:
         ValueError: The folder holds other weights.
     """
     if measured != digest_weights(DiffusionPipeline.from_pretrained(folder)):
-        raise ValueError(f"{folder} does not hold the weights that were measured, so its card is left as it is.")
+        raise ValueError(
+            f"{folder} does not hold the weights that were measured, so its card is left as it is."
+        )
 
 
 def write_evaluation(folder: str | os.PathLike, results: dict) -> None:
@@ -206,7 +233,11 @@ def write_evaluation(folder: str | os.PathLike, results: dict) -> None:
     check_weights(folder, results["settings"].get("weights"))
     folder, settings, count = Path(folder), results["settings"], f"{results['num_images']:,} images"
     (folder / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
-    steps, solver, guidance = settings["num_inference_steps"], settings["scheduler"]["solver_type"], settings["guidance_scale"]
+    steps, solver, guidance = (
+        settings["num_inference_steps"],
+        settings["scheduler"]["solver_type"],
+        settings["guidance_scale"],
+    )
     section = f"""
 Over the features `{results["features"]}`, {count} a value, against {results["reference"]};
 {steps} steps of {solver}{f", guidance {guidance:g}" if guidance != 1 else ""}.
@@ -220,7 +251,9 @@ Over the features `{results["features"]}`, {count} a value, against {results["re
     put_section(card, "Evaluation", section)
     card.data.model_name = folder.resolve().name
     dataset = next(iter(card.data.datasets or [results["reference"]]))
-    kinds = {} if results["features"] == "inception" else {"fid": "frechet_distance"}  # the Hub takes `fid` for Inception's
+    kinds = (
+        {} if results["features"] == "inception" else {"fid": "frechet_distance"}
+    )  # the Hub takes `fid` for Inception's
     card.data.eval_results = [
         EvalResult(
             task_type="unconditional-image-generation", dataset_type=dataset, dataset_name=dataset.rpartition("/")[2],

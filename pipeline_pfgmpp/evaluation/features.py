@@ -1,6 +1,7 @@
 """
-The features that images are compared by: of a module with `features(images)`, which maps images in [-1, 1] of shape
-(batch, C, H, W) to vectors of shape (batch, K), and `to_logits(features)` where it knows classes.
+The features that images are compared by: of a module with `features(images)`, which maps images in
+[-1, 1] of shape (batch, C, H, W) to vectors of shape (batch, K), and `to_logits(features)` where it
+knows classes.
 """
 
 import hashlib
@@ -11,11 +12,13 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..records.writing import replace_file
 from .fashion_mnist_classifier import WEIGHTS, FashionMNISTClassifier
 from .inception import InceptionV3
 
 
-# The weights that FID is measured with, ported from the TensorFlow graph; torch checks the digits in the name.
+# The weights that FID is measured with, ported from the TensorFlow graph; torch checks the digits
+# in the name.
 INCEPTION_WEIGHTS = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 
 
@@ -29,7 +32,8 @@ class TorchScriptFeatures(nn.Module):
     A compiled network that maps images in [0, 255] to features.
 
     Args:
-        script (`torch.jit.ScriptModule`): It; one that takes `return_features` is asked for its features so.
+        script (`torch.jit.ScriptModule`): It; one that takes `return_features` is asked for its
+            features so.
     """
 
     def __init__(self, script: torch.jit.ScriptModule):
@@ -74,15 +78,18 @@ class BackboneFeatures(nn.Module):
         return output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
 
 
-def load_features(name: str, device: torch.device | str = "cpu", trust_remote_code: bool = False) -> nn.Module:
+def load_features(
+    name: str, device: torch.device | str = "cpu", trust_remote_code: bool = False
+) -> nn.Module:
     """
     Loads what turns images into features.
 
     Args:
-        name (`str`): `"fashion-mnist"`, the small classifier in this package; `"inception"`, the network of FID, whose weights
-            are fetched once; a file of its weights (`.safetensors`, or `.pth` with nothing but tensors) or of a TorchScript
-            program, by path or as `org/name/file` on the Hub; or the Hub id or folder of a vision model of transformers, such
-            as `facebook/dinov2-large` for FD-DINOv2.
+        name (`str`): `"fashion-mnist"`, the small classifier in this package; `"inception"`, the
+            network of FID, whose weights are fetched once; a file of its weights (`.safetensors`,
+            or `.pth` with nothing but tensors) or of a TorchScript program, by path or as
+            `org/name/file` on the Hub; or the Hub id or folder of a vision model of transformers,
+            such as `facebook/dinov2-large` for FD-DINOv2.
         device (`torch.device`, defaults to the CPU): Where it runs.
         trust_remote_code (`bool`, defaults to `False`): Whether a TorchScript program may run.
 
@@ -96,7 +103,9 @@ def load_features(name: str, device: torch.device | str = "cpu", trust_remote_co
     if name == "fashion-mnist":
         extractor = FashionMNISTClassifier.from_pretrained(WEIGHTS)
     elif name == "inception":
-        weights = torch.hub.load_state_dict_from_url(INCEPTION_WEIGHTS, weights_only=True, check_hash=True, map_location="cpu")
+        weights = torch.hub.load_state_dict_from_url(
+            INCEPTION_WEIGHTS, weights_only=True, check_hash=True, map_location="cpu"
+        )
         extractor = _inception(weights, name)
     elif Path(name).suffix in (".safetensors", ".pth", ".pt"):
         extractor = _from_file(_local(name), name, trust_remote_code)
@@ -135,7 +144,9 @@ def _from_file(path, name, trust_remote_code):
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{name} holds more than tensors, or is no file of torch: {str(error).splitlines()[0]}") from None
+        raise ValueError(
+            f"{name} holds more than tensors, or is no file of torch: {str(error).splitlines()[0]}"
+        ) from None
     return _inception(weights, name)
 
 
@@ -149,7 +160,9 @@ def _inception(weights, name):
 
 
 @torch.no_grad()
-def image_features(extractor: nn.Module, images: torch.Tensor, batch_size: int = 250, desc: str | None = None) -> torch.Tensor:
+def image_features(
+    extractor: nn.Module, images: torch.Tensor, batch_size: int = 250, desc: str | None = None
+) -> torch.Tensor:
     """
     Features of many images.
 
@@ -186,7 +199,8 @@ def digest_images(extractor: nn.Module, images: torch.Tensor) -> str:
 
 def cached_features(extractor: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """
-    Features of real images, computed once and kept in the cache of `datasets`, under a digest of the images and the network.
+    Features of real images, computed once and kept in the cache of `datasets`, under a digest of
+    the images and the network.
 
     Args:
         extractor (`nn.Module`): What [`load_features`] returned.
@@ -202,8 +216,6 @@ def cached_features(extractor: nn.Module, images: torch.Tensor) -> torch.Tensor:
     path = Path(datasets.config.HF_DATASETS_CACHE) / "pipeline_pfgmpp" / name
     if not path.is_file():
         features = image_features(extractor, images, desc="Features of the real images")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file({"features": features}, partial)
-        os.replace(partial, path)
+        with replace_file(path) as partial:
+            save_file({"features": features}, partial)
     return load_file(path)["features"]

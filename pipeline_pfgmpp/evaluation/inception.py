@@ -1,6 +1,7 @@
 """
-The Inception-v3 network (https://huggingface.co/papers/1512.00567) whose features FID is measured over: the graph of
-2015-12-05, with its pooling, its 1,008 classes and its way of resizing, under the names of the state dict that circulates.
+The Inception-v3 network (https://huggingface.co/papers/1512.00567) whose features FID is measured
+over: the graph of 2015-12-05, with its pooling, its 1,008 classes and its way of resizing, under
+the names of the state dict that circulates.
 """
 
 from collections import OrderedDict
@@ -10,7 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def convolution(in_channels: int, out_channels: int, kernel: int | tuple[int, int] = 1, stride: int = 1, padding=0):
+def convolution(
+    in_channels: int, out_channels: int, kernel: int | tuple[int, int] = 1, stride: int = 1, padding=0
+):
     """A convolution, its normalisation and a ReLU."""
     return nn.Sequential(
         OrderedDict(
@@ -27,8 +30,8 @@ class Mixed(nn.Module):
 
     Args:
         in_channels (`int`): Channels of the input.
-        branches (`list`): For each branch its steps, tuples of a name, `out_channels`, `kernel`, `stride` and `padding`; where
-            two stand in a list, both take what came before.
+        branches (`list`): For each branch its steps, tuples of a name, `out_channels`, `kernel`,
+            `stride` and `padding`; where two stand in a list, both take what came before.
         pool (`nn.Module`): The pooling of the last branch.
         pool_channels (`int`): Channels of the convolution after it; 0 is none.
     """
@@ -127,7 +130,8 @@ def _mixed_8(channels, pool):
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
     """
-    Bilinear interpolation as TensorFlow 1 did it: pixel i of the result lies at i · (old size / new size); no antialiasing.
+    Bilinear interpolation as TensorFlow 1 did it: pixel i of the result lies at i · (old size / new
+    size); no antialiasing.
 
     Args:
         images (`torch.Tensor` of shape `(batch, C, H, W)`): Images.

@@ -1,11 +1,13 @@
 r"""
 How far drawn images are from real ones, by their features:
 
-- `fid`: the Fréchet distance (https://huggingface.co/papers/1706.08500) of the two sets, each taken for a Gaussian, which is
-  FID where the features are Inception's:
-  $\lVert\mu_1 - \mu_2\rVert^2 + \operatorname{tr}(\Sigma_1 + \Sigma_2 - 2 (\Sigma_1 \Sigma_2)^{1/2})$;
-- `kid`: the squared distance of their means under a cubic kernel (https://huggingface.co/papers/1801.01401);
-- `precision` and `recall`: the share of either set within reach of the other (https://huggingface.co/papers/1904.06991);
+- `fid`: the Fréchet distance (https://huggingface.co/papers/1706.08500) of the two sets, each taken
+  for a Gaussian, which is FID where the features are Inception's: $\lVert\mu_1 - \mu_2\rVert^2 +
+  \operatorname{tr}(\Sigma_1 + \Sigma_2 - 2 (\Sigma_1 \Sigma_2)^{1/2})$;
+- `kid`: the squared distance of their means under a cubic kernel
+  (https://huggingface.co/papers/1801.01401);
+- `precision` and `recall`: the share of either set within reach of the other
+  (https://huggingface.co/papers/1904.06991);
 - `inception_score`: how sure and how varied the classes are (https://huggingface.co/papers/1606.03498).
 """
 
@@ -37,14 +39,16 @@ def _metric(kind, *args, **kwargs):
 
 def frechet_distance(features: torch.Tensor, real_features: torch.Tensor) -> float:
     """
-    The squared Fréchet distance between two sets of features, the number known as FID where they are Inception's.
+    The squared Fréchet distance between two sets of features, the number known as FID where they
+    are Inception's.
 
     Args:
         features (`torch.Tensor` of shape `(M, K)`): Features of drawn images.
         real_features (`torch.Tensor` of shape `(R, K)`): Features of real images.
 
     Returns:
-        `float`: The distance. It is of little worth, and a warning says so, where images are fewer than features.
+        `float`: The distance. It is of little worth, and a warning says so, where images are fewer
+            than features.
 
     Raises:
         ValueError: A set has fewer than two members.
@@ -56,7 +60,8 @@ def frechet_distance(features: torch.Tensor, real_features: torch.Tensor) -> flo
         raise ValueError("A Fréchet distance needs two images at least on either side.")
     if count < dimensions:
         warnings.warn(
-            f"The Fréchet distance of {count} images over {dimensions} features says little; use more images.", stacklevel=2
+            f"The Fréchet distance of {count} images over {dimensions} features says little; use more images.",
+            stacklevel=2,
         )
     metric = _metric(FrechetInceptionDistance, _Given(dimensions))
     metric.update(real_features.double(), real=True)
@@ -65,7 +70,10 @@ def frechet_distance(features: torch.Tensor, real_features: torch.Tensor) -> flo
 
 
 def kernel_distance(features: torch.Tensor, real_features: torch.Tensor) -> float:
-    """The kernel distance (KID): the mean over 100 random subsets of 1,000 images, or of all where there are fewer."""
+    """
+    The kernel distance (KID): the mean over 100 random subsets of 1,000 images, or of all where
+    there are fewer.
+    """
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = min(len(features), len(real_features), 1000)
@@ -84,10 +92,13 @@ def inception_score(logits: torch.Tensor) -> float:
     return metric.compute()[0].item()
 
 
-def precision_recall(features: torch.Tensor, real_features: torch.Tensor, neighbours: int = 3) -> tuple[float, float]:
+def precision_recall(
+    features: torch.Tensor, real_features: torch.Tensor, neighbours: int = 3
+) -> tuple[float, float]:
     """
-    The share of drawn images that lie among the real ones, and of real images among the drawn: within the distance of some
-    member of the other set to its k-th neighbour there. As many are taken of each set.
+    The share of drawn images that lie among the real ones, and of real images among the drawn:
+    within the distance of some member of the other set to its k-th neighbour there. As many are
+    taken of each set.
 
     Args:
         features (`torch.Tensor` of shape `(M, K)`): Features of drawn images.
@@ -101,7 +112,10 @@ def precision_recall(features: torch.Tensor, real_features: torch.Tensor, neighb
     sets = [chosen[torch.randperm(len(chosen))[:count]] for chosen in (features, real_features)]
 
     def among(points, members):
-        reach = [torch.cdist(part, members).kthvalue(min(neighbours + 1, count)).values for part in members.split(1000)]
+        reach = [
+            torch.cdist(part, members).kthvalue(min(neighbours + 1, count)).values
+            for part in members.split(1000)
+        ]
         near = [(torch.cdist(part, members) <= torch.cat(reach)).any(1) for part in points.split(1000)]
         return torch.cat(near).double().mean().item()
 
@@ -117,9 +131,12 @@ class ImageMetrics:
 
     Args:
         extractor (`nn.Module`): What [`load_features`] returned.
-        real_images (`torch.Tensor` of shape `(R, C, H, W)`, uint8): Real images; their features are kept for the next time.
-        metrics (`Sequence[str]`, defaults to `("fid",)`): Some of `"fid"`, `"kid"`, `"precision_recall"`, `"inception_score"`.
-        gather (`Callable`, *optional*): Puts together the features that each process computed; given all, each has the result.
+        real_images (`torch.Tensor` of shape `(R, C, H, W)`, uint8): Real images; their features are
+            kept for the next time.
+        metrics (`Sequence[str]`, defaults to `("fid",)`): Some of `"fid"`, `"kid"`,
+            `"precision_recall"`, `"inception_score"`.
+        gather (`Callable`, *optional*): Puts together the features that each process computed;
+            given all, each has the result.
 
     Raises:
         ValueError: There is no such metric, or the network knows no classes to score.
@@ -136,7 +153,9 @@ class ImageMetrics:
             if name not in METRICS:
                 raise ValueError(f"There is no metric {name!r}; choose from {', '.join(METRICS)}.")
         if "inception_score" in metrics and not hasattr(extractor, "to_logits"):
-            raise ValueError("`inception_score` needs features that know classes, as `inception` and `fashion-mnist` do.")
+            raise ValueError(
+                "`inception_score` needs features that know classes, as `inception` and `fashion-mnist` do."
+            )
         self.extractor, self.metrics, self.gather = extractor, metrics, gather
         self.real_features = cached_features(extractor, real_images)
         self.reference = digest_images(extractor, real_images)
@@ -145,10 +164,12 @@ class ImageMetrics:
     def __call__(self, images: torch.Tensor) -> dict[str, float]:
         """
         Args:
-            images (`torch.Tensor` of shape `(M, C, H, W)`, uint8): Drawn images; of several processes, each its share.
+            images (`torch.Tensor` of shape `(M, C, H, W)`, uint8): Drawn images; of several
+                processes, each its share.
 
         Returns:
-            `dict[str, float]`: `fid`, `kid`, `precision`, `recall` and `inception_score`, as far as they were asked for.
+            `dict[str, float]`: `fid`, `kid`, `precision`, `recall` and `inception_score`, as far as
+                they were asked for.
         """
         features = self.gather(image_features(self.extractor, images))
         found = {}
@@ -163,5 +184,7 @@ class ImageMetrics:
                     found["precision"], found["recall"] = precision_recall(features, self.real_features)
                 else:
                     device = next(self.extractor.parameters()).device
-                    found["inception_score"] = inception_score(self.extractor.to_logits(features.to(device)).cpu())
+                    found["inception_score"] = inception_score(
+                        self.extractor.to_logits(features.to(device)).cpu()
+                    )
         return found

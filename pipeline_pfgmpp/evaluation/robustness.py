@@ -1,20 +1,20 @@
 r"""
-How quality falls when sampling is disturbed, at several D (https://huggingface.co/papers/2302.04265, sec. 6):
+How quality falls when sampling is disturbed, at several D
+(https://huggingface.co/papers/2302.04265, sec. 6):
 
 - noise: before each step $x \leftarrow x + \alpha\,\sigma_i\,g$ with $g \sim \mathcal{N}(0, I)$;
-- weights: every parameter tensor rounded to $2^k$ evenly spaced values between its least and its largest;
+- weights: every parameter tensor rounded to $2^k$ evenly spaced values between its least and its
+  largest;
 - steps: fewer calls of the network.
 
 The paper's claim is that small D degrades later than D = infinity does.
 """
 
-import contextlib
 import json
 import math
 import os
 import shutil
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,50 +22,22 @@ import torch
 from huggingface_hub import ModelCard
 from tqdm.auto import tqdm
 
-from ..cards import number, put_section
-from ..grid import labelled_grid, stacked, to_pil
+from ..generation import generate, quantize_temporarily
+from ..hub.cards import put_section
+from ..pictures.grid import draw_grid, stack_panels, to_pil
 from ..pipeline_pfgmpp import PFGMPPPipeline
-from ..sampling import describe, generate, list_differences
-from .evaluate import check_weights, mean_and_deviation, served
+from ..records.digests import describe, list_differences
+from ..records.dimensions import format_dimension
+from ..records.writing import replace_file
+from .evaluate import check_weights, choose_dimensions, mean_and_deviation
 from .metrics import ImageMetrics
 
 
-def quantise(module: torch.nn.Module, bits: int) -> None:
-    """
-    Rounds weights in place: uniform affine quantisation of each parameter tensor.
-
-    Args:
-        module (`torch.nn.Module`): The network.
-        bits (`int`): Bits a weight.
-    """
-    for parameter in module.parameters():
-        low, high = parameter.data.float().aminmax()
-        step = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(torch.float32).tiny)
-        rounded = ((parameter.data.float() - low) / step).round() * step + low
-        parameter.data = rounded.to(parameter.dtype)
-
-
-@contextlib.contextmanager
-def quantised(module: torch.nn.Module, bits: int | None) -> Iterator[None]:
-    """
-    Rounds weights as [`quantise`] does while the block runs.
-
-    Args:
-        module (`torch.nn.Module`): The network.
-        bits (`int` or `None`): Bits a weight; None leaves them as they are.
-    """
-    kept = [parameter.data for parameter in module.parameters()]
-    try:
-        if bits is not None:
-            quantise(module, bits)
-        yield
-    finally:
-        for parameter, data in zip(module.parameters(), kept):
-            parameter.data = data
-
-
 class Setting(NamedTuple):
-    """How images are drawn: noise injected before each step, bits a weight (None leaves them be), calls of the network."""
+    """
+    How images are drawn: noise injected before each step, bits a weight (None leaves them be),
+    calls of the network.
+    """
 
     noise: float
     bits: int | None
@@ -74,7 +46,8 @@ class Setting(NamedTuple):
 
 def settings_of(noise: list[float], bits: list[int], nfe: list[int]) -> list[Setting]:
     """
-    The points of the three curves: each disturbs one thing and leaves the others be. They begin at the same undisturbed point.
+    The points of the three curves: each disturbs one thing and leaves the others be. They begin at
+    the same undisturbed point.
 
     Args:
         noise (`list[float]`): Values of alpha.
@@ -93,7 +66,9 @@ def settings_of(noise: list[float], bits: list[int], nfe: list[int]) -> list[Set
                 raise ValueError(f"`{name}` must not hold {value:g}.")
     most = int(max(nfe, default=35))
     points = [Setting(0.0, None, most), *(Setting(float(level), None, most) for level in noise)]
-    points += [Setting(0.0, int(level), most) for level in bits] + [Setting(0.0, None, int(level)) for level in nfe]
+    points += [Setting(0.0, int(level), most) for level in bits] + [
+        Setting(0.0, None, int(level)) for level in nfe
+    ]
     if len(points := list(dict.fromkeys(points))) == 1:
         raise ValueError("Nothing is disturbed: name some noise, bits or calls.")
     return points
@@ -115,12 +90,14 @@ def measure(
     batch_size: int = 50,
 ) -> list[dict]:
     """
-    Fréchet distances of every model at every D under every setting, the images shared among the processes; what
-    `robustness.json` holds is not measured again.
+    Fréchet distances of every model at every D under every setting, the images shared among the
+    processes; what `robustness.json` holds is not measured again.
 
     Args:
-        pipelines (`dict[str, PFGMPPPipeline]`): Models by name. One that serves a single D is measured at that D alone.
-        dimensions (`list`): Augmented dimensions for networks that are conditioned on D; `inf` for infinity.
+        pipelines (`dict[str, PFGMPPPipeline]`): Models by name. One that serves a single D is
+            measured at that D alone.
+        dimensions (`list`): Augmented dimensions for networks that are conditioned on D; `inf` for
+            infinity.
         settings (`list[Setting]`): What to measure.
         metrics ([`ImageMetrics`]): What measures the Fréchet distance.
         output (`str` or `os.PathLike`): Folder for `robustness.json`.
@@ -129,8 +106,8 @@ def measure(
         batch_size (`int`, defaults to 50): Images at a time, in each process.
 
     Returns:
-        `list[dict]`: An entry per point: `model`, `D`, `num_images`, `noise`, `bits`, `nfe`, `distances`, and the digests and
-            settings that they depend on.
+        `list[dict]`: An entry per point: `model`, `D`, `num_images`, `noise`, `bits`, `nfe`,
+            `distances`, and the digests and settings that they depend on.
 
     Raises:
         ValueError: `robustness.json` holds distances of other weights, settings or real images.
@@ -147,30 +124,39 @@ def measure(
         _check_origin(path, entry, origins)
     state.wait_for_everyone()  # all have read before one writes
     points = [
-        (model, D, setting) for setting in settings for model, pipe in pipelines.items() for D in served(pipe, dimensions)
+        (model, D, setting)
+        for setting in settings
+        for model, pipe in pipelines.items()
+        for D in choose_dimensions(pipe, dimensions)
     ]
     asked = []
     progress = tqdm(points, desc="Robustness", unit="point", disable=not state.is_main_process)
     for model, D, setting in progress:
-        key = {"model": model, "D": number(D), **setting._asdict()}
+        key = {"model": model, "D": format_dimension(D), **setting._asdict()}
         found = next((entry for entry in entries if key.items() <= entry.items()), None)
         if found and len(found["distances"]) >= num_groups:
             asked.append({**found, "distances": found["distances"][:num_groups]})
             continue
-        progress.set_postfix(D=number(D), **setting._asdict())
+        progress.set_postfix(D=format_dimension(D), **setting._asdict())
         pipeline, distances = pipelines[model], []
-        with quantised(pipeline.unet, setting.bits):
+        with quantize_temporarily(pipeline.unet, setting.bits):
             for group in range(num_groups):
-                seeds = list(range(group * 10_000, group * 10_000 + num_images))[state.process_index :: state.num_processes]
+                seeds = list(range(group * 10_000, group * 10_000 + num_images))[
+                    state.process_index :: state.num_processes
+                ]
                 call = {"D": D, "num_inference_steps": count_steps(pipeline, setting.nfe)}
-                images = torch.cat([images for _, images in generate(pipeline, seeds, batch_size, None, setting.noise, **call)])
+                images = torch.cat(
+                    [
+                        images
+                        for _, images in generate(pipeline, seeds, batch_size, None, setting.noise, **call)
+                    ]
+                )
                 distances.append(round(metrics(images)["fid"], 3))
         asked.append({**key, **origins[model], "distances": distances})
         entries = [entry for entry in entries if entry is not found] + asked[-1:]
         if state.is_main_process:
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(entries, indent=1) + "\n")
-            os.replace(partial, path)
+            with replace_file(path) as partial:
+                partial.write_text(json.dumps(entries, indent=1) + "\n")
     return asked
 
 
@@ -181,19 +167,31 @@ def _check_origin(path, entry, origins):
         raise ValueError(f"{path} holds distances of another model, {entry['model']}; name another output.")
     differences = list_differences({name: entry.get(name) for name in origin}, origin)
     if differences:
-        raise ValueError(f"{path} holds distances of {entry['model']} measured otherwise ({differences}); name another output.")
+        raise ValueError(
+            f"{path} holds distances of {entry['model']} measured otherwise ({differences}); name another output."
+        )
 
 
 TITLES = {"noise": "noise injected, α", "bits": "bits a weight", "nfe": "calls of the network"}
 
 
 def _panels(entries):
-    """For what was disturbed: its levels from the mildest on, the undisturbed first, and by label the distances at each."""
+    """
+    For what was disturbed: its levels from the mildest on, the undisturbed first, and by label the
+    distances at each.
+    """
     undisturbed, panels = Setting(0.0, None, max(entry["nfe"] for entry in entries))._asdict(), {}
     several = len({entry["model"] for entry in entries}) > 1
     for kind in TITLES:
-        chosen = [entry for entry in entries if all(entry[name] == undisturbed[name] for name in TITLES if name != kind)]
-        levels = sorted({entry[kind] for entry in chosen}, key=lambda level: level if kind == "noise" else -(level or math.inf))
+        chosen = [
+            entry
+            for entry in entries
+            if all(entry[name] == undisturbed[name] for name in TITLES if name != kind)
+        ]
+        levels = sorted(
+            {entry[kind] for entry in chosen},
+            key=lambda level: level if kind == "noise" else -(level or math.inf),
+        )
         lines = {}
         for entry in chosen:
             label = f"{entry['model']}, D = {entry['D']}" if several else f"D = {entry['D']}"
@@ -209,7 +207,8 @@ def _name(level):
 
 def plot(entries: list[dict], path: str | os.PathLike) -> None:
     """
-    Draws distance against noise, bits and calls, a line a D, with the standard deviation over the groups.
+    Draws distance against noise, bits and calls, a line a D, with the standard deviation over the
+    groups.
 
     Args:
         entries (`list[dict]`): What [`measure`] returned.
@@ -222,14 +221,26 @@ def plot(entries: list[dict], path: str | os.PathLike) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     panels = _panels(entries)
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.9), constrained_layout=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.6 * len(panels), 3.9), constrained_layout=True, squeeze=False
+    )
     for axis, (kind, (levels, lines)) in zip(axes[0], panels.items()):
         for label, found in lines.items():
-            places, distances = zip(*((place, found[level]) for place, level in enumerate(levels) if level in found))
+            places, distances = zip(
+                *((place, found[level]) for place, level in enumerate(levels) if level in found)
+            )
             means = [statistics.mean(values) for values in distances]
             deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in distances]
             axis.errorbar(
-                places, means, deviations, marker="o", markersize=3.5, linewidth=1.2, elinewidth=0.8, capsize=2, label=label
+                places,
+                means,
+                deviations,
+                marker="o",
+                markersize=3.5,
+                linewidth=1.2,
+                elinewidth=0.8,
+                capsize=2,
+                label=label,
             )
         axis.set(xlabel=TITLES[kind], yscale="log")
         axis.set_xticks(range(len(levels)), map(_name, levels))
@@ -252,8 +263,8 @@ def picture(
     nfe: int = 35,
 ) -> None:
     """
-    Draws the same seeds, and for a network that knows classes the same classes, at each D: a row a D, with the noise growing to
-    the right for each seed.
+    Draws the same seeds, and for a network that knows classes the same classes, at each D: a row a
+    D, with the noise growing to the right for each seed.
 
     Args:
         pipeline ([`PFGMPPPipeline`]): A model that serves every D.
@@ -268,16 +279,21 @@ def picture(
     settings = {"num_inference_steps": count_steps(pipeline, nfe), "class_labels": labels}
     images = []
     for D in dimensions:
-        columns = [next(generate(pipeline, seeds, num_seeds, None, level, D=D, **settings))[1] for level in levels]
+        columns = [
+            next(generate(pipeline, seeds, num_seeds, None, level, D=D, **settings))[1] for level in levels
+        ]
         images += torch.stack(columns, dim=1).flatten(0, 1)
-    grid = labelled_grid(to_pil(torch.stack(images)), num_seeds * len(levels), [f"D = {D:g}" for D in dimensions])
-    stacked({f"noise of {', '.join(f'{level:g}' for level in levels)} injected before each step": grid}).save(path)
+    grid = draw_grid(to_pil(torch.stack(images)), num_seeds * len(levels), [f"D = {D:g}" for D in dimensions])
+    stack_panels(
+        {f"noise of {', '.join(f'{level:g}' for level in levels)} injected before each step": grid}
+    ).save(path)
 
 
 def table(entries: list[dict]) -> str:
     """
-    The same as Markdown, a table a kind: mean and standard deviation over the groups, and, in brackets, of what the disturbance
-    adds to the undisturbed distance of the same group. Groups differ by more than that, so there the D compare best.
+    The same as Markdown, a table a kind: mean and standard deviation over the groups, and, in
+    brackets, of what the disturbance adds to the undisturbed distance of the same group. Groups
+    differ by more than that, so there the D compare best.
 
     Args:
         entries (`list[dict]`): What [`measure`] returned.
@@ -289,7 +305,9 @@ def table(entries: list[dict]) -> str:
     for kind, (levels, lines) in _panels(entries).items():
         rows = [f"| {TITLES[kind]} | {' | '.join(map(_name, levels))} |", "|---" * (len(levels) + 1) + "|"]
         for label, found in lines.items():
-            cells = dict.fromkeys(levels, "") | {level: mean_and_deviation(distances) for level, distances in found.items()}
+            cells = dict.fromkeys(levels, "") | {
+                level: mean_and_deviation(distances) for level, distances in found.items()
+            }
             for level in found.keys() - levels[:1]:
                 added = [distance - before for distance, before in zip(found[level], found[levels[0]])]
                 cells[level] += f" ({mean_and_deviation(added)})"
@@ -298,7 +316,9 @@ def table(entries: list[dict]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_robustness(folder: str | os.PathLike, entries: list[dict], output: str | os.PathLike, command: str) -> None:
+def write_robustness(
+    folder: str | os.PathLike, entries: list[dict], output: str | os.PathLike, command: str
+) -> None:
     """
     Keeps what was measured with a model: `robustness.json`, the pictures, and a section of its card.
 

@@ -2,8 +2,8 @@ r"""
 Measures a card's own figures again with few images and says whether they agree.
 
 The Fréchet distance of n images is larger than that of more, by a bias that falls as 1 / n
-(https://huggingface.co/papers/1911.07023): $d(n) \approx d_\infty + c / n$. So the distance of n images and of their quarters
-predict that of N.
+(https://huggingface.co/papers/1911.07023): $d(n) \approx d_\infty + c / n$. So the distance of n
+images and of their quarters predict that of N.
 """
 
 import json
@@ -17,13 +17,14 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
-from ..cards import number
+from ..generation import generate, quantize_temporarily
 from ..pipeline_pfgmpp import PFGMPPPipeline
-from ..sampling import digest_weights, generate
-from .evaluate import mean_and_deviation, served
+from ..records.digests import digest_weights
+from ..records.dimensions import format_dimension
+from .evaluate import choose_dimensions, mean_and_deviation
 from .features import image_features
 from .metrics import ImageMetrics, frechet_distance
-from .robustness import Setting, count_steps, quantised
+from .robustness import Setting, count_steps
 
 
 # What a report's settings hold besides the arguments of the pipeline's call.
@@ -37,7 +38,10 @@ ROUNDING = 0.02  # by which processors may differ, which round otherwise
 
 
 class Figure(NamedTuple):
-    """A figure of a card, what was measured, what that predicts for as many images as the card's, and whether they agree."""
+    """
+    A figure of a card, what was measured, what that predicts for as many images as the card's, and
+    whether they agree.
+    """
 
     name: str
     stated: str
@@ -68,7 +72,9 @@ def read_report(model: str | os.PathLike, name: str) -> dict | list | None:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} of {model} cannot be read: {error}") from None
     entries = report if isinstance(report, list) else [report]
-    if report is not None and not all(isinstance(entry, dict) and ENTRIES[name] <= entry.keys() for entry in entries):
+    if report is not None and not all(
+        isinstance(entry, dict) and ENTRIES[name] <= entry.keys() for entry in entries
+    ):
         raise ValueError(f"{name} of {model} is no report: it must hold {', '.join(sorted(ENTRIES[name]))}.")
     return report
 
@@ -80,7 +86,8 @@ def check_report(pipeline: PFGMPPPipeline, name: str, descriptions: list[dict]) 
     Args:
         pipeline ([`PFGMPPPipeline`]): The model.
         name (`str`): What the report is called.
-        descriptions (`list[dict]`): What it says of the pipeline that was measured; older ones do not name the weights.
+        descriptions (`list[dict]`): What it says of the pipeline that was measured; older ones do
+            not name the weights.
 
     Raises:
         ValueError: It is of other weights.
@@ -90,7 +97,9 @@ def check_report(pipeline: PFGMPPPipeline, name: str, descriptions: list[dict]) 
         raise ValueError(f"The figures of {name} are of other weights than those that lie beside it.")
 
 
-def predict_distance(features: torch.Tensor, real_features: torch.Tensor, count: int) -> tuple[float, float, float]:
+def predict_distance(
+    features: torch.Tensor, real_features: torch.Tensor, count: int
+) -> tuple[float, float, float]:
     """
     Predicts the Fréchet distance of more images from that of a few.
 
@@ -100,7 +109,8 @@ def predict_distance(features: torch.Tensor, real_features: torch.Tensor, count:
         count (`int`): How many images to predict it for, at least n.
 
     Returns:
-        `tuple[float, float, float]`: The distance of the few, of `count` images, and the standard error of either.
+        `tuple[float, float, float]`: The distance of the few, of `count` images, and the standard
+            error of either.
     """
     measured = frechet_distance(features, real_features)
     quarters = [frechet_distance(quarter, real_features) for quarter in features.chunk(4)]
@@ -130,7 +140,7 @@ def verify_evaluation(
     for entry in report["results"]:
         if "D" not in entry or "fid" not in entry:
             continue
-        (D,) = served(pipeline, [read_dimension(entry["D"])])
+        (D,) = choose_dimensions(pipeline, [read_dimension(entry["D"])])
         seeds = list(range(num_images))
         drawn = generate(pipeline, seeds, batch_size, f"Evaluation, D = {entry['D']}", D=D, **settings)
         images = torch.cat([images for _, images in drawn])
@@ -159,10 +169,10 @@ def verify_robustness(
     for label in dict.fromkeys(entry["D"] for entry in entries):
         entry = max((entry for entry in entries if entry["D"] == label), key=lambda entry: entry["noise"])
         setting = Setting(entry["noise"], entry["bits"], entry["nfe"])
-        (D,) = served(pipeline, [read_dimension(label)])
+        (D,) = choose_dimensions(pipeline, [read_dimension(label)])
         seeds = list(range(entry["num_images"]))
         call = {"D": D, "num_inference_steps": count_steps(pipeline, setting.nfe)}
-        with quantised(pipeline.unet, setting.bits):
+        with quantize_temporarily(pipeline.unet, setting.bits):
             drawn = generate(pipeline, seeds, batch_size, f"Robustness, D = {label}", setting.noise, **call)
             images = torch.cat([images for _, images in drawn])
         measured = frechet_distance(image_features(metrics.extractor, images), metrics.real_features)
@@ -180,8 +190,11 @@ def _compare(name, values, measured, predicted, error):
 
 
 def read_dimension(text: str) -> float:
-    """Reads an augmented dimension as [`~pipeline_pfgmpp.cards.number`] writes it."""
-    return math.inf if text == number(None) else float(text)
+    """
+    Reads an augmented dimension as [`~pipeline_pfgmpp.records.dimensions.format_dimension`] writes
+    it.
+    """
+    return math.inf if text == format_dimension(None) else float(text)
 
 
 def format_figures(title: str, figures: list[Figure]) -> str:
@@ -198,5 +211,7 @@ def format_figures(title: str, figures: list[Figure]) -> str:
     rows = [f"| {title} | the card says | measured here | for as many images | |", "|---|---|---|---|---|"]
     for figure in figures:
         verdict = "agrees" if figure.agrees else "**does not agree**"
-        rows.append(f"| {figure.name} | {figure.stated} | {figure.measured:.4g} | {figure.predicted:.4g} | {verdict} |")
+        rows.append(
+            f"| {figure.name} | {figure.stated} | {figure.measured:.4g} | {figure.predicted:.4g} | {verdict} |"
+        )
     return "\n".join(rows) + "\n"

@@ -1,8 +1,10 @@
 """
-What a push sends: a list of what belongs, made from what a pipeline or a Space names, never from what lies in a folder.
+What a push sends: a list of what belongs, made from what a pipeline or a Space names, never from
+what lies in a folder.
 
-A file counts where it lies. A link that leads out of its folder is refused, except those of the Hub's own cache, which leads
-from `snapshots/COMMIT/NAME` to `blobs/ETAG` of the same repository. What is named like a secret is refused, listed or not.
+A file counts where it lies. A link that leads out of its folder is refused, except those of the
+Hub's own cache, which leads from `snapshots/COMMIT/NAME` to `blobs/ETAG` of the same repository.
+What is named like a secret is refused, listed or not.
 """
 
 import json
@@ -27,10 +29,17 @@ from .reading import (
 
 
 PACKAGE = Path(__file__).parents[1]
-PACKAGE_DATA = ("evaluation/fashion_mnist_classifier/*.json", "evaluation/fashion_mnist_classifier/*.safetensors")
+PACKAGE_DATA = (
+    "evaluation/fashion_mnist_classifier/*.json",
+    "evaluation/fashion_mnist_classifier/*.safetensors",
+)
 PACKAGE_DATA += ("training/configs/*.yaml",)
 REPORTS = {"evaluation.json", "robustness.json"}  # they name the weights that were measured
-DESCRIPTIONS = ("README.md", "evaluation.json", "robustness.json")  # beside model_index.json, where they are there
+DESCRIPTIONS = (
+    "README.md",
+    "evaluation.json",
+    "robustness.json",
+)  # beside model_index.json, where they are there
 CONFIGS = ("config.json", "scheduler_config.json")
 SPACE_FILES = ("README.md", "about.md", "models.yaml", "requirements.txt")
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.[\w-]+)?\.safetensors")  # with a variant or without
@@ -48,18 +57,20 @@ SECRET = re.compile(
 
 def list_files(folder: str | os.PathLike, repo_type: str = "model") -> dict[str, Path]:
     """
-    Lists what a push of a folder sends, and checks it as far as that can be done here; nothing is sent or written.
+    Lists what a push of a folder sends, and checks it as far as that can be done here; nothing is
+    sent or written.
 
     Args:
         folder (`str` or `os.PathLike`): A pipeline folder, or that of the Space.
         repo_type (`str`, defaults to `"model"`): What the folder holds: `"model"` or `"space"`.
 
     Returns:
-        `dict[str, Path]`: The files, by their path in the repository. Code is that of the package itself.
+        `dict[str, Path]`: The files, by their path in the repository. Code is that of the package
+            itself.
 
     Raises:
-        ValueError: The folder holds no such thing, a listed file is a link out of its folder or named like a secret, or the
-            weights do not fit the network.
+        ValueError: The folder holds no such thing, a listed file is a link out of its folder or
+            named like a secret, or the weights do not fit the network.
     """
     if repo_type not in ("model", "space"):
         raise ValueError(f"`repo_type` must be 'model' or 'space', but is {repo_type!r}.")
@@ -95,7 +106,9 @@ def _format_size(size):
 def _check_name(name, folder):
     words = re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
     if SECRET.search(words):
-        raise ValueError(f"{name} in {folder} is named like a secret, and nothing was sent: rename it, or take it out.")
+        raise ValueError(
+            f"{name} in {folder} is named like a secret, and nothing was sent: rename it, or take it out."
+        )
 
 
 def _find_file(folder, name):
@@ -107,14 +120,19 @@ def _find_file(folder, name):
     if real.is_relative_to(folder):
         _check_name(real.relative_to(folder).as_posix(), folder)
     elif not _is_of_the_cache(path, folder):
-        raise ValueError(f"{path} is a link out of its folder, which a push does not follow: put the file itself there.")
+        raise ValueError(
+            f"{path} is a link out of its folder, which a push does not follow: put the file itself there."
+        )
     if not real.is_file():
         raise ValueError(f"{path} is no regular file.")
     return real
 
 
 def _is_of_the_cache(path, folder):
-    """Whether `path` in `folder` is a link of the Hub's cache: of a snapshot to a blob of the same repository."""
+    """
+    Whether `path` in `folder` is a link of the Hub's cache: of a snapshot to a blob of the same
+    repository.
+    """
     repository = folder.parents[1] if len(folder.parents) > 1 else folder
     if folder.parent.name != "snapshots" or not re.fullmatch(r"[0-9a-f]{40}", folder.name):
         return False
@@ -122,7 +140,9 @@ def _is_of_the_cache(path, folder):
         return False
     beside = Path(os.path.realpath(path.parent))
     target = Path(os.path.normpath(beside / os.readlink(path)))
-    named_as_blob = re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", target.name) and target.parent == repository / "blobs"
+    named_as_blob = (
+        re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", target.name) and target.parent == repository / "blobs"
+    )
     return bool(named_as_blob) and beside.is_relative_to(folder) and Path(os.path.realpath(target)) == target
 
 
@@ -158,10 +178,12 @@ def _list_pipeline(folder):
 
 
 def _check_report(folder, name):
-    """Refuses figures of other weights than those that lie beside them; older reports do not name any."""
+    """
+    Refuses figures of other weights than those that lie beside them; older reports do not name any.
+    """
     from diffusers import DiffusionPipeline
 
-    from ..sampling import digest_weights
+    from ..records.digests import digest_weights
 
     try:
         report = json.loads(read_text(folder, name))
@@ -170,16 +192,28 @@ def _check_report(folder, name):
     entries = [report["settings"]] if isinstance(report, dict) and "settings" in report else report
     if not isinstance(entries, list):
         raise ValueError(f"{folder / name} is no report of `pfgmpp evaluate` or `pfgmpp robustness`.")
-    measured = {entry["weights"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("weights"), str)}
-    if measured and measured != {digest_weights(DiffusionPipeline.from_pretrained(folder, local_files_only=True))}:
-        raise ValueError(f"{folder / name} is of other weights than those beside it: measure them again, or take it out.")
+    measured = {
+        entry["weights"]
+        for entry in entries
+        if isinstance(entry, dict) and isinstance(entry.get("weights"), str)
+    }
+    if measured and measured != {
+        digest_weights(DiffusionPipeline.from_pretrained(folder, local_files_only=True))
+    }:
+        raise ValueError(
+            f"{folder / name} is of other weights than those beside it: measure them again, or take it out."
+        )
 
 
 def _check_pipeline_class(name):
     from diffusers import DiffusionPipeline
 
-    if not find_class(name).__module__.startswith(PACKAGE.name) or not issubclass(find_class(name), DiffusionPipeline):
-        raise ValueError(f"model_index.json names the pipeline {name[:100]!r}, which is none of {PACKAGE.name}.")
+    if not find_class(name).__module__.startswith(PACKAGE.name) or not issubclass(
+        find_class(name), DiffusionPipeline
+    ):
+        raise ValueError(
+            f"model_index.json names the pipeline {name[:100]!r}, which is none of {PACKAGE.name}."
+        )
 
 
 def _list_pictures(folder):
@@ -251,14 +285,19 @@ def _check_weights(folder, part, network, files):
     for key, tensor in build_network(network, read_object(folder, config), config).state_dict().items():
         if shapes.get(key) != tuple(tensor.shape):
             found = f"is of shape {shapes[key]}" if key in shapes else "is missing"
-            raise ValueError(f"`{key}` of {part} {found} among the weights, but is of shape {tuple(tensor.shape)} by {config}.")
+            raise ValueError(
+                f"`{key}` of {part} {found} among the weights, but is of shape {tuple(tensor.shape)} by {config}."
+            )
 
 
 # Spaces
 
 
 def _list_space(folder):
-    """The files of the Space, with the package and the local models beside it, for the package is on no index."""
+    """
+    The files of the Space, with the package and the local models beside it, for the package is on
+    no index.
+    """
     if _find_file(folder, "app.py") is None:
         raise ValueError(f"{folder} holds no Space: it has no app.py.")
     modules = [path.name for path in folder.glob("*.py") if path.stem.isidentifier()]
@@ -280,7 +319,9 @@ def _list_package():
     """The package's own sources: modules in its packages, and the data that it declares."""
     folder = Path(os.path.realpath(PACKAGE))
     packages = [path.parent for path in folder.rglob("__init__.py")]
-    packages = [path for path in packages if all(part.isidentifier() for part in path.relative_to(folder).parts)]
+    packages = [
+        path for path in packages if all(part.isidentifier() for part in path.relative_to(folder).parts)
+    ]
     paths = [path for package in packages for path in package.glob("*.py") if path.stem.isidentifier()]
     paths += [path for pattern in PACKAGE_DATA for path in folder.glob(pattern)]
     return _find_files(folder, [path.relative_to(folder).as_posix() for path in paths])
@@ -293,13 +334,19 @@ def _list_models(folder):
     except ValueError as error:
         raise ValueError(f"{folder} holds no Space that can be uploaded: {error}") from None
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"models.yaml in {folder} must hold a list of models, but holds a {type(entries).__name__}.")
+        raise ValueError(
+            f"models.yaml in {folder} must hold a list of models, but holds a {type(entries).__name__}."
+        )
     names = []
     for place, entry in enumerate(entries, 1):
         sources = []
         if isinstance(entry, dict):
             family = entry.get("models", {})
-            sources = [entry["model"]] if "model" in entry else list(family.values() if isinstance(family, dict) else ())
+            sources = (
+                [entry["model"]]
+                if "model" in entry
+                else list(family.values() if isinstance(family, dict) else ())
+            )
         if not sources or not all(isinstance(source, str) and source for source in sources):
             raise ValueError(
                 f"Entry {place} of models.yaml in {folder} must hold `name` and either `model`, a Hub id or a folder, or"
@@ -315,15 +362,26 @@ def _find_model(folder, name):
     from huggingface_hub.utils import validate_repo_id
 
     parts = PurePosixPath(name).parts
-    if not parts or PurePosixPath(name).is_absolute() or ".." in parts or PurePosixPath(name).as_posix() != name:
-        raise ValueError(f"models.yaml names the model {name!r}, which must be a Hub id, or a plain path beside app.py.")
+    if (
+        not parts
+        or PurePosixPath(name).is_absolute()
+        or ".." in parts
+        or PurePosixPath(name).as_posix() != name
+    ):
+        raise ValueError(
+            f"models.yaml names the model {name!r}, which must be a Hub id, or a plain path beside app.py."
+        )
     for base in (folder, folder.parent):
         if (base / name).is_dir():
             if Path(os.path.realpath(base / name)) != base / name:
-                raise ValueError(f"models.yaml names the model {name}, which is a link: a push does not follow it.")
+                raise ValueError(
+                    f"models.yaml names the model {name}, which is a link: a push does not follow it."
+                )
             return base / name
     try:
         validate_repo_id(name)
     except HFValidationError:
-        raise ValueError(f"models.yaml names the model {name!r}, which is neither a folder here nor a Hub id.") from None
+        raise ValueError(
+            f"models.yaml names the model {name!r}, which is neither a folder here nor a Hub id."
+        ) from None
     return None

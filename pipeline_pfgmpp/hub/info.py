@@ -16,13 +16,19 @@ from .reading import (
 )
 
 
-INDEX, SCHEDULER, NETWORK, CARD = "model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "README.md"
+INDEX, SCHEDULER, NETWORK, CARD = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "README.md",
+)
 MAX_NAMES = 100  # classes that are listed by name
 
 
 def model_info(model: str | os.PathLike) -> dict[str, str]:
     """
-    Describes a model from its configurations and its card; no weights are downloaded, and nothing of the model runs.
+    Describes a model from its configurations and its card; no weights are downloaded, and nothing
+    of the model runs.
 
     Args:
         model (`str` or `os.PathLike`): A pipeline folder or a Hub id.
@@ -43,7 +49,10 @@ def model_info(model: str | os.PathLike) -> dict[str, str]:
 
 
 def _download(repo_id):
-    """Downloads the files that describe a model, each of a sane size; without a network those of the cache are taken."""
+    """
+    Downloads the files that describe a model, each of a sane size; without a network those of the
+    cache are taken.
+    """
     from httpx import TransportError
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -65,7 +74,9 @@ def _describe(folder):
     card = read_metadata(read_text(folder, CARD)) if (folder / CARD).exists() else {}
     cls = list_components(index)["unet"][1]
     parameters = build_network(cls, unet, NETWORK).num_parameters()
-    low, high, data = (get_number(scheduler, name, SCHEDULER) for name in ("sigma_min", "sigma_max", "sigma_data"))
+    low, high, data = (
+        get_number(scheduler, name, SCHEDULER) for name in ("sigma_min", "sigma_max", "sigma_data")
+    )
     channels = get_entry(unet, "in_channels", int, NETWORK)
     kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
     names = get_entry(index, "id2label", (dict, type(None)), INDEX, None) or {}
@@ -82,9 +93,11 @@ def _describe(folder):
 
 def _describe_dimension(scheduler, unet):
     """The augmented dimension, and for a network that is told it the range that it was trained for."""
-    from ..cards import number
+    from ..records.dimensions import format_dimension
 
-    D = number(get_number(scheduler, "D", SCHEDULER) if scheduler.get("D", "") is not None else None)
+    D = format_dimension(
+        get_number(scheduler, "D", SCHEDULER) if scheduler.get("D", "") is not None else None
+    )
     if not get_entry(unet, "d_conditioning", bool, NETWORK, False):
         return D
     trained = get_entry(scheduler, "D_range", (list, type(None)), SCHEDULER, None)
@@ -93,7 +106,9 @@ def _describe_dimension(scheduler, unet):
     if len(trained) != 2:
         raise ValueError(f"`D_range` in {SCHEDULER} must be a pair, but has {len(trained)} entries.")
     ends = {str(place): end for place, end in enumerate(trained) if end is not None}
-    low, high = (number(get_number(ends, place, f"`D_range` in {SCHEDULER}", None)) for place in "01")
+    low, high = (
+        format_dimension(get_number(ends, place, f"`D_range` in {SCHEDULER}", None)) for place in "01"
+    )
     return f"{low} to {high}, {D} when none is asked for"
 
 

@@ -21,15 +21,19 @@ def push_to_hub(
     repo_type: str = "model",
 ) -> str:
     """
-    Uploads a pipeline folder in one commit: weights as safetensors, configurations, the card and the pictures that it shows,
-    the package's own source files, and nothing else that lies there. Of a Space it uploads the app, with the package's source
-    files and the local models of its `models.yaml` beside it, for the package is on no index. [`list_files`] lists them.
+    Uploads a pipeline folder in one commit: weights as safetensors, configurations, the card and
+    the pictures that it shows, the package's own source files, and nothing else that lies there. Of
+    a Space it uploads the app, with the package's source files and the local models of its
+    `models.yaml` beside it, for the package is on no index. [`list_files`] lists them.
 
     Args:
         folder (`str` or `os.PathLike`): The folder.
-        repo_id (`str`): Repository to upload to, `name` or `organisation/name`; it is made if it is not there.
-        private (`bool`, *optional*): Whether a repository that is made is private; by default as the account has it.
-        revision (`str`, *optional*): Branch to commit to, which is made if it is not there; by default the main one.
+        repo_id (`str`): Repository to upload to, `name` or `organisation/name`; it is made if it is
+            not there.
+        private (`bool`, *optional*): Whether a repository that is made is private; by default as
+            the account has it.
+        revision (`str`, *optional*): Branch to commit to, which is made if it is not there; by
+            default the main one.
         create_pr (`bool`, defaults to `False`): Whether to propose the commit instead.
         repo_type (`str`, defaults to `"model"`): What the folder holds: `"model"` or `"space"`.
 
@@ -37,7 +41,8 @@ def push_to_hub(
         `str`: Address of the commit, or of the proposal.
 
     Raises:
-        ValueError: The folder holds no such thing, or it cannot be uploaded; the message says what is on the Hub then.
+        ValueError: The folder holds no such thing, or it cannot be uploaded; the message says what
+            is on the Hub then.
     """
     return upload_files(list_files(folder, repo_type), repo_id, private, revision, create_pr, repo_type)
 
@@ -51,7 +56,8 @@ def upload_files(
     repo_type: str = "model",
 ) -> str:
     """
-    Uploads files in one commit. If that fails, a repository or a branch that was made for it is deleted again.
+    Uploads files in one commit. If that fails, a repository or a branch that was made for it is
+    deleted again.
 
     Args:
         files (`Mapping[str, Path]`): The files, by their path in the repository.
@@ -67,7 +73,9 @@ def upload_files(
 
     repository = _Repository(repo_id, repo_type)
     try:
-        operations = [CommitOperationAdd(name, read_public(path)) for name, path in files.items()]  # before anything is made
+        operations = [
+            CommitOperationAdd(name, read_public(path)) for name, path in files.items()
+        ]  # before anything is made
         repository.prepare(private, revision)
         commit = repository.api.create_commit(
             repository.repo_id,
@@ -87,7 +95,8 @@ def upload_files(
 
 def read_public(path: Path) -> Path | bytes:
     """
-    Reads what may be told of a file: of a configuration all but where it was loaded from, which diffusers writes into it.
+    Reads what may be told of a file: of a configuration all but where it was loaded from, which
+    diffusers writes into it.
 
     Args:
         path (`Path`): The file.
@@ -118,12 +127,21 @@ class _Repository:
         self.heads = None  # the commit of each branch and proposal, before the upload
 
     def prepare(self, private, revision):
-        """Makes the repository and the branch where they are not there; raises where something else is there."""
+        """
+        Makes the repository and the branch where they are not there; raises where something else is
+        there.
+        """
         self._create(private)
         self.heads = self._read_heads()
-        if private and not self.is_new and not self.api.repo_info(self.repo_id, repo_type=self.repo_type).private:
+        if (
+            private
+            and not self.is_new
+            and not self.api.repo_info(self.repo_id, repo_type=self.repo_type).private
+        ):
             raise ValueError("it is public already, though a private one is asked for")
-        mark = "app.py" if self.repo_type == "space" else "model_index.json"  # what holds something else lacks it
+        mark = (
+            "app.py" if self.repo_type == "space" else "model_index.json"
+        )  # what holds something else lacks it
         there = self._list_files()
         if there and mark not in there:
             raise ValueError(f"it is taken by something else, which holds {printable(min(there))}")
@@ -133,7 +151,10 @@ class _Repository:
             self.heads = self._read_heads()
 
     def take_back(self):
-        """Deletes what the push has made, unless something else has come there; says what is there now."""
+        """
+        Deletes what the push has made, unless something else has come there; says what is there
+        now.
+        """
         if self.heads is None and not self.is_new:
             return UNCHANGED
         try:
@@ -166,13 +187,18 @@ class _Repository:
         except HfHubHTTPError as error:
             if error.response.status_code not in (403, 409):
                 raise
-            address = self.api.create_repo(self.repo_id, exist_ok=True, **options)  # it is there, or may not be made
+            address = self.api.create_repo(
+                self.repo_id, exist_ok=True, **options
+            )  # it is there, or may not be made
         self.repo_id = address.repo_id
         self.address = str(address)
 
     def _list_files(self):
         """The files there, but those that the Hub itself puts into a new repository."""
-        return set(self.api.list_repo_files(self.repo_id, repo_type=self.repo_type)) - {".gitattributes", "README.md"}
+        return set(self.api.list_repo_files(self.repo_id, repo_type=self.repo_type)) - {
+            ".gitattributes",
+            "README.md",
+        }
 
     def _read_heads(self):
         refs = self.api.list_repo_refs(self.repo_id, repo_type=self.repo_type, include_pull_requests=True)

@@ -1,8 +1,9 @@
 """
 Reading what others have written: small files, checked before they are believed.
 
-A repository may hold anything. Nothing of it runs here, no more than a bound is read of a file, and what is not of the expected
-type is a ValueError that names the file and the entry. What goes to a terminal passes through [`printable`].
+A repository may hold anything. Nothing of it runs here, no more than a bound is read of a file, and
+what is not of the expected type is a ValueError that names the file and the entry. What goes to a
+terminal passes through [`printable`].
 """
 
 import json
@@ -20,11 +21,18 @@ MAX_SIZE = 2**16  # of any number in a network's configuration
 MAX_ENTRIES = 64  # of any list there
 MAX_DEPTH = 4
 MAX_BLOCKS = 128  # levels times blocks a level
-NETWORKS = ("PFGMPPUNet2DModel", "DDPMUNet2DModel", "UNet2DModel")  # whose parameters can be counted from their configuration
+NETWORKS = (
+    "PFGMPPUNet2DModel",
+    "DDPMUNet2DModel",
+    "UNet2DModel",
+)  # whose parameters can be counted from their configuration
 
 
 def printable(text: str) -> str:
-    """Writes out control characters, which a terminal would obey, as escapes: one line in, one line out."""
+    """
+    Writes out control characters, which a terminal would obey, as escapes: one line in, one line
+    out.
+    """
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -88,7 +96,9 @@ def read_object(folder: Path, name: str) -> dict[str, Any]:
 
     text = read_text(folder, name)
     try:
-        entries = json.loads(text, object_pairs_hook=unique, parse_float=finite, parse_int=whole, parse_constant=finite)
+        entries = json.loads(
+            text, object_pairs_hook=unique, parse_float=finite, parse_int=whole, parse_constant=finite
+        )
     except RecursionError:
         raise ValueError(f"{name} is nested too deeply.") from None
     except ValueError as error:
@@ -146,7 +156,9 @@ def read_metadata(text: str) -> dict[str, Any]:
     return metadata or {}
 
 
-def get_entry(entries: Mapping[str, Any], name: str, kind: type | tuple[type, ...], file: str, default: Any = ...) -> Any:
+def get_entry(
+    entries: Mapping[str, Any], name: str, kind: type | tuple[type, ...], file: str, default: Any = ...
+) -> Any:
     """
     Returns an entry of the expected type.
 
@@ -220,7 +232,8 @@ def list_components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
         index (`Mapping[str, Any]`): What `model_index.json` holds.
 
     Returns:
-        `dict[str, tuple[str, str]]`: Library and class of each, by its name, which is that of its folder.
+        `dict[str, tuple[str, str]]`: Library and class of each, by its name, which is that of its
+            folder.
 
     Raises:
         ValueError: A component's name is no plain name, or `unet` or `scheduler` is missing.
@@ -229,7 +242,9 @@ def list_components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     for name, value in index.items():
         if isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value):
             if not name.isidentifier() or not value[0].isidentifier():
-                raise ValueError(f"model_index.json names the component {name[:100]!r}, which cannot be a folder's name.")
+                raise ValueError(
+                    f"model_index.json names the component {name[:100]!r}, which cannot be a folder's name."
+                )
             components[name] = tuple(value)
     for name in ("unet", "scheduler"):
         if name not in components:
@@ -264,11 +279,15 @@ def build_network(name: str, config: Mapping[str, Any], file: str) -> Any:
     options = {option: config.get(option, parameter.default) for option, parameter in parameters.items()}
     for option, value in options.items():
         _check_size(value, f"`{option}` in {file}")
-    levels = get_entry(options, "channel_mult" if "channel_mult" in options else "block_out_channels", (list, tuple), file)
+    levels = get_entry(
+        options, "channel_mult" if "channel_mult" in options else "block_out_channels", (list, tuple), file
+    )
     blocks = get_entry(options, "num_blocks" if "num_blocks" in options else "layers_per_block", int, file)
     count = len(levels) * blocks
     if count > MAX_BLOCKS:
-        raise ValueError(f"{file} declares {count} blocks, of which {MAX_BLOCKS} are the most that are believed.")
+        raise ValueError(
+            f"{file} declares {count} blocks, of which {MAX_BLOCKS} are the most that are believed."
+        )
     try:
         with torch.device("meta"):
             return cls(**options)
@@ -284,6 +303,8 @@ def _check_size(value, name, depth=0):
         raise ValueError(f"{name} holds {value:g}, and {MAX_SIZE} is the most that is believed.")
     if isinstance(value, (list, tuple, dict)):
         if len(value) > MAX_ENTRIES:
-            raise ValueError(f"{name} holds {len(value)} entries, and {MAX_ENTRIES} is the most that is believed.")
+            raise ValueError(
+                f"{name} holds {len(value)} entries, and {MAX_ENTRIES} is the most that is believed."
+            )
         for each in value.values() if isinstance(value, dict) else value:
             _check_size(each, name, depth + 1)

@@ -2,7 +2,6 @@
 
 from .augment import Augmentation
 from .checkpoint import load_checkpoint, save_checkpoint
-from .data import ImageDataset, ImageDecoder, ImageStream, derived_seed, load_images, prefetch
 from .ema import HalfLifeEMA, PowerFunctionEMA, power_of_width
 from .finetune import adapt_network, choose_classes, trained_range
 from .frechet import FrechetDistance
@@ -22,9 +21,6 @@ __all__ = [
     "DimensionRange",
     "FrechetDistance",
     "HalfLifeEMA",
-    "ImageDataset",
-    "ImageDecoder",
-    "ImageStream",
     "JSONLTracker",
     "LossMeter",
     "PFGMPPLoss",
@@ -32,16 +28,13 @@ __all__ = [
     "UncertaintyWeighting",
     "adapt_network",
     "choose_classes",
-    "derived_seed",
     "identify_run",
     "learning_rate_factor",
     "lies_in",
     "list_checkpoints",
     "load_checkpoint",
-    "load_images",
     "open_run",
     "power_of_width",
-    "prefetch",
     "read_run",
     "remove_run",
     "replace_nonfinite_gradients",

@@ -1,8 +1,10 @@
 r"""
-Non-leaking augmentation (https://huggingface.co/papers/2206.00364, app. F.2; https://huggingface.co/papers/2006.06676).
+Non-leaking augmentation (https://huggingface.co/papers/2206.00364, app. F.2;
+https://huggingface.co/papers/2006.06676).
 
-Images are transformed at random and the network is told how, by nine labels that are zero where nothing was done. So it learns
-from more images than there are, and with all labels zero it draws the data as they are.
+Images are transformed at random and the network is told how, by nine labels that are zero where
+nothing was done. So it learns from more images than there are, and with all labels zero it draws
+the data as they are.
 
 | transform | drawn | labels | strength |
 |---|---|---|---|
@@ -20,7 +22,8 @@ import torch
 import torch.nn.functional as F
 
 
-# The orthonormal wavelet filter sym6: its shifts by two are orthonormal, so going up and down by two with it changes nothing.
+# The orthonormal wavelet filter sym6: its shifts by two are orthonormal, so going up and down by
+# two with it changes nothing.
 SYM6 = (
     0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633,
     0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263752278646252,
@@ -33,7 +36,8 @@ class Augmentation:
     Draws transforms for a batch and applies them.
 
     Args:
-        p (`float`): Probability of each transform but the x-flip, which is tried for every image unless `p` is 0.
+        p (`float`): Probability of each transform but the x-flip, which is tried for every image
+            unless `p` is 0.
 
     Raises:
         ValueError: `p` is no probability.
@@ -58,8 +62,8 @@ class Augmentation:
             device (`torch.device`, *optional*): Where it draws.
 
         Returns:
-            `torch.Tensor` of shape `(count, 8)`: Flips along x and y, scale, rotation, stretch and its axis, and shifts along
-                x and y; zero where nothing is done.
+            `torch.Tensor` of shape `(count, 8)`: Flips along x and y, scale, rotation, stretch and
+                its axis, and shifts along x and y; zero where nothing is done.
         """
 
         def chance(p):
@@ -84,10 +88,12 @@ class Augmentation:
         """
         Args:
             images (`torch.Tensor` of shape `(batch, C, H, W)`): The images.
-            transforms (`torch.Tensor` of shape `(batch, 8)`): What is done to each, from [`~Augmentation.draw`].
+            transforms (`torch.Tensor` of shape `(batch, 8)`): What is done to each, from
+                [`~Augmentation.draw`].
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: The transformed images, and labels of shape `(batch, 9)`.
+            `tuple[torch.Tensor, torch.Tensor]`: The transformed images, and labels of shape
+                `(batch, 9)`.
         """
         x_flip, y_flip, scale, rotation, stretch, axis, *shift = transforms.to(images).unbind(1)
         labels = torch.stack(
@@ -104,8 +110,12 @@ class Augmentation:
         moved = (labels[:, 2:] != 0).any(1).nonzero().squeeze(1)
         if len(moved):
             size = labels.new_tensor([images.shape[-1], images.shape[-2]])
-            matrix = _stretched(stretch, axis) @ _rotated(rotation) * (2 ** (0.2 * labels[:, 2]))[:, None, None]
-            images = images.index_copy(0, moved, resample(images[moved], matrix[moved], (0.125 * size * labels[:, 7:])[moved]))
+            matrix = (
+                _stretched(stretch, axis) @ _rotated(rotation) * (2 ** (0.2 * labels[:, 2]))[:, None, None]
+            )
+            images = images.index_copy(
+                0, moved, resample(images[moved], matrix[moved], (0.125 * size * labels[:, 7:])[moved])
+            )
         return images, labels
 
 
@@ -121,8 +131,9 @@ def _stretched(weight, axis):
 
 def resample(images: torch.Tensor, matrix: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     """
-    Moves what is at v to `matrix` v + `shift`, both from the centre in pixels, with mirrored borders and without aliasing: by
-    bilinear interpolation at twice the resolution, to which and from which the wavelet filter sym6 leads.
+    Moves what is at v to `matrix` v + `shift`, both from the centre in pixels, with mirrored
+    borders and without aliasing: by bilinear interpolation at twice the resolution, to which and
+    from which the wavelet filter sym6 leads.
 
     Args:
         images (`torch.Tensor` of shape `(batch, C, H, W)`): The images.

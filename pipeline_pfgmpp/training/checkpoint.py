@@ -1,5 +1,9 @@
-"""Checkpoints of a run: folders `checkpoint-N`, written beside their place, checked when they are read."""
+"""
+Checkpoints of a run: folders `checkpoint-N`, written beside their place, checked when they are
+read.
+"""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -7,8 +11,10 @@ import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
+from ..records.writing import replace_folder
 from .run import list_checkpoints, step_of, write_run
 
 
@@ -24,10 +30,16 @@ def _checksum(path):
 
 
 def save_checkpoint(
-    accelerator: Accelerator, output_dir: str | os.PathLike, step: int, data_state: object, limit: int, run: dict
+    accelerator: Accelerator,
+    output_dir: str | os.PathLike,
+    step: int,
+    data_state: object,
+    limit: int,
+    run: dict,
 ) -> None:
     """
-    Writes `checkpoint-N` beside its place, moves it there, then removes the oldest over the limit. Every process calls it.
+    Writes `checkpoint-N` beside its place, moves it there, then removes the oldest over the limit.
+    Every process calls it.
 
     Args:
         accelerator (`Accelerator`): Holds what is saved.
@@ -41,27 +53,30 @@ def save_checkpoint(
         OSError: It cannot be written; the ones before it are as they were.
     """
     final = Path(output_dir) / f"checkpoint-{step}"
-    partial = final.with_name(f".{final.name}.partial")
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left
-    accelerator.wait_for_everyone()
+    main = accelerator.is_main_process
+    if main:
+        for left in Path(output_dir).glob(".checkpoint-*.partial"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
     try:
-        accelerator.save_state(str(partial))
-        (partial / f"data_{accelerator.process_index}.json").write_text(json.dumps(data_state))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            write_run(partial, run)
-            sums = {path.relative_to(partial).as_posix(): _checksum(path) for path in partial.rglob("*") if path.is_file()}
-            (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1))
+        with replace_folder(final) if main else contextlib.nullcontext() as partial:
+            (partial,) = broadcast_object_list([partial])
+            accelerator.save_state(str(partial))
+            (partial / f"data_{accelerator.process_index}.json").write_text(json.dumps(data_state))
+            accelerator.wait_for_everyone()
+            if main:
+                write_run(partial, run)
+                sums = {
+                    path.relative_to(partial).as_posix(): _checksum(path)
+                    for path in partial.rglob("*")
+                    if path.is_file()
+                }
+                (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1))
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk comes as any of them
-        shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
             f"The checkpoint of step {step} cannot be written, the ones before it are as they were: {error}"
         ) from error
-    if accelerator.is_main_process:
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        for old in list_checkpoints(output_dir)[:-limit] if limit else []:
+    if main and limit:
+        for old in list_checkpoints(output_dir)[:-limit]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
 

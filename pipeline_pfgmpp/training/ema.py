@@ -1,8 +1,9 @@
 r"""
-Moving averages of the weights, on diffusers' [`EMAModel`]: EDM's, whose half-life is counted in images, and EDM2's power
-function, whose width can be chosen when training is over:
+Moving averages of the weights, on diffusers' [`EMAModel`]: EDM's, whose half-life is counted in
+images, and EDM2's power function, whose width can be chosen when training is over:
 
-    python -m pipeline_pfgmpp.training.ema outputs/run --width 0.08    # writes it beside the run's weights, as a variant
+    python -m pipeline_pfgmpp.training.ema outputs/run --width 0.08    # writes it beside the run's
+    weights, as a variant
 """
 
 import argparse
@@ -16,18 +17,24 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ..records.writing import replace_file
+
 
 class _ShardedEMAModel(EMAModel):
     """diffusers' average, also of parameters that FSDP shards: then its state is saved whole."""
 
     def __init__(self, parameters):
         parameters = list(parameters)
-        super().__init__(parameters, foreach=not any(isinstance(parameter, DTensor) for parameter in parameters))
+        super().__init__(
+            parameters, foreach=not any(isinstance(parameter, DTensor) for parameter in parameters)
+        )
 
     def state_dict(self):
         """The state, the same on every process; under FSDP every process calls it."""
         state = super().state_dict()
-        whole = [tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in self.shadow_params]
+        whole = [
+            tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in self.shadow_params
+        ]
         return {**state, "shadow_params": whole}
 
     def load_state_dict(self, state_dict):
@@ -35,15 +42,17 @@ class _ShardedEMAModel(EMAModel):
         sharded = self.shadow_params
         super().load_state_dict(state_dict)
         self.shadow_params = [
-            distribute_tensor(whole, shard.device_mesh, shard.placements) if isinstance(shard, DTensor) else whole.to(shard)
+            distribute_tensor(whole, shard.device_mesh, shard.placements)
+            if isinstance(shard, DTensor)
+            else whole.to(shard)
             for shard, whole in zip(sharded, self.shadow_params)
         ]
 
 
 class HalfLifeEMA(_ShardedEMAModel):
     r"""
-    EDM's average: decay $2^{-B/h}$ for batches of B images and a half-life of
-    $h = \min(h_{max}, \text{rampup} \cdot \text{images seen})$ (https://huggingface.co/papers/2206.00364, app. F.1).
+    EDM's average: decay $2^{-B/h}$ for batches of B images and a half-life of $h = \min(h_{max},
+    \text{rampup} \cdot \text{images seen})$ (https://huggingface.co/papers/2206.00364, app. F.1).
 
     Args:
         parameters (`Iterable[torch.nn.Parameter]`): The parameters to average.
@@ -70,12 +79,14 @@ class HalfLifeEMA(_ShardedEMAModel):
 
 class PowerFunctionEMA(_ShardedEMAModel):
     r"""
-    EDM2's average: decay $(1 - 1/t)^{\gamma + 1}$ at step t, so that the weights of step $\tau$ count as $\tau^\gamma$ and the
-    average is as wide, relative to the training, at every time (https://huggingface.co/papers/2312.02696, sec. 3.1).
+    EDM2's average: decay $(1 - 1/t)^{\gamma + 1}$ at step t, so that the weights of step $\tau$
+    count as $\tau^\gamma$ and the average is as wide, relative to the training, at every time
+    (https://huggingface.co/papers/2312.02696, sec. 3.1).
 
     Args:
         parameters (`Iterable[torch.nn.Parameter]`): The parameters to average.
-        width (`float`): Standard deviation of the profile as a part of the training, sigma_rel of the paper; in (0, 0.289).
+        width (`float`): Standard deviation of the profile as a part of the training, sigma_rel of
+            the paper; in (0, 0.289).
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], width: float):
@@ -101,9 +112,8 @@ class PowerFunctionEMA(_ShardedEMAModel):
             return
         tensors = {name: tensor.contiguous() for name, tensor in zip(names, average)}
         path = Path(run) / "ema" / f"{step}-{self.width:g}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path.with_suffix(".partial"))
-        os.replace(path.with_suffix(".partial"), path)
+        with replace_file(path) as partial:
+            save_file(tensors, partial)
 
 
 def power_of_width(width: float) -> float:
@@ -127,8 +137,9 @@ def power_of_width(width: float) -> float:
 
 def reconstruction_weights(snapshots: Sequence[tuple[int, float]], step: int, width: float) -> torch.Tensor:
     r"""
-    How to sum power-function averages into one of another width: the least-squares fit of its profile
-    $p(\tau) = (\gamma + 1) \tau^\gamma / t^{\gamma + 1}$ by theirs (https://huggingface.co/papers/2312.02696, app. C).
+    How to sum power-function averages into one of another width: the least-squares fit of its
+    profile $p(\tau) = (\gamma + 1) \tau^\gamma / t^{\gamma + 1}$ by theirs
+    (https://huggingface.co/papers/2312.02696, app. C).
 
     Args:
         snapshots (list of `tuple[int, float]`): Step and width of each average.
@@ -136,7 +147,8 @@ def reconstruction_weights(snapshots: Sequence[tuple[int, float]], step: int, wi
         width (`float`): Its width.
 
     Returns:
-        `torch.Tensor` of shape `(len(snapshots),)`, float64: The weights; they sum to 1 up to the error of the fit.
+        `torch.Tensor` of shape `(len(snapshots),)`, float64: The weights; they sum to 1 up to the
+            error of the fit.
 
     Raises:
         ValueError: A width is out of range, or `step` is after the last snapshot.
@@ -160,7 +172,8 @@ def reconstruct(run: str | os.PathLike, width: float, step: int | None = None) -
     Args:
         run (`str` or `os.PathLike`): The run's folder, with the snapshots in `ema/`.
         width (`float`): sigma_rel, in (0, 0.289).
-        step (`int`, *optional*): The optimisation step of which to take it; by default that of the last snapshot.
+        step (`int`, *optional*): The optimisation step of which to take it; by default that of the
+            last snapshot.
 
     Returns:
         `dict[str, torch.Tensor]`: The parameters by name.
@@ -181,7 +194,9 @@ def reconstruct(run: str | os.PathLike, width: float, step: int | None = None) -
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="the --output_dir of a finished training with --ema_width")
     parser.add_argument("--width", type=float, required=True, help="sigma_rel, between 0 and 0.289")
     parser.add_argument("--step", type=int, help="optimisation step (default: the last)")

@@ -15,7 +15,10 @@ CLASS_EMBEDDINGS = ("map_label.weight", "class_embedding.weight")  # of our netw
 
 
 def choose_classes(
-    pipeline: PFGMPPPipeline, class_names: list[str] | None, class_conditional: bool | None = None, new_classes: bool = False
+    pipeline: PFGMPPPipeline,
+    class_names: list[str] | None,
+    class_conditional: bool | None = None,
+    new_classes: bool = False,
 ) -> list[str]:
     """
     Decides which classes a pretrained network is trained on.
@@ -24,8 +27,8 @@ def choose_classes(
         pipeline ([`PFGMPPPipeline`]): Holds the network.
         class_names (`list[str]`, *optional*): The classes of the data.
         class_conditional (`bool`, *optional*): Whether there are to be classes; None is what fits.
-        new_classes (`bool`, defaults to `False`): Whether the network's classes give way to those of the data, to none where
-            these have none.
+        new_classes (`bool`, defaults to `False`): Whether the network's classes give way to those
+            of the data, to none where these have none.
 
     Returns:
         `list[str]`: Their names; empty for a network without classes.
@@ -41,7 +44,9 @@ def choose_classes(
     if not count and class_conditional:
         raise ValueError(f"has no classes, but the data have {len(found)}: --new_classes gives it theirs.")
     if count and class_conditional is False:
-        raise ValueError(f"has {count} classes: to leave them out, give --new_classes as well as --no-class_conditional.")
+        raise ValueError(
+            f"has {count} classes: to leave them out, give --new_classes as well as --no-class_conditional."
+        )
     if count and (len(found) != count or (names and _spell(names) != _spell(found))):
         raise ValueError(
             f"has {_list_classes(count, names)}, but the data have {_list_classes(len(found), found)}: --new_classes gives it"
@@ -62,17 +67,22 @@ def _list_classes(count, names):
 
 
 def adapt_network(
-    unet: ModelMixin, num_classes: int | None = None, label_dropout: float | None = None, d_conditioning: bool = False
+    unet: ModelMixin,
+    num_classes: int | None = None,
+    label_dropout: float | None = None,
+    d_conditioning: bool = False,
 ) -> ModelMixin:
     """
-    Changes what a network is told, and keeps its weights: a new embedding begins at zero, where the network is what it was
-    without a class, or at D = infinity.
+    Changes what a network is told, and keeps its weights: a new embedding begins at zero, where the
+    network is what it was without a class, or at D = infinity.
 
     Args:
         unet (`ModelMixin`): The network.
-        num_classes (`int`, *optional*): Classes, with a fresh embedding; 0 for none, None to leave those that it has.
+        num_classes (`int`, *optional*): Classes, with a fresh embedding; 0 for none, None to leave
+            those that it has.
         label_dropout (`float`, *optional*): Probability of training without the class; None leaves it.
-        d_conditioning (`bool`, defaults to `False`): Whether it is told D; what is told it already stays so.
+        d_conditioning (`bool`, defaults to `False`): Whether it is told D; what is told it already
+            stays so.
 
     Returns:
         `ModelMixin`: The network, itself where there is nothing to change.
@@ -120,6 +130,8 @@ def trained_range(pipeline: PFGMPPPipeline) -> DimensionRange:
     low, high = config.D, config.D
     if pipeline.unet.config.get("d_conditioning"):
         if not config.get("D_range"):
-            raise ValueError("is told D, but does not state for which it was trained: give --D, such as 16:inf.")
+            raise ValueError(
+                "is told D, but does not state for which it was trained: give --D, such as 16:inf."
+            )
         low, high = config.D_range
     return DimensionRange(*(math.inf if D is None else D for D in (low, high)))

@@ -5,21 +5,23 @@ from itertools import islice
 import torch
 from accelerate import Accelerator
 
+from ..data import ImageDataset, ImageStream
 from ..evaluation import ImageMetrics, load_features
 from ..evaluation.evaluate import gather_features
+from ..generation import generate
 from ..pipeline_pfgmpp import PFGMPPPipeline
-from ..sampling import generate
-from .data import ImageDataset, ImageStream
 
 
 class FrechetDistance:
     """
-    Draws images for the seeds 0, 1, …, shared among the processes, and measures their distance from 10,000 of the data.
+    Draws images for the seeds 0, 1, …, shared among the processes, and measures their distance from
+    10,000 of the data.
 
     Args:
         data ([`ImageDataset`] or [`ImageStream`]): The data.
         num_images (`int`): Images to draw, rounded up to fill the processes.
-        features (`str`): What they are measured over, as [`~pipeline_pfgmpp.evaluation.load_features`] takes it.
+        features (`str`): What they are measured over, as
+            [`~pipeline_pfgmpp.evaluation.load_features`] takes it.
         accelerator (`Accelerator`): The processes.
 
     Raises:
@@ -27,10 +29,14 @@ class FrechetDistance:
         ValueError: They are not of such images.
     """
 
-    def __init__(self, data: ImageDataset | ImageStream, num_images: int, features: str, accelerator: Accelerator):
+    def __init__(
+        self, data: ImageDataset | ImageStream, num_images: int, features: str, accelerator: Accelerator
+    ):
         batches = [batch["images"] for batch, _ in islice(data.batches(500), 20)]
         self.accelerator, self.seeds_a_process = accelerator, -(-num_images // accelerator.num_processes)
-        with accelerator.main_process_first():  # the others find its features of the data, where those are the same
+        with (
+            accelerator.main_process_first()
+        ):  # the others find its features of the data, where those are the same
             extractor = load_features(features, accelerator.device)
             self.metrics = ImageMetrics(extractor, torch.cat(batches), gather=gather_features)
 
@@ -45,5 +51,7 @@ class FrechetDistance:
         """
         first = self.accelerator.process_index * self.seeds_a_process
         seeds = list(range(first, first + self.seeds_a_process))
-        images = torch.cat([images for _, images in generate(pipeline, seeds, batch_size, "Fréchet distance")])
+        images = torch.cat(
+            [images for _, images in generate(pipeline, seeds, batch_size, "Fréchet distance")]
+        )
         return self.metrics(images)["fid"]

@@ -9,10 +9,12 @@ from torch.distributed.tensor import DTensor
 @torch.no_grad()
 def replace_nonfinite_gradients(parameters: Iterable[torch.nn.Parameter]) -> int:
     """
-    Replaces NaN by 0 and infinities by ±1e5 in the gradients (https://huggingface.co/papers/2206.00364, app. F).
+    Replaces NaN by 0 and infinities by ±1e5 in the gradients
+    (https://huggingface.co/papers/2206.00364, app. F).
 
     Args:
-        parameters (`Iterable[torch.nn.Parameter]`): The parameters, whose gradients are changed in place.
+        parameters (`Iterable[torch.nn.Parameter]`): The parameters, whose gradients are changed in
+            place.
 
     Returns:
         `int`: How many numbers were replaced.

@@ -40,12 +40,16 @@ class JSONLTracker(GeneralTracker):
     def log(self, values: dict, step: int | None = None, **kwargs) -> None:
         """Appends a line."""
         with open(self.tracker, "a") as file:
-            file.write(json.dumps({"step": step, **{name: float(f"{value:.6g}") for name, value in values.items()}}) + "\n")
+            file.write(
+                json.dumps({"step": step, **{name: float(f"{value:.6g}") for name, value in values.items()}})
+                + "\n"
+            )
 
 
 def read_log(folder: str | os.PathLike) -> list[dict]:
     """
-    Reads a run's log in the order of its steps; of what was logged twice, because the run was resumed, the later counts.
+    Reads a run's log in the order of its steps; of what was logged twice, because the run was
+    resumed, the later counts.
 
     Args:
         folder (`str` or `os.PathLike`): The run's folder.
@@ -68,12 +72,13 @@ def read_log(folder: str | os.PathLike) -> list[dict]:
 
 class LossMeter:
     """
-    Mean loss since it was last read, of all images and by noise level, summed on the device: reading it is the one time that
-    waits for the device.
+    Mean loss since it was last read, of all images and by noise level, summed on the device:
+    reading it is the one time that waits for the device.
 
     Args:
         P_mean (`float`): Mean of ln(sigma).
-        P_std (`float`): Standard deviation of ln(sigma); the bins end at -1.5, -0.75, 0, 0.75 and 1.5 of them from the mean.
+        P_std (`float`): Standard deviation of ln(sigma); the bins end at -1.5, -0.75, 0, 0.75 and
+            1.5 of them from the mean.
         device (`torch.device`): Where the losses are.
     """
 
@@ -92,13 +97,16 @@ class LossMeter:
         """The means over all processes, which then begin anew; every process calls it."""
         total, count = accelerator.reduce(self.sums, "sum").tolist()
         self.sums.zero_()
-        means = {f"loss/{name}": value / number for name, value, number in zip(self.names, total, count) if number}
+        means = {
+            f"loss/{name}": value / number for name, value, number in zip(self.names, total, count) if number
+        }
         return {"loss": sum(total) / sum(count), **means}
 
 
 def plot(entries: list[dict], path: str | os.PathLike) -> None:
     """
-    Draws what a log holds: loss, also by noise level, gradient norm and learning rate, speed, and distance if measured.
+    Draws what a log holds: loss, also by noise level, gradient norm and learning rate, speed, and
+    distance if measured.
 
     Args:
         entries (`list[dict]`): What [`read_log`] returned.
@@ -109,7 +117,11 @@ def plot(entries: list[dict], path: str | os.PathLike) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    bins = [name for name in dict.fromkeys(name for entry in entries for name in entry) if name.startswith("loss/")]
+    bins = [
+        name
+        for name in dict.fromkeys(name for entry in entries for name in entry)
+        if name.startswith("loss/")
+    ]
     panels = [
         ("loss", {"loss": "mean"}),
         ("loss by noise level", {name: name.removeprefix("loss/sigma_") for name in bins}),
@@ -117,8 +129,12 @@ def plot(entries: list[dict], path: str | os.PathLike) -> None:
         ("images a second", {"images_per_second": ""}),
         ("Fréchet distance", {"frechet_distance": ""}),
     ]
-    panels = [(title, names) for title, names in panels if any(name in entry for name in names for entry in entries)]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.4), constrained_layout=True, squeeze=False)
+    panels = [
+        (title, names) for title, names in panels if any(name in entry for name in names for entry in entries)
+    ]
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4 * len(panels), 3.4), constrained_layout=True, squeeze=False
+    )
     for axis, (title, names) in zip(axes[0], panels):
         for name, label in names.items():
             points = [(entry["step"], entry[name]) for entry in entries if name in entry]
@@ -134,7 +150,9 @@ def plot(entries: list[dict], path: str | os.PathLike) -> None:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="the --output_dir of a training")
     args = parser.parse_args()
     try:

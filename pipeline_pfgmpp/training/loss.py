@@ -1,14 +1,16 @@
 r"""
-The perturbation objective of PFGM++ (https://huggingface.co/papers/2302.04265, eq. 10) in EDM's variables:
+The perturbation objective of PFGM++ (https://huggingface.co/papers/2302.04265, eq. 10) in EDM's
+variables:
 
 $$\mathbb{E}_{y, \sigma, \varepsilon}\; \lambda(\sigma)\, \lVert F(y + \sigma\varepsilon, \sigma) - y \rVert^2, \qquad
-  \ln\sigma \sim \mathcal{N}(P_{mean}, P_{std}^2), \quad \lambda(\sigma) = \frac{\sigma^2 + \sigma_d^2}{(\sigma\sigma_d)^2},$$
+  \ln\sigma \sim \mathcal{N}(P_{mean}, P_{std}^2), \quad \lambda(\sigma) = \frac{\sigma^2 +
+  \sigma_d^2}{(\sigma\sigma_d)^2},$$
 
 with $\varepsilon$ the Student-t noise of D degrees of freedom. At D = infinity it is EDM's.
 
 Over a reference batch the posterior mean takes the place of $y$: PFGM's Poisson field at D = 1
-(https://huggingface.co/papers/2209.11178), the stable target field at D = infinity (https://huggingface.co/papers/2302.00670).
-It has nearly the same expectation, and less variance.
+(https://huggingface.co/papers/2209.11178), the stable target field at D = infinity
+(https://huggingface.co/papers/2302.00670). It has nearly the same expectation, and less variance.
 """
 
 import math
@@ -20,7 +22,8 @@ from ..noise import degrees_of_freedom, field_target
 from ..scheduling_pfgmpp import PFGMPPScheduler
 
 
-# Beyond it the kernel of an image is as good as Gaussian; what lies between it and infinity is drawn as infinity.
+# Beyond it the kernel of an image is as good as Gaussian; what lies between it and infinity is
+# drawn as infinity.
 LARGEST_FINITE_D = 2.0**18
 SHARE_OF_INFINITY = 0.1
 
@@ -28,8 +31,8 @@ SHARE_OF_INFINITY = 0.1
 @dataclass(frozen=True)
 class DimensionRange:
     """
-    A law of D for networks that are conditioned on it: log-uniform from `low` to `high`; where `high` is infinite, log-uniform
-    up to 2^18 for nine images in ten, and infinite for the tenth.
+    A law of D for networks that are conditioned on it: log-uniform from `low` to `high`; where
+    `high` is infinite, log-uniform up to 2^18 for nine images in ten, and infinite for the tenth.
 
     Args:
         low (`float`): The least D.
@@ -45,7 +48,9 @@ class DimensionRange:
     def __post_init__(self):
         degrees_of_freedom(torch.tensor([self.low, self.high]))
         if not self.low <= self.high or (self.low < self.high == math.inf and self.low >= LARGEST_FINITE_D):
-            raise ValueError(f"`D` must be a range low:high with low < high, but is {self.low:g}:{self.high:g}.")
+            raise ValueError(
+                f"`D` must be a range low:high with low < high, but is {self.low:g}:{self.high:g}."
+            )
 
     @classmethod
     def parse(cls, text: str) -> "DimensionRange":
@@ -54,7 +59,9 @@ class DimensionRange:
         try:
             return cls(float(low), float(high[0] if high else low))
         except ValueError:
-            raise ValueError(f"`D` must be a positive number, inf, or a range such as 16:inf, but is {text!r}.") from None
+            raise ValueError(
+                f"`D` must be a positive number, inf, or a range such as 16:inf, but is {text!r}."
+            ) from None
 
     def __str__(self):
         return f"{self.low:g}" if self.low == self.high else f"{self.low:g}:{self.high:g}"
@@ -64,7 +71,9 @@ class DimensionRange:
         """The D to sample at when none is asked for: the geometric mean of the finite part."""
         return self.low if self.low == self.high else math.sqrt(self.low * min(self.high, LARGEST_FINITE_D))
 
-    def draw(self, count: int, generator: torch.Generator | None = None, device: torch.device | None = None) -> torch.Tensor:
+    def draw(
+        self, count: int, generator: torch.Generator | None = None, device: torch.device | None = None
+    ) -> torch.Tensor:
         """
         Draws a D an image.
 
@@ -91,7 +100,8 @@ class Perturbation:
 
     Args:
         sigma (`torch.Tensor` of shape `(batch,)`): The noise levels.
-        D (`torch.Tensor` of shape `(batch,)`, `float` or `None`): The augmented dimension of each image, or of all.
+        D (`torch.Tensor` of shape `(batch,)`, `float` or `None`): The augmented dimension of each
+            image, or of all.
         noise (`torch.Tensor` of shape `(batch, C, H, W)`): Unit noise.
     """
 
@@ -112,7 +122,8 @@ class PFGMPPLoss:
         scheduler ([`PFGMPPScheduler`]): Its D draws the noise, its preconditioning wraps the network.
         P_mean (`float`, defaults to -1.2): Mean of ln(sigma).
         P_std (`float`, defaults to 1.2): Standard deviation of ln(sigma).
-        dimensions ([`DimensionRange`], *optional*): The law of D for a network conditioned on it, which is told each image's.
+        dimensions ([`DimensionRange`], *optional*): The law of D for a network conditioned on it,
+            which is told each image's.
     """
 
     def __init__(
@@ -145,7 +156,11 @@ class PFGMPPLoss:
         """
         draw = {"generator": generator, "device": device, "dtype": dtype}
         sigma = (self.P_mean + self.P_std * torch.randn(shape[0], **draw)).exp()
-        D = self.scheduler.config.D if self.dimensions is None else self.dimensions.draw(shape[0], generator, device)
+        D = (
+            self.scheduler.config.D
+            if self.dimensions is None
+            else self.dimensions.draw(shape[0], generator, device)
+        )
         return Perturbation(sigma, D, self.scheduler.sample_noise(shape, D=D, **draw))
 
     def __call__(
@@ -161,12 +176,13 @@ class PFGMPPLoss:
             unet (`torch.nn.Module`): Called as `unet(c_in * x, c_noise, **conditioning)`.
             images (`torch.Tensor` of shape `(batch, C, H, W)`): Data in [-1, 1].
             perturbation ([`Perturbation`]): What is random, from [`~PFGMPPLoss.draw`].
-            references (`torch.Tensor` of shape `(M, C, H, W)`, *optional*): A larger batch with the images among them, whose
-                posterior mean is the target.
+            references (`torch.Tensor` of shape `(M, C, H, W)`, *optional*): A larger batch with the
+                images among them, whose posterior mean is the target.
             conditioning (`torch.Tensor`): What else the network takes, such as `class_labels`.
 
         Returns:
-            `torch.Tensor` of shape `(batch,)`: The weighted squared error of each image, averaged over its pixels.
+            `torch.Tensor` of shape `(batch,)`: The weighted squared error of each image, averaged
+                over its pixels.
         """
         scheduler, D = self.scheduler, perturbation.D
         sigma = perturbation.sigma.view(-1, 1, 1, 1)
@@ -175,7 +191,10 @@ class PFGMPPLoss:
         if self.dimensions is not None:
             conditioning["D"] = D.to(images)
 
-        model_input, c_noise = scheduler.precondition_inputs(x, sigma), scheduler.precondition_noise(perturbation.sigma)
+        model_input, c_noise = (
+            scheduler.precondition_inputs(x, sigma),
+            scheduler.precondition_noise(perturbation.sigma),
+        )
         output = unet(model_input, c_noise, return_dict=False, **conditioning)[0]
         denoised = scheduler.precondition_outputs(x, output.to(x.dtype), sigma)
 
@@ -187,11 +206,13 @@ class PFGMPPLoss:
 class UncertaintyWeighting(torch.nn.Module):
     r"""
     Weighs noise levels by how uncertain the network is about them, which is learned beside it
-    (https://huggingface.co/papers/2312.02696, eq. 14 and 21): the loss becomes $L e^{-u(\sigma)} + u(\sigma)$, which is least
-    where $u$ is the logarithm of the mean loss at that level, so every level contributes alike.
+    (https://huggingface.co/papers/2312.02696, eq. 14 and 21): the loss becomes $L e^{-u(\sigma)} +
+    u(\sigma)$, which is least where $u$ is the logarithm of the mean loss at that level, so every
+    level contributes alike.
 
     Args:
-        num_frequencies (`int`, defaults to 64): Random Fourier features of ln(sigma) / 4 that u is linear in.
+        num_frequencies (`int`, defaults to 64): Random Fourier features of ln(sigma) / 4 that u is
+            linear in.
     """
 
     def __init__(self, num_frequencies: int = 64):

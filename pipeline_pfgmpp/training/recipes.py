@@ -1,7 +1,8 @@
 """
-Recipes that go with the networks of the same names in [`PFGMPPUNet2DModel.from_preset`]: arguments of train_accelerate.py,
-which a command line overrides (https://huggingface.co/papers/2206.00364, tab. 7; https://huggingface.co/papers/2302.04265,
-app. C; the last two are ours). `fine-tuning` goes with a pretrained network of whatever kind.
+Recipes that go with the networks of the same names in [`PFGMPPUNet2DModel.from_preset`]: arguments
+of train_accelerate.py, which a command line overrides (https://huggingface.co/papers/2206.00364,
+tab. 7; https://huggingface.co/papers/2302.04265, app. C; the last two are ours). `fine-tuning` goes
+with a pretrained network of whatever kind.
 """
 
 # What a pretrained network brings itself, whatever recipe it is trained by: None is as it has it.
@@ -13,7 +14,13 @@ _CIFAR10 = {**_PUBLISHED, "train_batch_size": 512, "learning_rate": 1e-3, "resol
 RECIPES = {
     "cifar10-ncsnpp": _CIFAR10,
     "cifar10-ddpmpp": _CIFAR10,
-    "ffhq64-ddpmpp": {**_PUBLISHED, "train_batch_size": 256, "learning_rate": 2e-4, "resolution": 64, "augment": 0.15},
+    "ffhq64-ddpmpp": {
+        **_PUBLISHED,
+        "train_batch_size": 256,
+        "learning_rate": 2e-4,
+        "resolution": 64,
+        "augment": 0.15,
+    },
     "imagenet64-adm": {
         **_PUBLISHED,
         "train_batch_size": 4096,

@@ -1,6 +1,6 @@
 """
-What a run is: the folder that holds it, its checkpoints, its log and its result belong to it alone, and a file `run.json` in
-the folder and in each checkpoint says which run that is.
+What a run is: the folder that holds it, its checkpoints, its log and its result belong to it alone,
+and a file `run.json` in the folder and in each checkpoint says which run that is.
 """
 
 import argparse
@@ -10,12 +10,15 @@ import re
 import shutil
 from pathlib import Path
 
+from ..records.writing import replace_file
+
 
 RUN = "run.json"
 
-# The arguments that may change between a run and its continuation: how long it and its warm-up take, what it tells, where it is
-# and how it is computed. Every other one makes the run what it is. The batch is told over all processes and passes, and the
-# data and the pretrained network by what they hold.
+# The arguments that may change between a run and its continuation: how long it and its warm-up
+# take, what it tells, where it is and how it is computed. Every other one makes the run what it is.
+# The batch is told over all processes and passes, and the data and the pretrained network by what
+# they hold.
 CHANGEABLE = {
     "config", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "max_train_steps", "max_train_time",
     "lr_warmup_steps", "lr_warmup_images", "checkpointing_steps", "checkpoints_total_limit", "logging_steps", "report_to",
@@ -27,8 +30,8 @@ CHANGEABLE = {
 
 # What a run leaves in its folder beside checkpoints: its result included, and what was measured of that.
 LEFT = (
-    ".checkpoint-*.partial", "best", ".best.partial", "samples", "samples.png", "ema", "logs", "log.jsonl", "log.png",
-    "arguments.yaml", RUN, f".{RUN}.partial", "model_index.json", "unet", "scheduler", "guidance_unet", "README.md",
+    ".checkpoint-*.partial", "best", ".best.*.partial", "samples", "samples.png", "ema", "logs", "log.jsonl", "log.png",
+    "arguments.yaml", RUN, f".{RUN}.*.partial", "model_index.json", "unet", "scheduler", "guidance_unet", "README.md",
     "pipeline.py", "scheduling_pfgmpp.py", "noise.py", "evaluation.json", "robustness.json", "robustness.png", "noise.png",
 )  # fmt: skip
 MARKS = (RUN, "arguments.yaml", "log.jsonl", "model_index.json")  # by which the folder of a run is known
@@ -84,14 +87,15 @@ def write_run(folder: str | os.PathLike, run: dict) -> None:
         folder (`str` or `os.PathLike`): A run's folder or a checkpoint.
         run (`dict`): The run's identity, and what else is kept with it.
     """
-    partial = Path(folder, f".{RUN}.partial")
-    partial.write_text(json.dumps(run, indent=1))
-    os.replace(partial, Path(folder, RUN))
+    with replace_file(Path(folder, RUN)) as partial:
+        partial.write_text(json.dumps(run, indent=1))
 
 
 def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     """Lists the folders `checkpoint-N` of a run, oldest first."""
-    found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    found = [
+        path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)
+    ]
     return sorted((path for path in found if path.is_dir()), key=step_of)
 
 
@@ -100,7 +104,9 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
-def open_run(output_dir: str | os.PathLike, identity: dict, resume: str | None = None, overwrite: bool = False) -> list[Path]:
+def open_run(
+    output_dir: str | os.PathLike, identity: dict, resume: str | None = None, overwrite: bool = False
+) -> list[Path]:
     """
     Checks that a run may have its folder, changes nothing, and finds the checkpoints to go on from.
 
@@ -138,13 +144,19 @@ def _check_folder(folder, identity, resume, checkpoints):
     if run is None and list_checkpoints(folder) and resume:
         return  # of a run from before they had an identity: its checkpoints decide
     if run is None:
-        raise ValueError(f"--output_dir {folder} is not empty, it holds {held[0]}, and no run that could go on: {anew}.")
+        raise ValueError(
+            f"--output_dir {folder} is not empty, it holds {held[0]}, and no run that could go on: {anew}."
+        )
     if differences := _list_differences(run, identity):
         raise ValueError(f"--output_dir {folder} holds another run ({differences}): {anew}.")
     if not resume:
-        raise ValueError(f"--output_dir {folder} holds this run already: --resume_from_checkpoint latest goes on, or {anew}.")
+        raise ValueError(
+            f"--output_dir {folder} holds this run already: --resume_from_checkpoint latest goes on, or {anew}."
+        )
     if not checkpoints and (folder / "model_index.json").exists():
-        raise ValueError(f"--output_dir {folder} holds the result of this run, but no checkpoint to go on from: {anew}.")
+        raise ValueError(
+            f"--output_dir {folder} holds the result of this run, but no checkpoint to go on from: {anew}."
+        )
 
 
 def _check_checkpoint(checkpoint, identity, unclaimed):
@@ -165,7 +177,10 @@ def _check_checkpoint(checkpoint, identity, unclaimed):
 
 
 def _list_differences(run, identity):
-    """How a run differs from another in what both say: the argument, its value there, and its value here."""
+    """
+    How a run differs from another in what both say: the argument, its value there, and its value
+    here.
+    """
 
     def key(value):
         return value["digest"] if isinstance(value, dict) else value
@@ -179,7 +194,8 @@ def _list_differences(run, identity):
 
 def remove_run(output_dir: str | os.PathLike) -> None:
     """
-    Removes what a run left in its folder. Where none did, nothing is removed, so that what else lies there stays.
+    Removes what a run left in its folder. Where none did, nothing is removed, so that what else
+    lies there stays.
 
     Args:
         output_dir (`str` or `os.PathLike`): The folder.
@@ -197,4 +213,8 @@ def remove_run(output_dir: str | os.PathLike) -> None:
 
 def lies_in(path: str | os.PathLike | None, folder: str | os.PathLike) -> bool:
     """Tells whether a path is a folder, or something in it, on this machine."""
-    return path is not None and Path(path).exists() and Path(path).resolve().is_relative_to(Path(folder).resolve())
+    return (
+        path is not None
+        and Path(path).exists()
+        and Path(path).resolve().is_relative_to(Path(folder).resolve())
+    )

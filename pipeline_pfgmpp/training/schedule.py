@@ -7,14 +7,19 @@ SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt")
 
 
 def learning_rate_factor(
-    schedule: str, images: float, total_images: float, warmup_images: float = 0.0, decay_images: float = math.inf
+    schedule: str,
+    images: float,
+    total_images: float,
+    warmup_images: float = 0.0,
+    decay_images: float = math.inf,
 ) -> float:
     r"""
     What the learning rate is multiplied by: a linear warm-up, then the schedule.
 
     Args:
-        schedule (`str`): `"constant"`; `"cosine"` or `"linear"`, which fall to 0 at the end; `"inverse_sqrt"`, EDM2's
-            $1/\sqrt{\max(\text{images} / \text{decay\_images}, 1)}$ (https://huggingface.co/papers/2312.02696, eq. 67).
+        schedule (`str`): `"constant"`; `"cosine"` or `"linear"`, which fall to 0 at the end;
+            `"inverse_sqrt"`, EDM2's $1/\sqrt{\max(\text{images} / \text{decay\_images}, 1)}$
+            (https://huggingface.co/papers/2312.02696, eq. 67).
         images (`float`): Images seen before this step.
         total_images (`float`): Images of the whole training.
         warmup_images (`float`, defaults to 0): Images over which it rises from 0.

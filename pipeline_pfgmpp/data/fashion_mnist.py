@@ -1,7 +1,8 @@
 """
-Turns a data set in MNIST's IDX files, such as Debian's package dataset-fashion-mnist, into parquet files that `datasets` loads:
+Turns a data set in MNIST's IDX files, such as Debian's package dataset-fashion-mnist, into parquet
+files that `datasets` loads:
 
-    python -m pipeline_pfgmpp.training.idx_to_parquet /usr/share/datasets/fashion-mnist data/fashion-mnist
+    python -m pipeline_pfgmpp.data.fashion_mnist /usr/share/datasets/fashion-mnist data/fashion-mnist
 """
 
 import argparse
@@ -10,6 +11,8 @@ import os
 from pathlib import Path
 
 import numpy as np
+
+from ..records.writing import replace_file
 
 
 FASHION_MNIST_CLASSES = [
@@ -71,21 +74,25 @@ def convert(source: str | os.PathLike, output: str | os.PathLike, class_names: l
         images, labels = arrays
         if len(images) != len(labels) or labels.max(initial=0) >= len(class_names):
             found = f"{len(images)} images and {len(labels)} labels up to {labels.max(initial=0)}"
-            raise ValueError(f"The {split} split has {found}, which do not fit each other or {len(class_names)} classes.")
+            raise ValueError(
+                f"The {split} split has {found}, which do not fit each other or {len(class_names)} classes."
+            )
         dataset = datasets.Dataset.from_dict({"image": list(images), "label": labels}, features=features)
-        Path(output).mkdir(parents=True, exist_ok=True)
-        partial = Path(output) / f".{split}.parquet.partial"
-        dataset.to_parquet(partial)
-        os.replace(partial, Path(output) / f"{split}.parquet")
+        with replace_file(Path(output) / f"{split}.parquet") as partial:
+            dataset.to_parquet(partial)
         sizes[split] = len(images)
     return sizes
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", help="folder with the four IDX files")
     parser.add_argument("output", help="folder for train.parquet and test.parquet")
-    parser.add_argument("--class_names", nargs="+", default=FASHION_MNIST_CLASSES, help="default: Fashion-MNIST's")
+    parser.add_argument(
+        "--class_names", nargs="+", default=FASHION_MNIST_CLASSES, help="default: Fashion-MNIST's"
+    )
     args = parser.parse_args()
     try:
         sizes = convert(args.source, args.output, args.class_names)

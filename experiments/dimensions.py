@@ -1,7 +1,7 @@
 """
 How the pictures of one network for every D change with D.
 
-    python benchmarks/dimensions.py model_cards/pfgmpp-fashion-mnist
+    python experiments/dimensions.py model_cards/pfgmpp-fashion-mnist
 
 Draws the same seeds along D, and writes dimensions.md and dimensions.png beside this file.
 """
@@ -15,19 +15,23 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from pipeline_pfgmpp import PFGMPPScheduler
-from pipeline_pfgmpp.grid import labelled_grid, to_pil
-from pipeline_pfgmpp.sampling import generate
+from pipeline_pfgmpp.generation import generate
+from pipeline_pfgmpp.pictures.grid import draw_grid, to_pil
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="the network of every D")
     parser.add_argument("--seeds", type=int, default=30, help="pictures a D (default: %(default)s)")
     args = parser.parse_args()
     folder = Path(__file__).parent
     pipe = DiffusionPipeline.from_pretrained(args.model)
     pipe.unet.to(memory_format=torch.channels_last)
-    pipe.scheduler = PFGMPPScheduler.from_config(pipe.scheduler.config, solver_type="dpmpp_3m", rho=10.0, sigma_min=0.06)
+    pipe.scheduler = PFGMPPScheduler.from_config(
+        pipe.scheduler.config, solver_type="dpmpp_3m", rho=10.0, sigma_min=0.06
+    )
     text = continuity(pipe, args.seeds, folder / "dimensions.png")
     (folder / "dimensions.md").write_text(text)
     print(text)
@@ -37,7 +41,8 @@ def continuity(pipe, count, path):
     """How far pictures of the same seeds are apart at neighbouring D, for finer and finer steps of D."""
     finest, octaves = 8, 14  # steps an octave, from 16 up to 2^18
     dimensions = [16 * 2 ** (step / finest) for step in range(finest * octaves + 1)]
-    # Classes are given: where they are drawn, it is after the noise, which takes less of the generator at infinity.
+    # Classes are given: where they are drawn, it is after the noise, which takes less of the
+    # generator at infinity.
     labels = [seed % pipe.num_classes for seed in range(count)] if pipe.num_classes else None
     settings = {"num_inference_steps": 16, "class_labels": labels}
     drawn = torch.stack(
@@ -59,7 +64,7 @@ def continuity(pipe, count, path):
 
     rows = [*range(0, len(dimensions), 2 * finest), len(dimensions)]
     names = [f"D = {[*dimensions, math.inf][row]:g}" for row in rows]
-    labelled_grid(to_pil(drawn[rows, :10].flatten(0, 1)), 10, names).save(path)
+    draw_grid(to_pil(drawn[rows, :10].flatten(0, 1)), 10, names).save(path)
     return "\n".join([*lines, ""])
 
 

@@ -18,7 +18,7 @@ def to_pil(images: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]
 
 
-def labelled_grid(
+def draw_grid(
     images: list[Image.Image], columns: int, row_labels: list[str] | None = None, cell: int = 64, gap: int = 4
 ) -> Image.Image:
     """
@@ -28,7 +28,8 @@ def labelled_grid(
         images (`list[PIL.Image.Image]`): The images, row after row.
         columns (`int`): Images in a row.
         row_labels (`list[str]`, *optional*): Names of the rows; Pillow's font knows Latin letters alone.
-        cell (`int`, defaults to 64): Least height of an image in the grid, in pixels; smaller ones are enlarged in whole steps.
+        cell (`int`, defaults to 64): Least height of an image in the grid, in pixels; smaller ones
+            are enlarged in whole steps.
         gap (`int`, defaults to 4): Space between images, in pixels.
 
     Returns:
@@ -37,7 +38,9 @@ def labelled_grid(
     factor = max(1, -(-cell // images[0].height))
     width, height = images[0].width * factor, images[0].height * factor
     font = ImageFont.load_default(size=15)
-    margin = max((int(font.getlength(label)) for label in row_labels), default=0) + 3 * gap if row_labels else gap
+    margin = (
+        max((int(font.getlength(label)) for label in row_labels), default=0) + 3 * gap if row_labels else gap
+    )
     rows = -(-len(images) // columns)
     grid = Image.new(images[0].mode, (margin + columns * (width + gap), gap + rows * (height + gap)), "white")
     draw = ImageDraw.Draw(grid)
@@ -51,7 +54,7 @@ def labelled_grid(
     return grid
 
 
-def stacked(panels: dict[str, Image.Image], gap: int = 8) -> Image.Image:
+def stack_panels(panels: dict[str, Image.Image], gap: int = 8) -> Image.Image:
     """
     Puts pictures one below the other, each under its title.
 

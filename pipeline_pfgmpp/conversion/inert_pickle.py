@@ -1,9 +1,10 @@
 """
 Reads pickles and `torch.save` files without running them.
 
-A pickle is a program for a small stack machine, and `pickle.load` runs whatever functions it names. Here the standard library's
-`pickletools` only cuts the stream into opcodes, and the machine below knows data, containers and references: it has no way to
-import or to call. What a pickle would have built by a call stays a [`Record`] of the call.
+A pickle is a program for a small stack machine, and `pickle.load` runs whatever functions it names.
+Here the standard library's `pickletools` only cuts the stream into opcodes, and the machine below
+knows data, containers and references: it has no way to import or to call. What a pickle would have
+built by a call stays a [`Record`] of the call.
 """
 
 import math
@@ -36,7 +37,8 @@ STORAGES = {
     "torch.BoolStorage": torch.bool,
 }
 
-# The globals that pickled networks name. None of them is imported; any other is refused, since its file is something else.
+# The globals that pickled networks name. None of them is imported; any other is refused, since its
+# file is something else.
 ALLOWED_GLOBALS = re.compile(
     r"torch_utils\.persistence\._reconstruct_persistent_obj|dnnlib\.util\.EasyDict"
     r"|collections\.(OrderedDict|defaultdict)|(builtins|__builtin__)\.(set|frozenset|dict|list|object)|_codecs\.encode"
@@ -83,13 +85,15 @@ def read_pickle(stream: BinaryIO, storage=None) -> object:
 
     Args:
         stream (`BinaryIO`): Where to read, from memory.
-        storage (`Callable`, *optional*): Gives the [`Storage`] of a persistent id; without it there must be none.
+        storage (`Callable`, *optional*): Gives the [`Storage`] of a persistent id; without it there
+            must be none.
 
     Returns:
         `object`: What the pickle describes.
 
     Raises:
-        ValueError: The pickle is cut off, too large, of another kind, or names a global that is not allowed.
+        ValueError: The pickle is cut off, too large, of another kind, or names a global that is not
+            allowed.
     """
     stack, memo = [], {}
 
@@ -105,14 +109,22 @@ def read_pickle(stream: BinaryIO, storage=None) -> object:
         return Record(function.name, args)
 
     def named(module, name):
-        if not isinstance(module, str) or not isinstance(name, str) or not ALLOWED_GLOBALS.fullmatch(f"{module}.{name}"):
-            raise ValueError(f"it names the global {module}.{name}, which no network needs; nothing of it was run")
+        if (
+            not isinstance(module, str)
+            or not isinstance(name, str)
+            or not ALLOWED_GLOBALS.fullmatch(f"{module}.{name}")
+        ):
+            raise ValueError(
+                f"it names the global {module}.{name}, which no network needs; nothing of it was run"
+            )
         return Record(f"{module}.{name}")
 
     def set_items(target, pairs):
         items = target.items if isinstance(target, Record) else target
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            if not isinstance(key, (str, int, float, bytes, type(None))):  # hashing a nested key can take forever
+            if not isinstance(
+                key, (str, int, float, bytes, type(None))
+            ):  # hashing a nested key can take forever
                 raise ValueError(f"it has a dictionary with a {type(key).__name__} for a key")
             items[key] = value
 
@@ -132,7 +144,14 @@ def read_pickle(stream: BinaryIO, storage=None) -> object:
                     stack.append(opcode.name == "NEWTRUE")
                 case "BININT" | "BININT1" | "BININT2" | "LONG1" | "LONG4" | "BINFLOAT":
                     stack.append(arg)
-                case "SHORT_BINUNICODE" | "BINUNICODE" | "BINUNICODE8" | "SHORT_BINBYTES" | "BINBYTES" | "BINBYTES8":
+                case (
+                    "SHORT_BINUNICODE"
+                    | "BINUNICODE"
+                    | "BINUNICODE8"
+                    | "SHORT_BINBYTES"
+                    | "BINBYTES"
+                    | "BINBYTES8"
+                ):
                     stack.append(arg)
                 # Containers
                 case "MARK":
@@ -255,13 +274,18 @@ def _load_zip(path):
 def _persistent_id(pid):
     """Type, key and length out of ("storage", type, key, device, length, ...)."""
     match pid:
-        case ("storage", Record(name=name), str(key), str(), int(numel), *_) if name in STORAGES and numel >= 0:
+        case ("storage", Record(name=name), str(key), str(), int(numel), *_) if (
+            name in STORAGES and numel >= 0
+        ):
             return STORAGES[name], key, numel
     raise ValueError("it has a storage of an unknown type")
 
 
 def _load_storage(content):
-    """The storage in what `torch.storage._load_from_bytes` would be given: five pickles, a length, then the numbers."""
+    """
+    The storage in what `torch.storage._load_from_bytes` would be given: five pickles, a length,
+    then the numbers.
+    """
     content = _to_bytes(content)
     stream = BytesIO(content)
     read_pickle(stream), read_pickle(stream)  # a magic number, a version
@@ -281,7 +305,8 @@ def rebuild_tensor(record: object) -> torch.Tensor:
         record ([`Record`]): Its description, from [`load`].
 
     Returns:
-        `torch.Tensor`: The tensor, on the CPU; it must not be written to, since it may share memory with what was read.
+        `torch.Tensor`: The tensor, on the CPU; it must not be written to, since it may share memory
+            with what was read.
 
     Raises:
         ValueError: It is no tensor, or does not fit its storage.
@@ -289,20 +314,35 @@ def rebuild_tensor(record: object) -> torch.Tensor:
     match record:
         case Record(name="torch._utils._rebuild_parameter", args=(data, *_)):
             return rebuild_tensor(data)
-        case Record(name="torch._utils._rebuild_tensor_v2", args=(storage, int(offset), tuple(size), tuple(stride), *_)):
-            if isinstance(storage, Record) and storage.name == "torch.storage._load_from_bytes" and storage.args:
+        case Record(
+            name="torch._utils._rebuild_tensor_v2",
+            args=(storage, int(offset), tuple(size), tuple(stride), *_),
+        ):
+            if (
+                isinstance(storage, Record)
+                and storage.name == "torch.storage._load_from_bytes"
+                and storage.args
+            ):
                 storage = _load_storage(storage.args[0])
         case _:
             raise ValueError("it has something else where a tensor should be")
     numbers = (offset, *size, *stride)
-    if not isinstance(storage, Storage) or len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in numbers):
+    if (
+        not isinstance(storage, Storage)
+        or len(size) != len(stride)
+        or not all(type(n) is int and n >= 0 for n in numbers)
+    ):
         raise ValueError("it is damaged")
     numel = math.prod(size)
     if numel == 0:
         raise ValueError("it has an empty tensor")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
     data, begin = storage.read()
-    if last >= storage.numel or numel > storage.numel or len(data) < begin + storage.numel * storage.dtype.itemsize:
+    if (
+        last >= storage.numel
+        or numel > storage.numel
+        or len(data) < begin + storage.numel * storage.dtype.itemsize
+    ):
         raise ValueError("it has a tensor that is larger than its data")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
@@ -330,7 +370,9 @@ def to_number(value: object) -> float:
             return value
         case str() if value == "inf":
             return math.inf
-        case Record(name=str(name), args=(Record(args=(str(kind), *_)), content)) if name.endswith("multiarray.scalar"):
+        case Record(name=str(name), args=(Record(args=(str(kind), *_)), content)) if name.endswith(
+            "multiarray.scalar"
+        ):
             if re.fullmatch(r"[fiu][1248]", kind) and kind != "f1":
                 return float(np.frombuffer(_to_bytes(content), dtype=f"<{kind}", count=1)[0])
     raise ValueError("it has something else where a number should be")

@@ -1,10 +1,11 @@
 r"""
 Pictures of what the method does, from the exact field of a few charges, without a network:
 
-    python -m pipeline_pfgmpp.evaluation.field_lines pictures
+    python -m pipeline_pfgmpp.pictures.field_lines pictures
 
-Data are charges on the hyperplane at height $r = \sigma\sqrt{D} = 0$. Their field lines lead from the prior home:
-$dx/d\sigma = (x - F(x, \sigma))/\sigma$, with F the posterior mean (https://huggingface.co/papers/2302.04265).
+Data are charges on the hyperplane at height $r = \sigma\sqrt{D} = 0$. Their field lines lead from
+the prior home: $dx/d\sigma = (x - F(x, \sigma))/\sigma$, with F the posterior mean
+(https://huggingface.co/papers/2302.04265).
 """
 
 import argparse
@@ -14,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from ..cards import number
 from ..empirical_denoiser import EmpiricalDenoiser
 from ..noise import log_density, sample_noise
 from ..pipeline_pfgmpp import PFGMPPPipeline
+from ..records.dimensions import format_dimension
 from ..scheduling_pfgmpp import PFGMPPScheduler
 
 
@@ -61,7 +62,11 @@ def shape(name: str, count: int = 200) -> torch.Tensor:
 
 
 def trajectories(
-    charges: torch.Tensor, D: float | None, latents: torch.Tensor, num_steps: int = 60, sigma_max: float = SIGMA_MAX
+    charges: torch.Tensor,
+    D: float | None,
+    latents: torch.Tensor,
+    num_steps: int = 60,
+    sigma_max: float = SIGMA_MAX,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Follows field lines of the exact field from the prior to the charges.
@@ -69,13 +74,14 @@ def trajectories(
     Args:
         charges (`torch.Tensor` of shape `(M, N)`): The data.
         D (`float` or `None`): The augmented dimension; None is infinity.
-        latents (`torch.Tensor` of shape `(K, N)`): Unit noise, where the lines begin, in units of `sigma_max`.
+        latents (`torch.Tensor` of shape `(K, N)`): Unit noise, where the lines begin, in units of
+            `sigma_max`.
         num_steps (`int`, defaults to 60): Steps of Heun.
         sigma_max (`float`, defaults to 4): Height at which they begin.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Points of shape `(num_steps + 1, K, N)` and their heights sigma, of shape
-            `(num_steps + 1,)`, the last of them 0.
+        `tuple[torch.Tensor, torch.Tensor]`: Points of shape `(num_steps + 1, K, N)` and their
+            heights sigma, of shape `(num_steps + 1,)`, the last of them 0.
     """
     scheduler = PFGMPPScheduler(D=D, sigma_max=sigma_max, sigma_min=0.005, rho=3.0)
     pipe = PFGMPPPipeline(EmpiricalDenoiser(charges[:, :, None, None]), scheduler)
@@ -87,7 +93,13 @@ def trajectories(
             points.append(tensors["latents"].flatten(1))
         return tensors
 
-    pipe(len(latents), num_steps, latents=latents[:, :, None, None], output_type="latent", callback_on_step_end=keep)
+    pipe(
+        len(latents),
+        num_steps,
+        latents=latents[:, :, None, None],
+        output_type="latent",
+        callback_on_step_end=keep,
+    )
     heights = torch.cat([scheduler.sigmas[: -1 : scheduler.order][:num_steps], torch.zeros(1)])
     return torch.stack(points), heights
 
@@ -103,8 +115,8 @@ def _figure(columns, height=3.9, **kwargs):
 
 def plot_field_lines(path: str | os.PathLike, dimensions: tuple = DIMENSIONS) -> None:
     """
-    Three charges on a line and their field lines up to the prior, a panel a D, over the density of the perturbed data in
-    units of the noise.
+    Three charges on a line and their field lines up to the prior, a panel a D, over the density of
+    the perturbed data in units of the noise.
 
     Args:
         path (`str` or `os.PathLike`): The picture.
@@ -127,16 +139,27 @@ def plot_field_lines(path: str | os.PathLike, dimensions: tuple = DIMENSIONS) ->
         )
         points, heights = trajectories(charges, D, latents)
         axis.plot(points[:, :, 0], heights, color="0.25", linewidth=0.7)
-        axis.plot(charges[:, 0], torch.zeros(len(charges)), "o", color="tab:red", markersize=5, clip_on=False, zorder=3)
-        axis.set(title=f"D = {number(D)}", xlabel="x", xlim=(-width, width), ylim=(0, SIGMA_MAX))
+        axis.plot(
+            charges[:, 0],
+            torch.zeros(len(charges)),
+            "o",
+            color="tab:red",
+            markersize=5,
+            clip_on=False,
+            zorder=3,
+        )
+        axis.set(title=f"D = {format_dimension(D)}", xlabel="x", xlim=(-width, width), ylim=(0, SIGMA_MAX))
     axes[0].set_ylabel("height σ = r / √D")
     figure.savefig(path, dpi=110)
 
 
-def plot_norms(path: str | os.PathLike, dimensions: tuple = (1.0, 16.0, 128.0, 2048.0, None), num_dims: int = 784) -> None:
+def plot_norms(
+    path: str | os.PathLike, dimensions: tuple = (1.0, 16.0, 128.0, 2048.0, None), num_dims: int = 784
+) -> None:
     """
-    How the norm of the noise is spread at one height, a line a D: it narrows from D = 1 to infinity, where a network sees
-    nothing but one shell. That is what makes small D robust, and large D rigid.
+    How the norm of the noise is spread at one height, a line a D: it narrows from D = 1 to
+    infinity, where a network sees nothing but one shell. That is what makes small D robust, and
+    large D rigid.
 
     Args:
         path (`str` or `os.PathLike`): The picture.
@@ -148,10 +171,12 @@ def plot_norms(path: str | os.PathLike, dimensions: tuple = (1.0, 16.0, 128.0, 2
     radius = torch.logspace(-0.7, 1, 1000, dtype=torch.float64)
     points = torch.zeros(len(radius), num_dims, dtype=torch.float64)
     points[:, 0] = radius * math.sqrt(num_dims)
-    log_sphere = math.log(2) + num_dims / 2 * math.log(math.pi) - math.lgamma(num_dims / 2)  # area of the unit sphere
+    log_sphere = (
+        math.log(2) + num_dims / 2 * math.log(math.pi) - math.lgamma(num_dims / 2)
+    )  # area of the unit sphere
     for D in dimensions:
         density = (log_density(points, D) + log_sphere + num_dims * points[:, 0].log()).exp()
-        axis.plot(radius, density, label=f"D = {number(D)}")
+        axis.plot(radius, density, label=f"D = {format_dimension(D)}")
     axis.set(
         xscale="log",
         yscale="log",
@@ -184,11 +209,13 @@ def plot_trajectories(path: str | os.PathLike, name: str = "heart", dimensions: 
         axis.plot(points[:, :, 0], points[:, :, 1], color="tab:blue", linewidth=0.6, alpha=0.7)
         axis.plot(*points[0].T, ".", color="0.4", markersize=3)
         axis.plot(*charges.T, ".", color="tab:red", markersize=2)
-        axis.set(title=f"D = {number(D)}", xlim=(-5, 5), ylim=(-5, 5), aspect="equal")
+        axis.set(title=f"D = {format_dimension(D)}", xlim=(-5, 5), ylim=(-5, 5), aspect="equal")
     figure.savefig(path, dpi=110)
 
 
-def animate(path: str | os.PathLike, name: str = "heart", dimensions: tuple = DIMENSIONS, count: int = 300) -> None:
+def animate(
+    path: str | os.PathLike, name: str = "heart", dimensions: tuple = DIMENSIONS, count: int = 300
+) -> None:
     """
     An animation of samples that follow the field lines home, a panel a D.
 
@@ -207,7 +234,7 @@ def animate(path: str | os.PathLike, name: str = "heart", dimensions: tuple = DI
     for axis, D in zip(axes, dimensions):
         axis.plot(*charges.T, ".", color="tab:red", markersize=1.5, alpha=0.5)
         dots += axis.plot([], [], ".", color="tab:blue", markersize=3)
-        axis.set(title=f"D = {number(D)}", aspect="equal")
+        axis.set(title=f"D = {format_dimension(D)}", aspect="equal")
 
     def frame(index):
         index = min(index, len(paths[0][1]) - 1)
@@ -222,9 +249,13 @@ def animate(path: str | os.PathLike, name: str = "heart", dimensions: tuple = DI
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("output", type=Path, help="folder for the pictures")
-    parser.add_argument("--shape", default="heart", help="heart, spiral, moons or ring (default: %(default)s)")
+    parser.add_argument(
+        "--shape", default="heart", help="heart, spiral, moons or ring (default: %(default)s)"
+    )
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     try:

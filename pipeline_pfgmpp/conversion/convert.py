@@ -1,8 +1,10 @@
 """
-Turns checkpoints that exist in the world into pipeline folders: the authors' PFGM++ and EDM files, and diffusers' DDPM folders.
+Turns checkpoints that exist in the world into pipeline folders: the authors' PFGM++ and EDM files,
+and diffusers' DDPM folders.
 
-The published files are pickles of whole network objects with the source of their classes inside. Nothing of that is run: the
-file is read by [`inert_pickle`], the tensors say which network it is, and their names are those of [`PFGMPPUNet2DModel`].
+The published files are pickles of whole network objects with the source of their classes inside.
+Nothing of that is run: the file is read by [`inert_pickle`], the tensors say which network it is,
+and their names are those of [`PFGMPPUNet2DModel`].
 """
 
 import contextlib
@@ -12,19 +14,19 @@ import logging
 import math
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 
-from .cards import write_model_card
+from ..hub.cards import write_model_card
+from ..pipeline_pfgmpp import PFGMPPPipeline
+from ..records.writing import replace_folder
+from ..scheduling_pfgmpp import PFGMPPScheduler
+from ..unet_ddpm import DDPMUNet2DModel
+from ..unet_pfgmpp import PFGMPPUNet2DModel
 from .inert_pickle import Record, load, rebuild_tensor, to_number
-from .pipeline_pfgmpp import PFGMPPPipeline
-from .scheduling_pfgmpp import PFGMPPScheduler
-from .unet_ddpm import DDPMUNet2DModel
-from .unet_pfgmpp import PFGMPPUNet2DModel
 
 
 logger = logging.getLogger(__name__)
@@ -92,32 +94,46 @@ def convert_checkpoint(
                     broken.append(name)
                 # Frequencies stay exact; one at a time, so that a type at a time is in memory.
                 state[name] = tensor if name == "map_noise.freqs" else tensor.to(dtype)
-            unet = _build(state, {name: _number(settings, name) or 0.0 for name in ("dropout", "label_dropout")})
+            unet = _build(
+                state, {name: _number(settings, name) or 0.0 for name in ("dropout", "label_dropout")}
+            )
         except ValueError as error:
             raise ValueError(f"{checkpoint} cannot be converted: {error}.") from None
         D = _dimension(D, settings, checkpoint)
         sigma_data = _agreed("sigma_data", sigma_data, _number(settings, "sigma_data"), checkpoint)
         if broken:
-            logger.warning("%s has NaN or infinite weights in %d tensors, the first %s.", checkpoint, len(broken), broken[0])
+            logger.warning(
+                "%s has NaN or infinite weights in %d tensors, the first %s.",
+                checkpoint,
+                len(broken),
+                broken[0],
+            )
         pipeline = PFGMPPPipeline(unet, PFGMPPScheduler(D=D, sigma_data=sigma_data))
         pipeline.save_pretrained(folder)
         digest = _sha256(checkpoint)
-        rounded = "" if dtype == torch.float32 else f" but for rounding to {str(dtype).removeprefix('torch.')}"
+        rounded = (
+            "" if dtype == torch.float32 else f" but for rounding to {str(dtype).removeprefix('torch.')}"
+        )
         origin = PUBLISHED.format(name=Path(checkpoint).name, digest=digest, weights=weights, rounded=rounded)
         write_model_card(folder, pipeline, origin, license="cc-by-nc-sa-4.0")
 
 
 def convert_diffusers(
-    model: str | os.PathLike, output_dir: str | os.PathLike, dtype: torch.dtype = torch.float32, D: float | None = None
+    model: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    dtype: torch.dtype = torch.float32,
+    D: float | None = None,
 ) -> None:
     """
-    Converts a DDPM of diffusers (`UNet2DModel` with a DDPM schedule, epsilon-prediction) into a pipeline folder.
+    Converts a DDPM of diffusers (`UNet2DModel` with a DDPM schedule, epsilon-prediction) into a
+    pipeline folder.
 
     Args:
         model (`str` or `os.PathLike`): A Hub id or a pipeline folder.
         output_dir (`str` or `os.PathLike`): The folder to write; it must not exist or be empty.
         dtype (`torch.dtype`, defaults to `torch.float32`): Type of the weights.
-        D (`float`, *optional*): Augmented dimension to fine-tune at; None is infinity, where the network is exact as it is.
+        D (`float`, *optional*): Augmented dimension to fine-tune at; None is infinity, where the
+            network is exact as it is.
 
     Raises:
         OSError: The model cannot be loaded, or the folder not written.
@@ -130,7 +146,9 @@ def convert_diffusers(
             raise ValueError(f"{model} cannot be converted: it is no UNet2DModel with a DDPM schedule.")
         prediction_type = scheduler.config.get("prediction_type", "epsilon")
         if prediction_type != "epsilon" or unet.config.out_channels != unet.config.in_channels:
-            raise ValueError(f"{model} cannot be converted: its network predicts {prediction_type} or more, not epsilon alone.")
+            raise ValueError(
+                f"{model} cannot be converted: its network predicts {prediction_type} or more, not epsilon alone."
+            )
         schedule = {name: scheduler.config[name] for name in DDPM_SCHEDULE if name in scheduler.config}
         options = {name: unet.config[name] for name in inspect.signature(UNet2DModel).parameters}
         ddpm = DDPMUNet2DModel(ddpm_schedule=schedule, **options)
@@ -145,23 +163,12 @@ def convert_diffusers(
 
 @contextlib.contextmanager
 def _new_folder(output_dir) -> Iterator[Path]:
-    """A folder beside `output_dir` that takes its place when the block ends well, and goes when it does not."""
-    output_dir = Path(output_dir).resolve()
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ValueError(f"`output_dir` {output_dir.name} exists and is not empty; name a new folder.")
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    # The last name stays: it becomes the card's title.
-    beside = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    folder = beside / output_dir.name
-    try:
-        folder.mkdir(parents=True)
+    """Fills a folder, which must not exist or be empty."""
+    path = Path(output_dir)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"`output_dir` {path.resolve().name} exists and is not empty; name a new folder.")
+    with replace_folder(path) as folder:
         yield folder
-        if output_dir.exists():
-            output_dir.rmdir()
-        os.replace(folder, output_dir)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _entries(value):
@@ -173,7 +180,11 @@ def _entries(value):
 
 def _described(value):
     """The description that a pickled network object is made from: `class_name`, `state` and more."""
-    if isinstance(value, Record) and value.name.endswith("_reconstruct_persistent_obj") and len(value.args or ()) == 1:
+    if (
+        isinstance(value, Record)
+        and value.name.endswith("_reconstruct_persistent_obj")
+        and len(value.args or ()) == 1
+    ):
         return _entries(value.args[0])
     return {}
 
@@ -188,12 +199,17 @@ def _find_network(root, weights):
             raise ValueError(f"it holds no {weights!r} weights, only {found[0]!r}")
         raise ValueError("it is no checkpoint of PFGM++ or EDM: it holds no network")
     if network.get("class_name") != "EDMPrecond":
-        raise ValueError(f"its network is a {network.get('class_name')}, and only EDMPrecond has EDM's preconditioning")
+        raise ValueError(
+            f"its network is a {network.get('class_name')}, and only EDMPrecond has EDM's preconditioning"
+        )
     return _entries(network.get("state"))
 
 
 def _tensors(module, prefix="", depth=0):
-    """Names and tensors of a pickled module and of those inside it, without the preconditioner's own `model.`."""
+    """
+    Names and tensors of a pickled module and of those inside it, without the preconditioner's own
+    `model.`.
+    """
     if depth > MAX_DEPTH:
         raise ValueError("its modules are nested too deeply")
     for kind in ("_parameters", "_buffers"):
@@ -211,7 +227,10 @@ def _number(settings, name):
 
 
 def _dimension(given, settings, checkpoint):
-    """D as the file states it or else as given; EDM's files hold neither `D` nor `pfgmpp`, and are at infinity."""
+    """
+    D as the file states it or else as given; EDM's files hold neither `D` nor `pfgmpp`, and are at
+    infinity.
+    """
     stated = _number(settings, "D")
     if "pfgmpp" in settings and not settings["pfgmpp"]:
         stated = math.inf
@@ -222,7 +241,9 @@ def _dimension(given, settings, checkpoint):
 
 def _agreed(name, given, stated, checkpoint):
     if given is None and stated is None:
-        raise ValueError(f"{checkpoint} does not state `{name}`; give it (--{name.replace('_', '-')} on the command line).")
+        raise ValueError(
+            f"{checkpoint} does not state `{name}`; give it (--{name.replace('_', '-')} on the command line)."
+        )
     if given is not None and stated is not None and given != stated:
         raise ValueError(f"`{name}` is given as {given:g}, but {checkpoint} states {stated:g}; leave it out.")
     return stated if given is None else given
@@ -264,10 +285,14 @@ def _read_architecture(state):
     return {
         "sample_size": size,
         "in_channels": state[f"enc.{size}x{size}_conv.weight"].shape[1],
-        "out_channels": state.get("out_conv.weight", state.get(f"dec.{size}x{size}_aux_conv.weight")).shape[0],
+        "out_channels": state.get("out_conv.weight", state.get(f"dec.{size}x{size}_aux_conv.weight")).shape[
+            0
+        ],
         "model_type": "DhariwalUNet" if "out_conv.weight" in state else "SongUNet",
         "model_channels": model_channels,
-        "channel_mult": [state[f"enc.{r}x{r}_block0.conv1.weight"].shape[0] // model_channels for r in resolutions],
+        "channel_mult": [
+            state[f"enc.{r}x{r}_block0.conv1.weight"].shape[0] // model_channels for r in resolutions
+        ],
         "num_blocks": len(blocks[size]),
         "attn_resolutions": [r for r in resolutions if f"enc.{r}x{r}_block0.qkv.weight" in state],
         "label_dim": 0 if labels is None else labels.shape[1],

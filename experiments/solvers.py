@@ -1,11 +1,13 @@
 """
-Which solver needs the fewest calls of the network: two distances against the number of calls, a line a solver.
+Which solver needs the fewest calls of the network: two distances against the number of calls, a
+line a solver.
 
-    python benchmarks/solvers.py model_cards/pfgmpp-fashion-mnist --data data/fashion-mnist
+    python experiments/solvers.py model_cards/pfgmpp-fashion-mnist --data data/fashion-mnist
 
-The Fréchet distance is that of a classifier's features from the test images, and the root mean square error that from 256 steps
-of Heun with the same latents. Writes solvers.json, solvers.md and solvers.png beside this file; what is drawn is kept in
-outputs/solvers, so an interrupted run goes on. Under `torchrun --nproc_per_node N` the drawing is shared among processes.
+The Fréchet distance is that of a classifier's features from the test images, and the root mean
+square error that from 256 steps of Heun with the same latents. Writes solvers.json, solvers.md and
+solvers.png beside this file; what is drawn is kept in outputs/solvers, so an interrupted run goes
+on. Under `torchrun --nproc_per_node N` the drawing is shared among processes.
 """
 
 import argparse
@@ -19,9 +21,10 @@ from datasets import load_dataset
 from diffusers import DiffusionPipeline
 
 from pipeline_pfgmpp import PFGMPPScheduler
+from pipeline_pfgmpp.data import load_images
 from pipeline_pfgmpp.evaluation import ImageMetrics, load_features
-from pipeline_pfgmpp.sampling import default_output, describe, load_samples, sample_to_files
-from pipeline_pfgmpp.training import load_images
+from pipeline_pfgmpp.generation import load_samples, sample_to_files
+from pipeline_pfgmpp.records.digests import default_output, describe
 
 
 SOLVERS = {
@@ -43,12 +46,20 @@ def steps_of(solver, calls):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="a pipeline folder or a Hub id")
     parser.add_argument("--data", required=True, help="data set with a test split")
-    parser.add_argument("--num_images", type=int, default=10_000, help="images a group of seeds (default: %(default)s)")
-    parser.add_argument("--num_groups", type=int, default=3, help="groups of the comparison (default: %(default)s)")
-    parser.add_argument("--curve_images", type=int, default=250, help="images a point of the lines (default: %(default)s)")
+    parser.add_argument(
+        "--num_images", type=int, default=10_000, help="images a group of seeds (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--num_groups", type=int, default=3, help="groups of the comparison (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--curve_images", type=int, default=250, help="images a point of the lines (default: %(default)s)"
+    )
     parser.add_argument("--latents", type=int, default=40, help="latents of the error (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=50)
     args = parser.parse_args()
@@ -91,7 +102,9 @@ def main():
 
     def solution(steps):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return pipe(args.latents, num_inference_steps=steps, generator=generators, output_type="latent").images.cpu()
+        return pipe(
+            args.latents, num_inference_steps=steps, generator=generators, output_type="latent"
+        ).images.cpu()
 
     reference = kept / f"reference-{args.latents}.pt"
     if not reference.exists():

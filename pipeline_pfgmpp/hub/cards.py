@@ -1,23 +1,24 @@
 """
-Model cards, all from one template: of pipelines as they are saved, and of published checkpoints, whose weights are not ours:
+Model cards, all from one template: of pipelines as they are saved, and of published checkpoints,
+whose weights are not ours:
 
-    python -m pipeline_pfgmpp.cards model_cards    # writes the cards of the published checkpoints and the collection
+    python -m pipeline_pfgmpp.hub.cards model_cards    # writes the cards of the published
+    checkpoints and the collection
 """
 
 import argparse
-import math
 import os
 import re
-import shlex
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 
-from .pipeline_pfgmpp import PFGMPPPipeline
-from .unet_pfgmpp import PFGMPPUNet2DModel
+from ..pipeline_pfgmpp import PFGMPPPipeline
+from ..records.dimensions import describe_dimensions, format_dimension
+from ..unet_pfgmpp import PFGMPPUNet2DModel
 
 
 TEMPLATE = """---
@@ -91,32 +92,6 @@ LICENCES = {
 }
 
 
-def number(D: float | None) -> str:
-    """An augmented dimension for people."""
-    return "∞" if D in (None, math.inf) else f"{D:g}"
-
-
-def describe_dimensions(D: float | None, any_D: bool, D_range: list[float | None] | None) -> str:
-    """
-    Says which augmented dimensions a model serves.
-
-    Args:
-        D (`float` or `None`): That of its scheduler.
-        any_D (`bool`): Whether the network is told D.
-        D_range (`list` or `None`): The range that it was trained for, where that is stated.
-
-    Returns:
-        `str`: Such as `"any augmented dimension D from 16 to ∞ (2048 when none is asked for)"`.
-    """
-    if not any_D:
-        return f"augmented dimension D = {number(D)}"
-    trained = ""
-    if D_range is not None:
-        low, high = map(number, D_range)
-        trained = f" from {low} to {high}"
-    return f"any augmented dimension D{trained} ({number(D)} when none is asked for)"
-
-
 def _card(folder, unet, D, num_classes, id2label, origin, limits=LIMITS, D_range=None, **metadata):
     """The card of a network at D in a folder."""
     config, any_D = unet.config, bool(unet.config.get("d_conditioning"))
@@ -150,7 +125,11 @@ def _describe_licence(license=None, license_name=None, license_link=None, **meta
     if license is None or (isinstance(license, str) and license in LICENCES):
         return LICENCES[license]
     name = license_name or (", ".join(license) if isinstance(license, list) else license)
-    return f"The weights are under [{name}]({license_link})." if license_link else f"The weights are under {name}."
+    return (
+        f"The weights are under [{name}]({license_link})."
+        if license_link
+        else f"The weights are under {name}."
+    )
 
 
 def write_model_card(folder: str | os.PathLike, pipeline: PFGMPPPipeline, origin: str, **metadata) -> None:
@@ -161,49 +140,19 @@ def write_model_card(folder: str | os.PathLike, pipeline: PFGMPPPipeline, origin
         folder (`str` or `os.PathLike`): Where; its name is the card's title.
         pipeline ([`PFGMPPPipeline`]): The pipeline that the folder holds.
         origin (`str`): Markdown section that says where the weights come from.
-        metadata: Further entries of the card's front matter, such as `license` and `base_model`, and `limits`, the section of
-            that name.
+        metadata: Further entries of the card's front matter, such as `license` and `base_model`,
+            and `limits`, the section of that name.
     """
     folder = Path(folder).resolve()
     scheduler = pipeline.scheduler.config
     classes = (pipeline.num_classes, pipeline.config.id2label)
-    card = _card(folder, pipeline.unet, scheduler.D, *classes, origin, D_range=scheduler.get("D_range"), **metadata)
+    card = _card(
+        folder, pipeline.unet, scheduler.D, *classes, origin, D_range=scheduler.get("D_range"), **metadata
+    )
     card.save(folder / "README.md")
 
 
 MEASURED = ("Evaluation", "Robustness", "Limits")
-
-
-def format_command(program: str, arguments: list[str]) -> str:
-    """
-    Writes a command for people who read a card: quoted for a shell, and without a folder of this machine. A path that is
-    absolute, or leads to a home or out of the working directory, becomes its last name.
-
-    Args:
-        program (`str`): What is run, such as `"pfgmpp"` or `"accelerate launch train_accelerate.py"`.
-        arguments (`list[str]`): Its arguments, each as the program gets it, also as `--name=value`.
-
-    Returns:
-        `str`: The command.
-    """
-    return shlex.join(_hide_folders(word) for word in [*shlex.split(program), *map(str, arguments)])
-
-
-def _hide_folders(word):
-    """A word of a command with each local path in it, which may stand after `=`, `,` or `:`, cut down to its last name."""
-    if "://" in word and "file://" not in word:
-        return word  # the address of something that is not on this machine
-    pieces = re.split(r"((?:file://)|(?<![A-Za-z0-9])[A-Za-z]:[\\/][^,;=]*|[=,:;])", word)
-    return "".join(_hide_folder(piece) for piece in pieces if piece != "file://")
-
-
-def _hide_folder(path):
-    if re.match(r"[A-Za-z]:[\\/]|\\\\", path):
-        return PureWindowsPath(path).name
-    if not path.startswith(("/", "~")) and not os.path.normpath(path).startswith(".."):
-        return path
-    absolute = os.path.abspath(os.path.expanduser(path))
-    return "~" if absolute == os.path.expanduser("~") else os.path.basename(absolute)
 
 
 def describe_base(model: str) -> dict[str, str]:
@@ -211,10 +160,12 @@ def describe_base(model: str) -> dict[str, str]:
     Names the model that another one is trained from, and its licence, for the other one's card.
 
     Args:
-        model (`str`): A pipeline folder, which is named by its card or else by its own last name, or a Hub id.
+        model (`str`): A pipeline folder, which is named by its card or else by its own last name,
+            or a Hub id.
 
     Returns:
-        `dict[str, str]`: `base_model`, and `license` with what belongs to it where the model's card states one.
+        `dict[str, str]`: `base_model`, and `license` with what belongs to it where the model's card
+            states one.
     """
     local = Path(model).is_dir()
     try:
@@ -228,7 +179,8 @@ def describe_base(model: str) -> dict[str, str]:
 
 def put_section(card: ModelCard, title: str, body: str) -> None:
     """
-    Puts a section of what was measured into a card: in the place of the one of that title, before those that come after it.
+    Puts a section of what was measured into a card: in the place of the one of that title, before
+    those that come after it.
 
     Args:
         card (`ModelCard`): The card.
@@ -241,14 +193,42 @@ def put_section(card: ModelCard, title: str, body: str) -> None:
     card.text = f"{text[:place].rstrip()}\n\n## {title}\n\n{body.strip()}\n\n{text[place:]}".rstrip() + "\n"
 
 
-# The published checkpoints: folder, network, D, classes, data, its name, file, FID over 50,000 images, where that is stated.
+# The published checkpoints: folder, network, D, classes, data, its name, file, FID over 50,000
+# images, where that is stated.
 PAPER = ("the PFGM++ paper", "https://huggingface.co/papers/2302.04265")
 CIFAR10, FFHQ = ("uoft-cs/cifar10", "CIFAR-10"), ("nvidia/ffhq", "FFHQ 64×64")
 PUBLISHED = [
     ("pfgmpp-cifar10-uncond-128", "cifar10-ncsnpp", 128, 0, CIFAR10, "training-state-NNNNNN.pt", 1.92, PAPER),
-    ("pfgmpp-cifar10-uncond-2048", "cifar10-ncsnpp", 2048, 0, CIFAR10, "training-state-NNNNNN.pt", 1.91, PAPER),
-    ("pfgmpp-cifar10-cond-2048", "cifar10-ncsnpp", 2048, 10, CIFAR10, "training-state-NNNNNN.pt", 1.74, PAPER),
-    ("edm-cifar10-uncond-inf", "cifar10-ncsnpp", None, 0, CIFAR10, "edm-cifar10-32x32-uncond-ve.pkl", 1.98, PAPER),
+    (
+        "pfgmpp-cifar10-uncond-2048",
+        "cifar10-ncsnpp",
+        2048,
+        0,
+        CIFAR10,
+        "training-state-NNNNNN.pt",
+        1.91,
+        PAPER,
+    ),
+    (
+        "pfgmpp-cifar10-cond-2048",
+        "cifar10-ncsnpp",
+        2048,
+        10,
+        CIFAR10,
+        "training-state-NNNNNN.pt",
+        1.74,
+        PAPER,
+    ),
+    (
+        "edm-cifar10-uncond-inf",
+        "cifar10-ncsnpp",
+        None,
+        0,
+        CIFAR10,
+        "edm-cifar10-32x32-uncond-ve.pkl",
+        1.98,
+        PAPER,
+    ),
     ("pfgmpp-ffhq64-uncond-128", "ffhq64-ddpmpp", 128, 0, FFHQ, "training-state-NNNNNN.pt", 2.43, PAPER),
     ("edm-ffhq64-uncond-inf", "ffhq64-ddpmpp", None, 0, FFHQ, "edm-ffhq-64x64-uncond-vp.pkl", 2.53, PAPER),
 ]
@@ -288,12 +268,13 @@ recognise, to judge or to imitate persons."""
 
 def write_published_cards(folder: str | os.PathLike) -> None:
     """
-    Writes a folder with a card, and no weights, for each published checkpoint, and `collection.yaml`, the family by D.
+    Writes a folder with a card, and no weights, for each published checkpoint, and
+    `collection.yaml`, the family by D.
 
     Args:
         folder (`str` or `os.PathLike`): Where.
     """
-    from .training.recipes import RECIPES
+    from ..training.recipes import RECIPES
 
     folder, items = Path(folder).resolve(), []
     for name, preset, D, classes, (dataset, data), file, fid, (where, url) in PUBLISHED:
@@ -311,12 +292,23 @@ def write_published_cards(folder: str | os.PathLike) -> None:
             metric_name="FID, 50,000 images, as published", metric_value=fid, source_name=where, source_url=url,
         )  # fmt: skip
         limits = LIMITS + (FACES if dataset == FFHQ[0] else "")
-        metadata = {"license": "cc-by-nc-sa-4.0", "datasets": [dataset], "model_name": name, "eval_results": [result]}
+        metadata = {
+            "license": "cc-by-nc-sa-4.0",
+            "datasets": [dataset],
+            "model_name": name,
+            "eval_results": [result],
+        }
         path.mkdir(parents=True, exist_ok=True)
         _card(path, unet, D, classes, None, origin, limits, **metadata).save(path / "README.md")
-        note = f"{data}, {'class-conditional' if classes else 'unconditional'}, D = {number(D)}"
+        note = f"{data}, {'class-conditional' if classes else 'unconditional'}, D = {format_dimension(D)}"
         items.append((D is None, D or 0, {"item_id": f"org/{name}", "item_type": "model", "note": note}))
-    items.append((False, 0, {"item_id": "org/pfgmpp-fashion-mnist", "item_type": "model", "note": "Fashion-MNIST, bundled"}))
+    items.append(
+        (
+            False,
+            0,
+            {"item_id": "org/pfgmpp-fashion-mnist", "item_type": "model", "note": "Fashion-MNIST, bundled"},
+        )
+    )
     collection = {
         "title": "PFGM++ by augmented dimension",
         "description": "Poisson flow generative models from D = 1 (PFGM) to infinity (diffusion).",
@@ -326,7 +318,9 @@ def write_published_cards(folder: str | os.PathLike) -> None:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", help="where to write them")
     write_published_cards(parser.parse_args().folder)
 

@@ -13,12 +13,22 @@ def numbers(text):
 
 def add_drawing_arguments(parser):
     """How images are drawn, for every command that draws some."""
-    parser.add_argument("--num-inference-steps", type=int, default=18, help="steps of the solver (default: %(default)s)")
-    parser.add_argument("--solver-type", help="heun, euler, dpmpp_2m, dpmpp_3m or dpmpp_2m_sde (default: the model's)")
+    parser.add_argument(
+        "--num-inference-steps", type=int, default=18, help="steps of the solver (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--solver-type", help="heun, euler, dpmpp_2m, dpmpp_3m or dpmpp_2m_sde (default: the model's)"
+    )
     parser.add_argument("--rho", type=float, help="exponent of the step spacing (default: the model's)")
-    parser.add_argument("--sigma-schedule", help="spacing of the steps: karras or exponential (default: the model's)")
-    parser.add_argument("--sigma-min", type=float, help="least noise level of the steps (default: the model's)")
-    parser.add_argument("--class-label", type=int, help="class of all images (default: drawn, each with equal probability)")
+    parser.add_argument(
+        "--sigma-schedule", help="spacing of the steps: karras or exponential (default: the model's)"
+    )
+    parser.add_argument(
+        "--sigma-min", type=float, help="least noise level of the steps (default: the model's)"
+    )
+    parser.add_argument(
+        "--class-label", type=int, help="class of all images (default: drawn, each with equal probability)"
+    )
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="1 is none (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (default: %(default)s)")
@@ -44,7 +54,9 @@ def add_sample_parser(commands):
     parser.add_argument("--output", default="samples.png", help="what to write (default: %(default)s)")
     parser.add_argument("--num-images", type=int, help="many images, for the seeds from --seed on")
     parser.add_argument("--seeds", help="many images, for seeds such as 0-49999 or 3,5,10-12")
-    parser.add_argument("--columns", type=int, default=10, help="images in a row of the grid (default: %(default)s)")
+    parser.add_argument(
+        "--columns", type=int, default=10, help="images in a row of the grid (default: %(default)s)"
+    )
     parser.add_argument("--rows", type=int, help="rows of the grid of an unconditional model (default: 8)")
     parser.add_argument(
         "--D",
@@ -68,7 +80,7 @@ def sample(args):
 
 
 def sample_many(args):
-    from .sampling import parse_seeds, sample_to_files
+    from ..generation import parse_seeds, sample_to_files
 
     if args.output.lower().endswith(".png"):
         raise ValueError(f"--output must be a folder or end in .npz for many images, but is {args.output}.")
@@ -76,7 +88,9 @@ def sample_many(args):
         raise ValueError(f"--num-images must be positive, but is {args.num_images}.")
     seeds = parse_seeds(args.seeds) if args.seeds else list(range(args.seed, args.seed + args.num_images))
     if args.num_images not in (None, len(seeds)):
-        raise ValueError(f"--num-images is {args.num_images}, but --seeds names {len(seeds)}; leave one of them out.")
+        raise ValueError(
+            f"--num-images is {args.num_images}, but --seeds names {len(seeds)}; leave one of them out."
+        )
     if len(args.D or []) > 1 or len(args.noise) != 1:
         raise ValueError("Many images are drawn at one --D and one --noise.")
     settings = {
@@ -92,18 +106,29 @@ def sample_grid(args):
     import torch
     from tqdm.auto import tqdm
 
-    from .grid import labelled_grid, stacked, to_pil
-    from .sampling import generate
+    from ..generation import generate
+    from ..pictures.grid import draw_grid, stack_panels, to_pil
+    from ..records.writing import replace_file
 
     if not args.output.lower().endswith(".png"):
-        raise ValueError(f"--output must end in .png for a grid, but is {args.output}; --num-images draws many images.")
+        raise ValueError(
+            f"--output must end in .png for a grid, but is {args.output}; --num-images draws many images."
+        )
     if args.columns < 1 or (args.rows is not None and args.rows < 1):
         raise ValueError(f"--columns and --rows must be positive, but are {args.columns} and {args.rows}.")
     pipeline = load_pipeline(args)
-    names, num_classes, columns = pipeline.config.get("id2label") or {}, pipeline.num_classes, range(args.columns)
+    names, num_classes, columns = (
+        pipeline.config.get("id2label") or {},
+        pipeline.num_classes,
+        range(args.columns),
+    )
     # A row is its name, its seeds and what else it is drawn with.
     if len(args.D or []) > 1:  # a row a D: the same seeds in each, and a class a column
-        classes = [i % num_classes if args.class_label is None else args.class_label for i in columns] if num_classes else None
+        classes = (
+            [i % num_classes if args.class_label is None else args.class_label for i in columns]
+            if num_classes
+            else None
+        )
         labels = {"class_labels": classes} if num_classes else {}
         rows = [(f"D = {D:g}", [args.seed + i for i in columns], D, labels) for D in args.D]
     else:  # a row a class
@@ -122,20 +147,20 @@ def sample_grid(args):
     settings = call_settings(args)
     drawn = [
         next(generate(pipeline, seeds, args.columns, None, noise, D=D, **{**settings, **labels}))[1]
-        for noise, (_, seeds, D, labels) in tqdm([(noise, row) for noise in args.noise for row in rows], "Sampling", unit="row")
+        for noise, (_, seeds, D, labels) in tqdm(
+            [(noise, row) for noise in args.noise for row in rows], "Sampling", unit="row"
+        )
     ]
     labels = [name for name, *_ in rows] if rows[0][0] is not None else None
     panels = {}
     for index, noise in enumerate(args.noise):
         images = torch.cat(drawn[index * len(rows) : (index + 1) * len(rows)])
         title = f"noise of {noise:g} injected before each step" if noise else "undisturbed"
-        panels[title] = labelled_grid(to_pil(images), args.columns, labels)
+        panels[title] = draw_grid(to_pil(images), args.columns, labels)
     output = Path(args.output).resolve()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    picture = stacked(panels) if len(panels) > 1 else next(iter(panels.values()))
-    picture.save(partial, format="PNG")
-    os.replace(partial, output)
+    picture = stack_panels(panels) if len(panels) > 1 else next(iter(panels.values()))
+    with replace_file(output) as partial:
+        picture.save(partial, format="PNG")
     print(f"Drew {len(drawn) * args.columns} images: {output}")
 
 
@@ -150,16 +175,24 @@ def add_convert_parser(commands):
     parser.add_argument("output_dir", help="the folder to write, which must not exist")
     parser.add_argument("--from-diffusers", action="store_true", help="the checkpoint is a DDPM of diffusers")
     dtypes = ["float32", "float16", "bfloat16"]
-    parser.add_argument("--dtype", choices=dtypes, default="float32", help="type of the weights (default: %(default)s)")
-    parser.add_argument("--weights", choices=["ema", "net"], default="ema", help="average or last (default: ema)")
-    parser.add_argument("--D", type=float, help="augmented dimension, where the file does not state it; inf is diffusion")
-    parser.add_argument("--sigma-data", type=float, help="standard deviation of the data, where the file does not state it")
+    parser.add_argument(
+        "--dtype", choices=dtypes, default="float32", help="type of the weights (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--weights", choices=["ema", "net"], default="ema", help="average or last (default: ema)"
+    )
+    parser.add_argument(
+        "--D", type=float, help="augmented dimension, where the file does not state it; inf is diffusion"
+    )
+    parser.add_argument(
+        "--sigma-data", type=float, help="standard deviation of the data, where the file does not state it"
+    )
 
 
 def convert(args):
     import torch
 
-    from .convert import convert_checkpoint, convert_diffusers
+    from ..conversion.convert import convert_checkpoint, convert_diffusers
 
     dtype = getattr(torch, args.dtype)
     if args.from_diffusers:
@@ -191,10 +224,12 @@ def load_real_images(data, split, pipeline):
     """Loads the images of a split, as the model draws them."""
     from datasets import load_dataset
 
-    from .training.data import load_images
+    from ..data import load_images
 
     config = pipeline.unet.config
-    return load_images(load_dataset(data, split=split), config.sample_size, channels=config.in_channels).images
+    return load_images(
+        load_dataset(data, split=split), config.sample_size, channels=config.in_channels
+    ).images
 
 
 def add_evaluate_parser(commands):
@@ -207,23 +242,33 @@ def add_evaluate_parser(commands):
     parser.set_defaults(run=evaluate)
     parser.add_argument("model", help="a Hub id or a pipeline folder")
     add_measuring_arguments(parser)
-    parser.add_argument("--baseline-split", help="another split, of which as many images are measured for comparison")
+    parser.add_argument(
+        "--baseline-split", help="another split, of which as many images are measured for comparison"
+    )
     parser.add_argument(
         "--metrics",
         type=lambda text: text.split(","),
         default=["fid"],
         help="some of fid, kid, precision_recall, inception_score, with commas between (default: fid)",
     )
-    parser.add_argument("--D", type=numbers, help="of a network told D, such as 16,128,inf (default: the model's)")
-    parser.add_argument("--num-images", type=int, default=10_000, help="images a value (default: %(default)s)")
-    parser.add_argument("--groups", type=int, default=1, help="values a metric, of other seeds (default: %(default)s)")
+    parser.add_argument(
+        "--D", type=numbers, help="of a network told D, such as 16,128,inf (default: the model's)"
+    )
+    parser.add_argument(
+        "--num-images", type=int, default=10_000, help="images a value (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--groups", type=int, default=1, help="values a metric, of other seeds (default: %(default)s)"
+    )
     add_drawing_arguments(parser)
     parser.add_argument(
         "--output",
         help="folder for images and results (default: outputs/samples/MODEL-DIGEST and outputs/evaluation/MODEL-DIGEST,"
         " where the digest is of all that they depend on)",
     )
-    parser.add_argument("--write", action="store_true", help="keep the results in the model folder and its card")
+    parser.add_argument(
+        "--write", action="store_true", help="keep the results in the model folder and its card"
+    )
 
 
 def evaluate(args):
@@ -231,10 +276,17 @@ def evaluate(args):
 
     from accelerate import PartialState
 
-    from .cards import format_command
-    from .evaluation import ImageMetrics, load_features
-    from .evaluation.evaluate import evaluate, evaluate_real, gather_features, report, table, write_evaluation
-    from .sampling import default_output, describe
+    from ..evaluation import ImageMetrics, load_features
+    from ..evaluation.evaluate import (
+        evaluate,
+        evaluate_real,
+        gather_features,
+        report,
+        table,
+        write_evaluation,
+    )
+    from ..records.commands import format_command
+    from ..records.digests import default_output, describe
 
     if args.write and not Path(args.model, "README.md").is_file():
         raise ValueError(f"--write needs a local model folder with a README.md, but {args.model} is none.")
@@ -253,9 +305,20 @@ def evaluate(args):
     measured = {"features": args.features, "reference": metrics.reference, "metrics": args.metrics}
     measured |= {"seed": args.seed, "num_images": args.num_images, "groups": args.groups}
     samples = Path(args.output or default_output("samples", args.model, description))
-    output = Path(args.output or default_output("evaluation", args.model, description | measured | {"D": args.D}))
+    output = Path(
+        args.output or default_output("evaluation", args.model, description | measured | {"D": args.D})
+    )
     entries = evaluate(
-        pipeline, metrics, args.D, samples, args.num_images, args.groups, args.seed, args.batch_size, command, **settings
+        pipeline,
+        metrics,
+        args.D,
+        samples,
+        args.num_images,
+        args.groups,
+        args.seed,
+        args.batch_size,
+        command,
+        **settings,
     )
     if others is not None:
         entries.append(evaluate_real(others, metrics, args.num_images, args.baseline_split))
@@ -283,32 +346,44 @@ def add_robustness_parser(commands):
     parser.set_defaults(run=robustness)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="Hub ids or pipeline folders")
     add_measuring_arguments(parser)
-    parser.add_argument("--D", type=numbers, default="16,64,128,2048,inf", help="of networks told D (default: %(default)s)")
+    parser.add_argument(
+        "--D", type=numbers, default="16,64,128,2048,inf", help="of networks told D (default: %(default)s)"
+    )
     parser.add_argument("--noise", type=numbers, default="0,0.1,0.2,0.3", help="α (default: %(default)s)")
-    parser.add_argument("--bits", type=numbers, default="9,8,7,6,5", help="bits a weight (default: %(default)s)")
+    parser.add_argument(
+        "--bits", type=numbers, default="9,8,7,6,5", help="bits a weight (default: %(default)s)"
+    )
     parser.add_argument(
         "--nfe",
         type=numbers,
         default="35,19,11,7",
         help="calls of the network, the most of which serve noise and bits (default: %(default)s)",
     )
-    parser.add_argument("--num-images", type=int, default=1000, help="images a distance (default: %(default)s)")
-    parser.add_argument("--groups", type=int, default=3, help="distances a point, for error bars (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=50, help="images at a time, in each process (default: %(default)s)")
+    parser.add_argument(
+        "--num-images", type=int, default=1000, help="images a distance (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--groups", type=int, default=3, help="distances a point, for error bars (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=50, help="images at a time, in each process (default: %(default)s)"
+    )
     parser.add_argument(
         "--output",
         help="folder to write to (default: outputs/robustness/MODEL-DIGEST, where the digest is of all that it depends on)",
     )
-    parser.add_argument("--write", action="store_true", help="keep the results in the model folder and its card")
+    parser.add_argument(
+        "--write", action="store_true", help="keep the results in the model folder and its card"
+    )
 
 
 def robustness(args):
     from accelerate import PartialState
     from diffusers import DiffusionPipeline
 
-    from .evaluation import ImageMetrics, load_features, robustness
-    from .evaluation.evaluate import gather_features, served
-    from .sampling import default_output, describe
+    from ..evaluation import ImageMetrics, load_features, robustness
+    from ..evaluation.evaluate import choose_dimensions, gather_features
+    from ..records.digests import default_output, describe
 
     settings = robustness.settings_of(args.noise, args.bits, args.nfe)
     if args.num_images < 2 or args.groups < 1:
@@ -318,21 +393,32 @@ def robustness(args):
     names = [Path(model).name for model in args.models]
     if len(set(names)) < len(names):  # their folders have the same name
         names = args.models
-    pipelines = {name: on_device(DiffusionPipeline.from_pretrained(model)) for name, model in zip(names, args.models)}
+    pipelines = {
+        name: on_device(DiffusionPipeline.from_pretrained(model)) for name, model in zip(names, args.models)
+    }
     first = next(iter(pipelines.values()))
     state = PartialState(cpu=first.device.type == "cpu")
     with state.main_process_first():  # the others find its features of the real images
         extractor = load_features(args.features, first.device, args.trust_remote_code)
-        metrics = ImageMetrics(extractor, load_real_images(args.data, args.split, first), gather=gather_features)
-    description = {"models": {name: describe(pipe) for name, pipe in pipelines.items()}, "reference": metrics.reference}
+        metrics = ImageMetrics(
+            extractor, load_real_images(args.data, args.split, first), gather=gather_features
+        )
+    description = {
+        "models": {name: describe(pipe) for name, pipe in pipelines.items()},
+        "reference": metrics.reference,
+    }
     description["num_images"] = args.num_images
     output = Path(args.output or default_output("robustness", args.models[0], description))
-    entries = robustness.measure(pipelines, args.D, settings, metrics, output, args.num_images, args.groups, args.batch_size)
+    entries = robustness.measure(
+        pipelines, args.D, settings, metrics, output, args.num_images, args.groups, args.batch_size
+    )
     if not state.is_main_process:
         return
     (output / "robustness.md").write_text(robustness.table(entries))
     robustness.plot(entries, output / "robustness.png")
-    robustness.picture(first, served(first, args.D), args.noise, output / "noise.png", nfe=settings[0].nfe)
+    robustness.picture(
+        first, choose_dimensions(first, args.D), args.noise, output / "noise.png", nfe=settings[0].nfe
+    )
     if args.write:
         robustness.write_robustness(args.models[0], entries, output, own_command())
     print(f"Wrote robustness.json, robustness.md, robustness.png and noise.png to {output.resolve()}")
@@ -349,7 +435,9 @@ def add_verify_parser(commands):
     parser.add_argument("model", help="a Hub id or a pipeline folder")
     parser.add_argument("--data", help="data set of real images (default: that of evaluation.json)")
     parser.add_argument("--split", help="its split (default: that of evaluation.json)")
-    parser.add_argument("--num-images", type=int, default=1000, help="images per distance (default: %(default)s)")
+    parser.add_argument(
+        "--num-images", type=int, default=1000, help="images per distance (default: %(default)s)"
+    )
     parser.add_argument("--batch-size", type=int, default=50, help="images at a time (default: %(default)s)")
     parser.add_argument("--trust-remote-code", action="store_true", help="let a TorchScript program run")
 
@@ -357,9 +445,15 @@ def add_verify_parser(commands):
 def verify(args):
     from diffusers import DiffusionPipeline
 
-    from .evaluation import ImageMetrics, load_features
-    from .evaluation.verify import check_report, format_figures, read_report, verify_evaluation, verify_robustness
-    from .scheduling_pfgmpp import PFGMPPScheduler
+    from ..evaluation import ImageMetrics, load_features
+    from ..evaluation.verify import (
+        check_report,
+        format_figures,
+        read_report,
+        verify_evaluation,
+        verify_robustness,
+    )
+    from ..scheduling_pfgmpp import PFGMPPScheduler
 
     if args.num_images < 8:
         raise ValueError(f"--num-images must be at least 8, but is {args.num_images}.")
@@ -408,7 +502,7 @@ def add_push_parser(commands):
 
 
 def push(args):
-    from .hub import describe_files, list_files, upload_files
+    from ..hub import describe_files, list_files, upload_files
 
     files = list_files(args.folder, args.repo_type)
     print(describe_files(files), flush=True)
@@ -419,13 +513,15 @@ def push(args):
 
 
 def add_info_parser(commands):
-    parser = commands.add_parser("info", help="what a model is", description="D, noise levels, size, data and licence.")
+    parser = commands.add_parser(
+        "info", help="what a model is", description="D, noise levels, size, data and licence."
+    )
     parser.set_defaults(run=info)
     parser.add_argument("model", help="a Hub id or a pipeline folder")
 
 
 def info(args):
-    from .hub import model_info
+    from ..hub import model_info
 
     rows = model_info(args.model)
     width = max(map(len, rows))
@@ -434,7 +530,7 @@ def info(args):
 
 def own_command():
     """The command that runs, for people: without folders of this machine."""
-    from .cards import format_command
+    from ..records.commands import format_command
 
     return format_command("pfgmpp", sys.argv[1:])
 
@@ -442,7 +538,7 @@ def own_command():
 def load_pipeline(args):
     from diffusers import DiffusionPipeline
 
-    from .scheduling_pfgmpp import PFGMPPScheduler
+    from ..scheduling_pfgmpp import PFGMPPScheduler
 
     pipeline = DiffusionPipeline.from_pretrained(args.model)
     names = ("solver_type", "sigma_schedule", "rho", "sigma_min")
@@ -477,10 +573,14 @@ def main(argv=None):
     except (OSError, ValueError) as error:
         from tqdm.auto import tqdm
 
-        from .hub.reading import printable
+        from ..hub.reading import printable
 
-        message = "\n".join(map(printable, str(error).splitlines()))  # a repository may have written part of it
-        tqdm.write(f"pfgmpp: {message}", file=sys.stderr)  # on a line of its own, whatever progress bar stands there
+        message = "\n".join(
+            map(printable, str(error).splitlines())
+        )  # a repository may have written part of it
+        tqdm.write(
+            f"pfgmpp: {message}", file=sys.stderr
+        )  # on a line of its own, whatever progress bar stands there
         parser.exit(1)
 
 

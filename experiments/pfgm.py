@@ -1,11 +1,13 @@
 r"""
-PFGM in its own terms, D = 1, on a plane (https://huggingface.co/papers/2209.11178): what works and what breaks.
+PFGM in its own terms, D = 1, on a plane (https://huggingface.co/papers/2209.11178): what works and
+what breaks.
 
-    python benchmarks/pfgm.py
+    python experiments/pfgm.py
 
-Charges along a heart; the hemisphere prior; the Poisson field of all charges as the target, or one charge; and the ODE with
-z = sigma as its anchor on the exponential schedule. A small network learns the field at D = 1 and, for comparison, at D = 128,
-with and without a limit on the norm of the noise. Writes pfgm.md and pfgm.png beside this file.
+Charges along a heart; the hemisphere prior; the Poisson field of all charges as the target, or one
+charge; and the ODE with z = sigma as its anchor on the exponential schedule. A small network learns
+the field at D = 1 and, for comparison, at D = 128, with and without a limit on the norm of the
+noise. Writes pfgm.md and pfgm.png beside this file.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler
-from pipeline_pfgmpp.evaluation.field_lines import shape
+from pipeline_pfgmpp.pictures.field_lines import shape
 from pipeline_pfgmpp.training import PFGMPPLoss
 
 
@@ -57,7 +59,9 @@ def train(charges, scheduler, field, steps, seed):
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in tqdm(range(steps), desc="Training", leave=False):
         points = charges[torch.randint(len(charges), (256,), generator=rng)]
-        error = loss(network, points, loss.draw(points.shape, rng), references=charges if field else None).mean()
+        error = loss(
+            network, points, loss.draw(points.shape, rng), references=charges if field else None
+        ).mean()
         optimizer.zero_grad()
         error.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -74,7 +78,9 @@ def sample(network, scheduler, count, steps):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--train_steps", type=int, default=3000)
     parser.add_argument("--num_inference_steps", type=int, default=60)
     parser.add_argument("--num_samples", type=int, default=2000)
@@ -118,7 +124,9 @@ def main():
         shares = []
         for seed in range(args.seeds):
             network = train(charges, scheduler_of(D, trained, sigma_data), field, args.train_steps, seed)
-            points = sample(network, scheduler_of(D, sampled, sigma_data), args.num_samples, args.num_inference_steps)
+            points = sample(
+                network, scheduler_of(D, sampled, sigma_data), args.num_samples, args.num_inference_steps
+            )
             shares.append(far(points))
         rows.append((name, shares))
         if D == 1 and trained == sampled:

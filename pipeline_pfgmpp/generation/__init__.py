@@ -1,0 +1,16 @@
+"""Many images, one per seed, undisturbed or disturbed."""
+
+from .disturbances import inject_noise, quantize, quantize_temporarily
+from .files import load_samples, parse_seeds, sample_to_files
+from .generate import generate
+
+
+__all__ = [
+    "generate",
+    "inject_noise",
+    "load_samples",
+    "parse_seeds",
+    "quantize",
+    "quantize_temporarily",
+    "sample_to_files",
+]
