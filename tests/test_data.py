@@ -16,7 +16,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image, load_dataset
 
 from pipeline_pfgmpp.data import ImageDataset, ImageDecoder, ImageStream, load_images, prefetch
-from pipeline_pfgmpp.data.fashion_mnist import convert, read_idx
+from pipeline_pfgmpp.data.fashion_mnist import convert_idx, read_idx
 
 
 def generator(seed=0):
@@ -81,7 +81,7 @@ def test_idx_files_become_a_data_set(tmp_path):
     images, labels = rng.integers(0, 256, (7, 5, 6), np.uint8), rng.integers(0, 3, 7).astype(np.uint8)
     for prefix in ("train", "t10k"):
         write_idx(tmp_path / "idx", images, labels, prefix)
-    assert convert(tmp_path / "idx", tmp_path / "out", ["a", "b", "c"]) == {"train": 7, "test": 7}
+    assert convert_idx(tmp_path / "idx", tmp_path / "out", ["a", "b", "c"]) == {"train": 7, "test": 7}
     dataset = load_dataset(str(tmp_path / "out"), split="test")
     np.testing.assert_array_equal(np.stack([np.array(image) for image in dataset["image"]]), images)
     assert dataset["label"][:] == labels.tolist()
@@ -93,10 +93,10 @@ def test_damaged_idx_files_are_refused(tmp_path):
     images, labels = np.zeros((4, 2, 2), np.uint8), np.zeros(4, np.uint8)
     write_idx(tmp_path, images, labels, "train")
     with pytest.raises(ValueError, match="holds no t10k-images"):
-        convert(tmp_path, tmp_path / "out", ["a"])
+        convert_idx(tmp_path, tmp_path / "out", ["a"])
     labels_file = tmp_path / "train-labels-idx1-ubyte"
     labels_file.write_bytes(labels_file.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="cut off"):
+    with pytest.raises(ValueError, match="truncated"):
         read_idx(labels_file)
     labels_file.write_bytes(b"P5 2 2")
     with pytest.raises(ValueError, match="not an IDX file"):
@@ -209,7 +209,7 @@ def test_broken_images_are_named_and_left_out(broken, capsys):
     output = capsys.readouterr()
     assert "2.png, which cannot be read (1 so far)" in output.out + output.err
     assert "3.png, which cannot be read (2 so far)" in output.out + output.err
-    assert "2 of 5 images cannot be read" in output.out + output.err
+    assert "Left out 2 of 5 images, which cannot be read" in output.out + output.err
     with pytest.raises(ValueError, match=r"The image .*2.png cannot be read"):
         load_images(dataset, resolution=8, strict=True)
     assert len(load_images(dataset, resolution=8)) == 3

@@ -1,1 +1,5 @@
-"""What is written down about results: under which digest, of which D, by which command, and never half of it."""
+"""
+What makes a result traceable: what it depends on, which command made it, and how it is written.
+
+Every other room may use this one.
+"""

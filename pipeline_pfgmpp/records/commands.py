@@ -1,4 +1,4 @@
-"""Commands as they are kept beside results: whole, and without a folder of this machine."""
+"""The commands that are recorded with results, without the folders of the machine that ran them."""
 
 import os
 import re
@@ -8,12 +8,14 @@ from pathlib import PureWindowsPath
 
 def format_command(program: str, arguments: list[str]) -> str:
     """
-    Writes a command for people who read a card: quoted for a shell, and without a folder of this machine. A path that is
-    absolute, or leads to a home or out of the working directory, becomes its last name.
+    Format a command for a card or a report, quoted for a shell.
+
+    No folder of this machine appears in it: a path that is absolute, or that leads to a home or out
+    of the working directory, is reduced to its last name.
 
     Args:
-        program (`str`): What is run, such as `"pfgmpp"` or `"accelerate launch train_accelerate.py"`.
-        arguments (`list[str]`): Its arguments, each as the program gets it, also as `--name=value`.
+        program (`str`): The program, such as `"pfgmpp"` or `"accelerate launch train_accelerate.py"`.
+        arguments (`list[str]`): Its arguments as the program receives them, `--name=value` included.
 
     Returns:
         `str`: The command.
@@ -21,15 +23,15 @@ def format_command(program: str, arguments: list[str]) -> str:
     return shlex.join(_hide_folders(word) for word in [*shlex.split(program), *map(str, arguments)])
 
 
-def _hide_folders(word):
-    """A word of a command with each local path in it, which may stand after `=`, `,` or `:`, cut down to its last name."""
+def _hide_folders(word: str) -> str:
+    """Reduce each local path in a word to its last name, also after `=`, `,` or `:`."""
     if "://" in word and "file://" not in word:
-        return word  # the address of something that is not on this machine
+        return word  # a web address
     pieces = re.split(r"((?:file://)|(?<![A-Za-z0-9])[A-Za-z]:[\\/][^,;=]*|[=,:;])", word)
     return "".join(_hide_folder(piece) for piece in pieces if piece != "file://")
 
 
-def _hide_folder(path):
+def _hide_folder(path: str) -> str:
     if re.match(r"[A-Za-z]:[\\/]|\\\\", path):
         return PureWindowsPath(path).name
     if not path.startswith(("/", "~")) and not os.path.normpath(path).startswith(".."):

@@ -1,11 +1,15 @@
 """
-Digests and descriptions: what images and figures depend on, so that what is kept is taken up again by the same work alone.
+What results depend on, as descriptions and their digests.
+
+Images and figures are stored under a description of everything that they depend on, so that an
+interrupted run resumes with its own results and never with those of another.
 """
 
 import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -14,91 +18,101 @@ from .. import __version__
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed of 63 bits for one purpose, from another seed and what tells the purpose from all others."""
+    """
+    Derive the seed for one purpose from another seed.
+
+    Args:
+        parts (`int` or `str`): The other seed, and what distinguishes the purpose from all others.
+
+    Returns:
+        `int`: A seed of 63 bits.
+    """
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
 
 
 def digest_weights(pipeline: DiffusionPipeline) -> str:
     """
-    Tells networks apart by what they hold, whatever the folder or the repository they come from.
+    Digest the weights of a pipeline's networks, whatever folder or repository they come from.
 
     Args:
         pipeline ([`PFGMPPPipeline`]): The pipeline.
 
     Returns:
-        `str`: A digest of the networks' weights as float32: weights that are stored in float16 and loaded in float32 are the
-            same weights.
+        `str`: A digest of the weights as float32, so that weights stored in float16 and loaded in
+            float32 are the same weights.
     """
     digest = hashlib.sha256()
     for part, component in sorted(pipeline.components.items()):
-        if isinstance(component, torch.nn.Module):
-            for name, tensor in sorted(component.state_dict().items()):
-                digest.update(f"{part} {name} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy())
+        if not isinstance(component, torch.nn.Module):
+            continue
+        for name, tensor in sorted(component.state_dict().items()):
+            digest.update(f"{part} {name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy())
     return digest.hexdigest()[:16]
 
 
-def _public_config(component):
-    return {name: value for name, value in component.config.items() if not name.startswith("_")}
+def _describe_component(component: Any) -> dict:
+    public = {name: value for name, value in component.config.items() if not name.startswith("_")}
+    return {"_class_name": type(component).__name__, **public}
 
 
-def describe(pipeline: DiffusionPipeline, **settings) -> dict:
+def describe(pipeline: DiffusionPipeline, **settings: Any) -> dict:
     """
-    Lists what images depend on besides their seed.
+    Describe everything that images depend on besides their seed.
 
     Args:
-        pipeline ([`PFGMPPPipeline`]): What generates.
+        pipeline ([`PFGMPPPipeline`]): The pipeline that generates them.
         settings: Arguments of its call.
 
     Returns:
-        `dict`: The settings, the configurations of scheduler and network, the digest and the type of the weights, and the
-            version of this package, as they come back from JSON.
+        `dict`: The settings, the configurations of scheduler and network, digest and type of the
+            weights, and the version of this package, as JSON represents them.
     """
-    scheduler = {"_class_name": type(pipeline.scheduler).__name__, **_public_config(pipeline.scheduler)}
-    dtype = str(pipeline.unet.dtype).removeprefix("torch.")
-    network = {"_class_name": type(pipeline.unet).__name__, **_public_config(pipeline.unet)}
     description = {
         **settings,
-        "scheduler": scheduler,
-        "network": network,
+        "scheduler": _describe_component(pipeline.scheduler),
+        "network": _describe_component(pipeline.unet),
         "weights": digest_weights(pipeline),
+        "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
+        "version": __version__,
     }
-    return json.loads(json.dumps({**description, "dtype": dtype, "version": __version__}))
+    return json.loads(json.dumps(description))
 
 
 def default_output(kind: str, model: str | os.PathLike, description: dict) -> Path:
     """
-    Names a folder for results: the same one for the same description, another one for any other.
+    Name a folder for results: always the same one for the same description.
 
     Args:
-        kind (`str`): What the results are, such as `"evaluation"`.
-        model (`str` or `os.PathLike`): The model, whose name the folder bears.
-        description (`dict`): All that the results depend on, ready for JSON.
+        kind (`str`): Kind of results, such as `"evaluation"`.
+        model (`str` or `os.PathLike`): The model; its name is part of the folder's.
+        description (`dict`): Everything that the results depend on, ready for JSON.
 
     Returns:
         `Path`: `outputs/KIND/NAME-DIGEST`.
     """
     text = json.dumps(description, sort_keys=True)
-    return Path(
-        "outputs", kind, f"{Path(model).resolve().name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    )
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return Path("outputs", kind, f"{Path(model).resolve().name}-{digest}")
 
 
 def list_differences(found: dict, wanted: dict) -> str:
     """
-    Says in words how two descriptions differ.
+    Put the differences between two descriptions into words.
 
     Args:
-        found (`dict`): What is there.
-        wanted (`dict`): What is asked for.
+        found (`dict`): The description of stored results.
+        wanted (`dict`): The description of the results asked for.
 
     Returns:
-        `str`: Such as `"num_inference_steps is 18 there and 9 here"`; empty where they agree.
+        `str`: Such as `"num_inference_steps is 18 there and 9 here"`; empty if they agree.
     """
-    names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
     parts = []
-    for name in names:
-        there, here = found.get(name), wanted.get(name)
+    for name in {**found, **wanted}:
+        there = found.get(name)
+        here = wanted.get(name)
+        if there == here:
+            continue
         if isinstance(there, dict) and isinstance(here, dict):
             parts.append(list_differences(there, here))
         else:

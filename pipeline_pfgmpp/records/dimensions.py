@@ -1,24 +1,32 @@
-"""The augmented dimension D for people."""
+"""The augmented dimension D in text."""
 
 import math
 
 
 def format_dimension(D: float | None) -> str:
-    """An augmented dimension for people."""
+    """
+    Format an augmented dimension.
+
+    Args:
+        D (`float` or `None`): The dimension; None and `inf` are both infinity.
+
+    Returns:
+        `str`: Such as `"2048"` or `"∞"`.
+    """
     return "∞" if D in (None, math.inf) else f"{D:g}"
 
 
 def describe_dimensions(D: float | None, any_D: bool, D_range: list[float | None] | None) -> str:
     """
-    Says which augmented dimensions a model serves.
+    Describe which augmented dimensions a model serves.
 
     Args:
-        D (`float` or `None`): That of its scheduler.
-        any_D (`bool`): Whether the network is told D.
-        D_range (`list` or `None`): The range that it was trained for, where that is stated.
+        D (`float` or `None`): The D of its scheduler.
+        any_D (`bool`): Whether the network is conditioned on D.
+        D_range (`list` or `None`): The least and the largest D that it was trained for, if known.
 
     Returns:
-        `str`: Such as `"any augmented dimension D from 16 to ∞ (2048 when none is asked for)"`.
+        `str`: Such as `"any augmented dimension D from 16 to ∞ (default: 2048)"`.
     """
     if not any_D:
         return f"augmented dimension D = {format_dimension(D)}"
@@ -26,4 +34,4 @@ def describe_dimensions(D: float | None, any_D: bool, D_range: list[float | None
     if D_range is not None:
         low, high = map(format_dimension, D_range)
         trained = f" from {low} to {high}"
-    return f"any augmented dimension D{trained} ({format_dimension(D)} when none is asked for)"
+    return f"any augmented dimension D{trained} (default: {format_dimension(D)})"

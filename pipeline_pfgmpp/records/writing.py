@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: written beside their place, and moved into it when they are done."""
+"""Files and folders that are either complete or absent, even if the program is killed while it writes."""
 
 import contextlib
 import os
@@ -10,13 +10,13 @@ from pathlib import Path
 @contextlib.contextmanager
 def replace_file(path: str | os.PathLike) -> Iterator[Path]:
     """
-    Writes a file that takes its place only when it is complete.
+    Write a file under a temporary name and rename it when it is complete.
 
     Args:
-        path (`str` or `os.PathLike`): The file; its folder is made if it is missing.
+        path (`str` or `os.PathLike`): The file; its folder is created if it is missing.
 
     Yields:
-        `Path`: Where to write. It ends in `.partial`, whatever `path` ends in.
+        `Path`: Where to write. Its name ends in `.partial`, whatever `path` ends in.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,13 +31,15 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
 @contextlib.contextmanager
 def replace_folder(path: str | os.PathLike) -> Iterator[Path]:
     """
-    Fills a folder that takes its place only when it is complete. What stood there goes last.
+    Fill a folder under a temporary path and rename it when it is complete.
+
+    An older folder of that name is removed only then.
 
     Args:
-        path (`str` or `os.PathLike`): The folder; its parents are made if they are missing.
+        path (`str` or `os.PathLike`): The folder; its parents are created if they are missing.
 
     Yields:
-        `Path`: An empty folder of the same name, `.NAME.PROCESS.partial/NAME`.
+        `Path`: An empty folder with the same last name, `.NAME.PROCESS.partial/NAME`.
     """
     path = Path(path).resolve()
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
