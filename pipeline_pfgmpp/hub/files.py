@@ -33,7 +33,7 @@ PACKAGE_DATA = (
     "evaluation/fashion_mnist_classifier/*.json",
     "evaluation/fashion_mnist_classifier/*.safetensors",
 )
-PACKAGE_DATA += ("training/configs/*.yaml",)
+PACKAGE_DATA += ("training/configs/*.yaml", "py.typed")
 REPORTS = {"evaluation.json", "robustness.json"}  # they name the weights that were measured
 DESCRIPTIONS = (
     "README.md",
