@@ -1,8 +1,8 @@
-"""Many images, one per seed, undisturbed or disturbed."""
+"""Generating many images, one per seed, undisturbed or disturbed."""
 
 from .disturbances import inject_noise, quantize, quantize_temporarily
 from .files import load_samples, parse_seeds, sample_to_files
-from .generate import generate
+from .generate import generate, split_batches
 
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "quantize",
     "quantize_temporarily",
     "sample_to_files",
+    "split_batches",
 ]

@@ -1,7 +1,14 @@
-"""What sampling can be disturbed by: noise before each step, and weights rounded to few bits."""
+r"""
+Two ways to disturb sampling, from the PFGM++ paper (https://huggingface.co/papers/2302.04265,
+sec. 6):
+
+- noise: before each step $x \leftarrow x + \alpha\,\sigma_i\,g$ with $g \sim \mathcal{N}(0, I)$;
+- rounding: each parameter tensor of the network takes $2^k$ evenly spaced values.
+"""
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -16,69 +23,88 @@ def inject_noise(
     generators: list[torch.Generator],
     noise: float,
     D: float | None = None,
-) -> dict:
+) -> dict[str, Any]:
     r"""
-    Disturbs the sampling as the PFGM++ paper does (https://huggingface.co/papers/2302.04265, sec. 6): before each step
-    $x \leftarrow x + \alpha\,\sigma_i\,g$ with $g \sim \mathcal{N}(0, I)$. All else stays that of the seeds.
+    Prepare a call of the pipeline in which Gaussian noise disturbs every step.
+
+    Before each step $x \leftarrow x + \alpha\,\sigma_i\,g$ with $g \sim \mathcal{N}(0, I)$
+    (https://huggingface.co/papers/2302.04265, sec. 6). The noise has generators of its own, derived
+    from the seeds, so that everything else is drawn as it would be without it.
 
     Args:
-        pipeline ([`PFGMPPPipeline`]): What generates.
-        seeds (`list[int]`): One an image.
-        generators (`list[torch.Generator]`): Those of the seeds, as the pipeline is given them.
-        noise (`float`): alpha.
-        D (`float`, *optional*): The augmented dimension, `inf` for infinity; by default the scheduler's.
+        pipeline ([`PFGMPPPipeline`]): The pipeline.
+        seeds (`list[int]`): One seed per image.
+        generators (`list[torch.Generator]`): The generators of these seeds that the pipeline is
+            called with.
+        noise (`float`): The factor alpha.
+        D (`float`, *optional*): The augmented dimension, `inf` for infinity; by default the
+            scheduler's.
 
     Returns:
-        `dict`: Arguments of the pipeline's call.
+        `dict`: Arguments for the call of the pipeline, to be passed along with `generators`.
     """
-    config, device = pipeline.unet.config, pipeline.device
-    height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
-    shape = (len(seeds), config.in_channels, height, width)
-    others = [torch.Generator().manual_seed(derive_seed(seed, "injected noise")) for seed in seeds]
+    device = pipeline.device
+    scheduler = pipeline.scheduler
+    if D is None:
+        D = scheduler.config.D
+    shape = (len(seeds), pipeline.unet.config.in_channels, *_read_size(pipeline))
+    own_generators = [torch.Generator().manual_seed(derive_seed(seed, "injected noise")) for seed in seeds]
 
-    def gaussian():
-        return noise * sample_noise(shape, None, others, device)
+    def draw_noise() -> torch.Tensor:
+        return noise * sample_noise(shape, None, own_generators, device)
 
-    def before_the_next_step(pipe, index, timestep, tensors):
-        if (index + 1) % pipe.scheduler.order == 0 and index + 1 < len(pipe.scheduler.timesteps):
-            return {"latents": tensors["latents"] + pipe.scheduler.sigmas[index + 1] * gaussian()}
-        return tensors
+    def disturb_next_step(pipe: DiffusionPipeline, index: int, timestep: Any, tensors: dict) -> dict:
+        calls = index + 1
+        completes_step = calls % pipe.scheduler.order == 0
+        if not completes_step or calls == len(pipe.scheduler.timesteps):
+            return tensors
+        return {"latents": tensors["latents"] + pipe.scheduler.sigmas[calls] * draw_noise()}
 
-    prior = pipeline.scheduler.sample_noise(
-        shape, generators, device, D=pipeline.scheduler.config.D if D is None else D
-    )
-    return {"latents": prior + gaussian(), "callback_on_step_end": before_the_next_step}
+    latents = scheduler.sample_noise(shape, generators, device, D=D)
+    return {"latents": latents + draw_noise(), "callback_on_step_end": disturb_next_step}
+
+
+def _read_size(pipeline: DiffusionPipeline) -> tuple[int, int]:
+    """Return the height and width of the images that the network generates."""
+    size = pipeline.unet.config.sample_size
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width
 
 
 def quantize(module: torch.nn.Module, bits: int) -> None:
-    """
-    Rounds weights in place: uniform affine quantisation of each parameter tensor.
+    r"""
+    Round weights in place.
+
+    Each parameter tensor is rounded to $2^k$ evenly spaced values between its least and its largest.
 
     Args:
         module (`torch.nn.Module`): The network.
-        bits (`int`): Bits a weight.
+        bits (`int`): Bits per weight, k.
     """
     for parameter in module.parameters():
-        low, high = parameter.data.float().aminmax()
+        weights = parameter.data.float()
+        low, high = weights.aminmax()
         step = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(torch.float32).tiny)
-        rounded = ((parameter.data.float() - low) / step).round() * step + low
+        rounded = ((weights - low) / step).round() * step + low
         parameter.data = rounded.to(parameter.dtype)
 
 
 @contextlib.contextmanager
 def quantize_temporarily(module: torch.nn.Module, bits: int | None) -> Iterator[None]:
     """
-    Rounds weights as [`quantize`] does while the block runs.
+    Round weights as [`quantize`] does, and restore them at the end of the block.
 
     Args:
         module (`torch.nn.Module`): The network.
-        bits (`int` or `None`): Bits a weight; None leaves them as they are.
+        bits (`int` or `None`): Bits per weight; with None the weights are not rounded.
     """
-    kept = [parameter.data for parameter in module.parameters()]
+    originals = [parameter.data for parameter in module.parameters()]
     try:
         if bits is not None:
             quantize(module, bits)
         yield
     finally:
-        for parameter, data in zip(module.parameters(), kept):
-            parameter.data = data
+        for parameter, original in zip(module.parameters(), originals):
+            parameter.data = original

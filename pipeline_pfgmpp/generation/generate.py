@@ -1,9 +1,7 @@
-"""
-Many images, one a seed: the same for a seed whatever the number of processes, and continued where
-they were interrupted.
-"""
+"""Images for a list of seeds, each of which depends on its own seed alone."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -18,24 +16,26 @@ def generate(
     batch_size: int,
     desc: str | None = "Sampling",
     noise: float = 0.0,
-    **settings,
+    **settings: Any,
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """
-    Images for seeds, a batch at a time; each depends on its seed alone.
+    Generate one image per seed, a batch at a time.
+
+    An image depends on its own seed, not on the batch that it is in.
 
     Args:
-        pipeline ([`PFGMPPPipeline`]): What generates.
-        seeds (`list[int]`): One an image.
-        batch_size (`int`): Images at a time.
-        desc (`str`, *optional*, defaults to `"Sampling"`): What stands before the progress bar;
-            with None there is none.
-        noise (`float`, defaults to 0): alpha of the noise that [`inject_noise`] disturbs the
-            sampling with.
+        pipeline ([`PFGMPPPipeline`]): The pipeline.
+        seeds (`list[int]`): One seed per image.
+        batch_size (`int`): Images per batch.
+        desc (`str`, *optional*, defaults to `"Sampling"`): Label of the progress bar; with None no
+            bar is shown.
+        noise (`float`, defaults to 0): The factor alpha of the noise that disturbs each step, see
+            [`inject_noise`].
         settings: Further arguments of the pipeline's call, such as `num_inference_steps`.
 
     Yields:
-        `tuple[list[int], torch.Tensor]`: The seeds of a batch, and its images of shape `(batch, C,
-            H, W)` as uint8 on the CPU.
+        `tuple[list[int], torch.Tensor]`: The seeds of a batch, and its images of shape
+            `(batch, C, H, W)` as uint8 on the CPU.
 
     Raises:
         ValueError: `batch_size` is not positive, or an argument does not fit the pipeline.
@@ -45,15 +45,28 @@ def generate(
     with tqdm(total=len(seeds), desc=desc, unit="image", disable=desc is None) as progress:
         for batch in batches:
             generators = [torch.Generator().manual_seed(seed) for seed in batch]
-            disturbed = inject_noise(pipeline, batch, generators, noise, settings.get("D")) if noise else {}
-            images = pipeline(
-                len(batch), generator=generators, output_type="pt", **disturbed, **settings
-            ).images
-            yield batch, (images * 255).round().to("cpu", torch.uint8)
+            disturbance = {}
+            if noise:
+                disturbance = inject_noise(pipeline, batch, generators, noise, settings.get("D"))
+            output = pipeline(len(batch), generator=generators, output_type="pt", **disturbance, **settings)
+            yield batch, (output.images * 255).round().to("cpu", torch.uint8)
             progress.update(len(batch))
 
 
-def split_batches(seeds, batch_size):
+def split_batches(seeds: list[int], batch_size: int) -> list[list[int]]:
+    """
+    Split seeds into batches, of which the last may be smaller.
+
+    Args:
+        seeds (`list[int]`): The seeds.
+        batch_size (`int`): Seeds per batch.
+
+    Returns:
+        `list[list[int]]`: The batches, in the order of the seeds.
+
+    Raises:
+        ValueError: `batch_size` is not positive.
+    """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be positive, but is {batch_size}.")
-    return [seeds[i : i + batch_size] for i in range(0, len(seeds), batch_size)]
+    return [seeds[start : start + batch_size] for start in range(0, len(seeds), batch_size)]
