@@ -177,11 +177,11 @@ def test_verify_measures_the_card_again(model, fashion_mnist, tmp_path, capsys, 
     (model / "evaluation.json").write_text(json.dumps(results))
     with pytest.raises(SystemExit):
         commands.main(again)
-    assert "The figures of evaluation.json are of other weights" in capsys.readouterr().err
+    assert "The figures of evaluation.json were measured with other weights" in capsys.readouterr().err
     for text, message in (
-        ("[1]", "is no report: it must hold"),
+        ("[1]", "is not a report of `pfgmpp evaluate`: it must hold"),
         ("{", "cannot be read"),
-        ('{"results": []}', "is no report"),
+        ('{"results": []}', "is not a report"),
     ):
         (model / "evaluation.json").write_text(text)
         with pytest.raises(SystemExit):

@@ -447,12 +447,11 @@ def verify(args):
 
     from ..evaluation import ImageMetrics, load_features
     from ..evaluation.verify import (
-        check_report,
         format_figures,
-        read_report,
         verify_evaluation,
         verify_robustness,
     )
+    from ..records.reports import check_weights, list_weights, read_report
     from ..scheduling_pfgmpp import PFGMPPScheduler
 
     if args.num_images < 8:
@@ -466,8 +465,8 @@ def verify(args):
         raise ValueError("evaluation.json does not say what data it is of: name them with --data.")
     pipeline = on_device(DiffusionPipeline.from_pretrained(args.model))
     own_scheduler = pipeline.scheduler
-    check_report(pipeline, "evaluation.json", [evaluation["settings"]])
-    check_report(pipeline, "robustness.json", robustness or [])
+    for name, report in (("evaluation.json", evaluation), ("robustness.json", robustness or [])):
+        check_weights(list_weights(report) - {None}, name, args.model, pipeline)
     extractor = load_features(evaluation["features"], pipeline.device, args.trust_remote_code)
     split = args.split or evaluation.get("split", "test")
     metrics = ImageMetrics(extractor, load_real_images(data, split, pipeline))

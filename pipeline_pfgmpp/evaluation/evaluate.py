@@ -10,14 +10,14 @@ import statistics
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
 from huggingface_hub import EvalResult, ModelCard
 
 from ..generation import load_samples, sample_to_files
 from ..hub.cards import put_section
 from ..pipeline_pfgmpp import PFGMPPPipeline
-from ..records.digests import describe, digest_weights
+from ..records.digests import describe
 from ..records.dimensions import format_dimension
+from ..records.reports import check_weights, list_weights
 from .metrics import ImageMetrics
 
 
@@ -201,23 +201,6 @@ def table(results: dict) -> str:
     return "\n".join(rows) + "\n"
 
 
-def check_weights(folder: str | os.PathLike, measured: str | None) -> None:
-    """
-    Refuses figures of other weights than those that lie in a folder, so that none of them comes
-    into its card.
-
-    Args:
-        folder (`str` or `os.PathLike`): The model's folder.
-        measured (`str` or `None`): Digest of the weights that were measured, from [`digest_weights`].
-
-    Raises:
-        ValueError: The folder holds other weights.
-    """
-    if measured != digest_weights(DiffusionPipeline.from_pretrained(folder)):
-        raise ValueError(
-            f"{folder} does not hold the weights that were measured, so its card is left as it is."
-        )
-
 
 def write_evaluation(folder: str | os.PathLike, results: dict) -> None:
     """
@@ -230,7 +213,7 @@ def write_evaluation(folder: str | os.PathLike, results: dict) -> None:
     Raises:
         ValueError: The folder holds other weights than those that were measured.
     """
-    check_weights(folder, results["settings"].get("weights"))
+    check_weights(list_weights(results), "evaluation.json", folder)
     folder, settings, count = Path(folder), results["settings"], f"{results['num_images']:,} images"
     (folder / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
     steps, solver, guidance = (

@@ -28,8 +28,9 @@ from ..pictures.grid import draw_grid, stack_panels, to_pil
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..records.digests import describe, list_differences
 from ..records.dimensions import format_dimension
+from ..records.reports import check_weights, list_weights
 from ..records.writing import replace_file
-from .evaluate import check_weights, choose_dimensions, mean_and_deviation
+from .evaluate import choose_dimensions, mean_and_deviation
 from .metrics import ImageMetrics
 
 
@@ -332,8 +333,7 @@ def write_robustness(
         ValueError: The folder holds other weights than those that were measured.
     """
     folder, output = Path(folder), Path(output)
-    for weights in {entry.get("weights") for entry in entries}:
-        check_weights(folder, weights)
+    check_weights(list_weights(entries), "robustness.json", folder)
     for name in ("robustness.png", "noise.png"):
         shutil.copyfile(output / name, folder / name)
     (folder / "robustness.json").write_text(json.dumps(entries, indent=1) + "\n")

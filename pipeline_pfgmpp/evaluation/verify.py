@@ -6,20 +6,14 @@ The Fréchet distance of n images is larger than that of more, by a bias that fa
 images and of their quarters predict that of N.
 """
 
-import json
 import math
-import os
 import statistics
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 
 from ..generation import generate, quantize_temporarily
 from ..pipeline_pfgmpp import PFGMPPPipeline
-from ..records.digests import digest_weights
 from ..records.dimensions import format_dimension
 from .evaluate import choose_dimensions, mean_and_deviation
 from .features import image_features
@@ -29,10 +23,6 @@ from .robustness import Setting, count_steps
 
 # What a report's settings hold besides the arguments of the pipeline's call.
 DESCRIPTION = ("scheduler", "network", "weights", "dtype", "version")
-ENTRIES = {  # what a report must hold
-    "evaluation.json": {"results", "settings", "features", "num_images"},
-    "robustness.json": {"D", "noise", "bits", "nfe", "num_images", "distances"},
-}
 ALLOWED_DEVIATIONS = 4  # of few groups the deviation is known badly, so more than the usual two
 ROUNDING = 0.02  # by which processors may differ, which round otherwise
 
@@ -48,53 +38,6 @@ class Figure(NamedTuple):
     measured: float
     predicted: float
     agrees: bool
-
-
-def read_report(model: str | os.PathLike, name: str) -> dict | list | None:
-    """
-    Reads a report that lies beside a model.
-
-    Args:
-        model (`str` or `os.PathLike`): A pipeline folder or a Hub id.
-        name (`str`): `"evaluation.json"` or `"robustness.json"`.
-
-    Returns:
-        `dict`, `list` or `None`: The report; None where there is none.
-
-    Raises:
-        ValueError: It is no JSON, or no such report.
-    """
-    try:
-        path = Path(model, name) if Path(model).is_dir() else Path(hf_hub_download(str(model), name))
-        report = json.loads(path.read_text()) if path.is_file() else None
-    except EntryNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} of {model} cannot be read: {error}") from None
-    entries = report if isinstance(report, list) else [report]
-    if report is not None and not all(
-        isinstance(entry, dict) and ENTRIES[name] <= entry.keys() for entry in entries
-    ):
-        raise ValueError(f"{name} of {model} is no report: it must hold {', '.join(sorted(ENTRIES[name]))}.")
-    return report
-
-
-def check_report(pipeline: PFGMPPPipeline, name: str, descriptions: list[dict]) -> None:
-    """
-    Refuses a report of other weights than the pipeline's.
-
-    Args:
-        pipeline ([`PFGMPPPipeline`]): The model.
-        name (`str`): What the report is called.
-        descriptions (`list[dict]`): What it says of the pipeline that was measured; older ones do
-            not name the weights.
-
-    Raises:
-        ValueError: It is of other weights.
-    """
-    measured = {description["weights"] for description in descriptions if "weights" in description}
-    if measured - {digest_weights(pipeline)}:
-        raise ValueError(f"The figures of {name} are of other weights than those that lie beside it.")
 
 
 def predict_distance(
