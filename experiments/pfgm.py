@@ -21,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler
-from pipeline_pfgmpp.pictures.field_lines import shape
+from pipeline_pfgmpp.pictures.field_lines import make_shape
 from pipeline_pfgmpp.training import PFGMPPLoss
 
 
@@ -86,7 +86,7 @@ def main():
     parser.add_argument("--num_samples", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=3, help="networks a row (default: %(default)s)")
     args = parser.parse_args()
-    charges = shape("heart", 400)[:, :, None, None]
+    charges = make_shape("heart", 400)[:, :, None, None]
     sigma_data = charges.std().item()
 
     def far(points):

@@ -20,7 +20,7 @@ from PIL import Image
 
 from pipeline_pfgmpp import sample_noise
 from pipeline_pfgmpp.generation import inject_noise
-from pipeline_pfgmpp.pictures.field_lines import SHAPES, shape, trajectories
+from pipeline_pfgmpp.pictures.field_lines import SHAPES, make_shape, trace_field_lines
 from pipeline_pfgmpp.pictures.grid import draw_grid, to_pil
 from pipeline_pfgmpp.records.dimensions import format_dimension
 
@@ -382,7 +382,7 @@ def play(charges, dial):
         (0, 0, 1, 1), xlim=(-REACH, REACH), ylim=(-REACH, REACH), frame_on=False, xticks=[], yticks=[]
     )
     if charges:
-        points, _ = trajectories(
+        points, _ = trace_field_lines(
             torch.tensor(charges), D, sample_noise((60, 2), D, torch.Generator().manual_seed(0)), 40, 2.0
         )
         axis.plot(points[:, :, 0], points[:, :, 1], color="tab:blue", linewidth=0.8, alpha=0.7)
@@ -404,7 +404,7 @@ def add_charge(charges, dial, event: gr.SelectData):
 
 def take_shape(name, dial):
     """The charges of a shape."""
-    charges = (1.2 * shape(one_of(name, SHAPES, "The shape"), 100)).tolist()
+    charges = (1.2 * make_shape(one_of(name, SHAPES, "The shape"), 100)).tolist()
     return charges, *play(charges, dial)
 
 

@@ -1,1 +1,1 @@
-"""Pictures for people: grids of images, field lines and plots."""
+"""Pictures: grids of images, field lines and plots."""

@@ -1,17 +1,19 @@
 r"""
-Pictures of what the method does, from the exact field of a few charges, without a network:
+Pictures of what the method does: the exact field of a few charges, without a network.
 
     python -m pipeline_pfgmpp.pictures.field_lines pictures
 
-Data are charges on the hyperplane at height $r = \sigma\sqrt{D} = 0$. Their field lines lead from
-the prior home: $dx/d\sigma = (x - F(x, \sigma))/\sigma$, with F the posterior mean
+The data are charges on the hyperplane at height $r = \sigma\sqrt{D} = 0$. Field lines lead from the
+prior down to them: $dx/d\sigma = (x - F(x, \sigma))/\sigma$, where F is the posterior mean
 (https://huggingface.co/papers/2302.04265).
 """
 
 import argparse
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,41 +29,40 @@ SHAPES = ("heart", "spiral", "moons", "ring")
 SIGMA_MAX = 4.0
 
 
-def shape(name: str, count: int = 200) -> torch.Tensor:
+def make_shape(name: str, count: int = 200) -> torch.Tensor:
     """
-    Charges on the plane.
+    Place charges on a curve in the plane.
 
     Args:
         name (`str`): `"heart"`, `"spiral"`, `"moons"` or `"ring"`.
-        count (`int`, defaults to 200): How many.
+        count (`int`, defaults to 200): Number of charges.
 
     Returns:
-        `torch.Tensor` of shape `(count, 2)`: Their places, in [-1, 1].
+        `torch.Tensor` of shape `(count, 2)`: Their positions, in [-1, 1] up to a small margin.
 
     Raises:
-        ValueError: There is no such shape.
+        ValueError: There is no shape of that name.
     """
     t = torch.linspace(0, 1, count)
     angle = 2 * math.pi * t
-    half, second = math.pi * (2 * t % 1), t >= 0.5
-    shapes = {
-        "heart": (
-            angle.sin() ** 3,
-            (13 * angle.cos() - 5 * (2 * angle).cos() - 2 * (3 * angle).cos() - (4 * angle).cos()) / 16,
-        ),
-        "spiral": (t * (2 * angle).cos(), t * (2 * angle).sin()),
-        "moons": (
-            torch.where(second, 0.33 - 0.6 * half.cos(), 0.6 * half.cos() - 0.33),
-            torch.where(second, 0.15 - 0.6 * half.sin(), 0.6 * half.sin() - 0.15),
-        ),
-        "ring": (angle.cos() * 0.9, angle.sin() * 0.9),
-    }
-    if name not in SHAPES:
-        raise ValueError(f"`name` must be one of {list(SHAPES)}, but is {name!r}.")
-    return torch.stack(shapes[name], dim=1)
+    if name == "heart":
+        x = angle.sin() ** 3
+        y = 13 * angle.cos() - 5 * (2 * angle).cos() - 2 * (3 * angle).cos() - (4 * angle).cos()
+        return torch.stack([x, y / 16], dim=1)
+    if name == "spiral":
+        return torch.stack([t * (2 * angle).cos(), t * (2 * angle).sin()], dim=1)
+    if name == "ring":
+        return torch.stack([angle.cos() * 0.9, angle.sin() * 0.9], dim=1)
+    if name == "moons":
+        half = math.pi * (2 * t % 1)
+        second = t >= 0.5
+        x = torch.where(second, 0.33 - 0.6 * half.cos(), 0.6 * half.cos() - 0.33)
+        y = torch.where(second, 0.15 - 0.6 * half.sin(), 0.6 * half.sin() - 0.15)
+        return torch.stack([x, y], dim=1)
+    raise ValueError(f"`name` must be one of {list(SHAPES)}, but is {name!r}.")
 
 
-def trajectories(
+def trace_field_lines(
     charges: torch.Tensor,
     D: float | None,
     latents: torch.Tensor,
@@ -69,27 +70,28 @@ def trajectories(
     sigma_max: float = SIGMA_MAX,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Follows field lines of the exact field from the prior to the charges.
+    Trace field lines of the exact field from the prior to the charges.
 
     Args:
         charges (`torch.Tensor` of shape `(M, N)`): The data.
         D (`float` or `None`): The augmented dimension; None is infinity.
-        latents (`torch.Tensor` of shape `(K, N)`): Unit noise, where the lines begin, in units of
-            `sigma_max`.
-        num_steps (`int`, defaults to 60): Steps of Heun.
-        sigma_max (`float`, defaults to 4): Height at which they begin.
+        latents (`torch.Tensor` of shape `(K, N)`): Unit noise; each line starts at `sigma_max` times
+            one row.
+        num_steps (`int`, defaults to 60): Steps of Heun's method.
+        sigma_max (`float`, defaults to 4): Height at which the lines start.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Points of shape `(num_steps + 1, K, N)` and their
-            heights sigma, of shape `(num_steps + 1,)`, the last of them 0.
+        `tuple[torch.Tensor, torch.Tensor]`: Points of shape `(num_steps + 1, K, N)`, and their heights
+            sigma of shape `(num_steps + 1,)`, of which the last is 0.
     """
     scheduler = PFGMPPScheduler(D=D, sigma_max=sigma_max, sigma_min=0.005, rho=3.0)
     pipe = PFGMPPPipeline(EmpiricalDenoiser(charges[:, :, None, None]), scheduler)
     pipe.set_progress_bar_config(disable=True)
     points = [sigma_max * latents]
 
-    def keep(pipe, index, timestep, tensors):
-        if (index + 1) % scheduler.order == 0 or index + 1 == len(scheduler.timesteps):
+    def keep_points(pipe: PFGMPPPipeline, index: int, timestep: Any, tensors: dict) -> dict:
+        calls = index + 1
+        if calls % scheduler.order == 0 or calls == len(scheduler.timesteps):
             points.append(tensors["latents"].flatten(1))
         return tensors
 
@@ -98,36 +100,30 @@ def trajectories(
         num_steps,
         latents=latents[:, :, None, None],
         output_type="latent",
-        callback_on_step_end=keep,
+        callback_on_step_end=keep_points,
     )
     heights = torch.cat([scheduler.sigmas[: -1 : scheduler.order][:num_steps], torch.zeros(1)])
     return torch.stack(points), heights
 
 
-def _figure(columns, height=3.9, **kwargs):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(1, columns, figsize=(3.4 * columns, height), constrained_layout=True, **kwargs)
-
-
-def plot_field_lines(path: str | os.PathLike, dimensions: tuple = DIMENSIONS) -> None:
+def plot_field_lines(path: str | os.PathLike, dimensions: Sequence[float | None] = DIMENSIONS) -> None:
     """
-    Three charges on a line and their field lines up to the prior, a panel a D, over the density of
-    the perturbed data in units of the noise.
+    Plot three charges on a line and their field lines up to the prior, one panel per D.
+
+    The background is the density of the perturbed data, in units of the noise.
 
     Args:
-        path (`str` or `os.PathLike`): The picture.
-        dimensions (`tuple`): The panels; None is infinity.
+        path (`str` or `os.PathLike`): The picture to write.
+        dimensions (`Sequence`): The D of the panels; None is infinity.
     """
-    charges, width = torch.tensor([[-1.0], [-0.6], [0.9]]), 6.0
+    charges = torch.tensor([[-1.0], [-0.6], [0.9]])
+    width = 6.0
     latents = torch.linspace(-width, width, 41)[:, None] / SIGMA_MAX
-    figure, axes = _figure(len(dimensions), sharey=True)
-    x, sigma = torch.linspace(-width, width, 161), torch.linspace(0.05, SIGMA_MAX, 120)
+    x = torch.linspace(-width, width, 161)
+    sigma = torch.linspace(0.05, SIGMA_MAX, 120)
+    residuals = (x[None, :, None] - charges[:, 0]) / sigma[:, None, None]
+    figure, axes = _make_figure(len(dimensions), sharey=True)
     for axis, D in zip(axes, dimensions):
-        residuals = (x[None, :, None] - charges[:, 0]) / sigma[:, None, None]
         density = log_density(residuals.reshape(-1, 1), D).reshape(residuals.shape).exp().mean(-1)
         axis.imshow(
             density.numpy(),
@@ -137,45 +133,41 @@ def plot_field_lines(path: str | os.PathLike, dimensions: tuple = DIMENSIONS) ->
             cmap="Blues",
             vmax=0.45,
         )
-        points, heights = trajectories(charges, D, latents)
+        points, heights = trace_field_lines(charges, D, latents)
         axis.plot(points[:, :, 0], heights, color="0.25", linewidth=0.7)
-        axis.plot(
-            charges[:, 0],
-            torch.zeros(len(charges)),
-            "o",
-            color="tab:red",
-            markersize=5,
-            clip_on=False,
-            zorder=3,
-        )
+        ground = torch.zeros(len(charges))
+        axis.plot(charges[:, 0], ground, "o", color="tab:red", markersize=5, clip_on=False, zorder=3)
         axis.set(title=f"D = {format_dimension(D)}", xlabel="x", xlim=(-width, width), ylim=(0, SIGMA_MAX))
     axes[0].set_ylabel("height σ = r / √D")
     figure.savefig(path, dpi=110)
 
 
 def plot_norms(
-    path: str | os.PathLike, dimensions: tuple = (1.0, 16.0, 128.0, 2048.0, None), num_dims: int = 784
+    path: str | os.PathLike,
+    dimensions: Sequence[float | None] = (1.0, 16.0, 128.0, 2048.0, None),
+    num_dims: int = 784,
 ) -> None:
     """
-    How the norm of the noise is spread at one height, a line a D: it narrows from D = 1 to
-    infinity, where a network sees nothing but one shell. That is what makes small D robust, and
-    large D rigid.
+    Plot how the norm of the noise is distributed at one height, one curve per D.
+
+    The distribution narrows from D = 1 to infinity, where a network sees nothing but one shell. That
+    is why small D is robust and large D is not.
 
     Args:
-        path (`str` or `os.PathLike`): The picture.
-        dimensions (`tuple`): The lines; None is infinity.
-        num_dims (`int`, defaults to 784): N.
+        path (`str` or `os.PathLike`): The picture to write.
+        dimensions (`Sequence`): The D of the curves; None is infinity.
+        num_dims (`int`, defaults to 784): Dimension N of the data.
     """
-    figure, axis = _figure(1)
+    figure, axes = _make_figure(1)
     figure.set_size_inches(6, 3.6)
+    axis = axes[0]
     radius = torch.logspace(-0.7, 1, 1000, dtype=torch.float64)
     points = torch.zeros(len(radius), num_dims, dtype=torch.float64)
     points[:, 0] = radius * math.sqrt(num_dims)
-    log_sphere = (
-        math.log(2) + num_dims / 2 * math.log(math.pi) - math.lgamma(num_dims / 2)
-    )  # area of the unit sphere
+    # The area of the unit sphere turns the density at a point into that of the norm.
+    log_area = math.log(2) + num_dims / 2 * math.log(math.pi) - math.lgamma(num_dims / 2)
     for D in dimensions:
-        density = (log_density(points, D) + log_sphere + num_dims * points[:, 0].log()).exp()
+        density = (log_density(points, D) + log_area + num_dims * points[:, 0].log()).exp()
         axis.plot(radius, density, label=f"D = {format_dimension(D)}")
     axis.set(
         xscale="log",
@@ -189,23 +181,21 @@ def plot_norms(
     figure.savefig(path, dpi=110)
 
 
-def _plane_latents(count, D):
-    return sample_noise((count, 2), D, torch.Generator().manual_seed(0))
-
-
-def plot_trajectories(path: str | os.PathLike, name: str = "heart", dimensions: tuple = DIMENSIONS) -> None:
+def plot_trajectories(
+    path: str | os.PathLike, name: str = "heart", dimensions: Sequence[float | None] = DIMENSIONS
+) -> None:
     """
-    Paths on the plane from the prior to a shape, a panel a D; the same directions in each.
+    Plot paths in the plane from the prior to a shape, one panel per D, from the same seed.
 
     Args:
-        path (`str` or `os.PathLike`): The picture.
-        name (`str`, defaults to `"heart"`): A [`shape`].
-        dimensions (`tuple`): The panels; None is infinity.
+        path (`str` or `os.PathLike`): The picture to write.
+        name (`str`, defaults to `"heart"`): The shape, see [`make_shape`].
+        dimensions (`Sequence`): The D of the panels; None is infinity.
     """
-    charges = shape(name)
-    figure, axes = _figure(len(dimensions), sharex=True, sharey=True)
+    charges = make_shape(name)
+    figure, axes = _make_figure(len(dimensions), sharex=True, sharey=True)
     for axis, D in zip(axes, dimensions):
-        points, _ = trajectories(charges, D, _plane_latents(60, D), sigma_max=2.0)
+        points, _ = trace_field_lines(charges, D, _draw_latents(60, D), sigma_max=2.0)
         axis.plot(points[:, :, 0], points[:, :, 1], color="tab:blue", linewidth=0.6, alpha=0.7)
         axis.plot(*points[0].T, ".", color="0.4", markersize=3)
         axis.plot(*charges.T, ".", color="tab:red", markersize=2)
@@ -213,59 +203,75 @@ def plot_trajectories(path: str | os.PathLike, name: str = "heart", dimensions: 
     figure.savefig(path, dpi=110)
 
 
-def animate(
-    path: str | os.PathLike, name: str = "heart", dimensions: tuple = DIMENSIONS, count: int = 300
+def animate_trajectories(
+    path: str | os.PathLike,
+    name: str = "heart",
+    dimensions: Sequence[float | None] = DIMENSIONS,
+    count: int = 300,
 ) -> None:
     """
-    An animation of samples that follow the field lines home, a panel a D.
+    Animate samples that follow field lines from the prior to a shape, one panel per D.
 
     Args:
-        path (`str` or `os.PathLike`): The `.gif`.
-        name (`str`, defaults to `"heart"`): A [`shape`].
-        dimensions (`tuple`): The panels; None is infinity.
-        count (`int`, defaults to 300): Samples.
+        path (`str` or `os.PathLike`): The `.gif` file to write.
+        name (`str`, defaults to `"heart"`): The shape, see [`make_shape`].
+        dimensions (`Sequence`): The D of the panels; None is infinity.
+        count (`int`, defaults to 300): Samples per panel.
     """
     from matplotlib.animation import FuncAnimation, PillowWriter
 
-    charges = shape(name)
-    figure, axes = _figure(len(dimensions), sharex=True, sharey=True)
-    paths = [trajectories(charges, D, _plane_latents(count, D)) for D in dimensions]
+    charges = make_shape(name)
+    figure, axes = _make_figure(len(dimensions), sharex=True, sharey=True)
+    lines = [trace_field_lines(charges, D, _draw_latents(count, D)) for D in dimensions]
     dots = []
     for axis, D in zip(axes, dimensions):
         axis.plot(*charges.T, ".", color="tab:red", markersize=1.5, alpha=0.5)
         dots += axis.plot([], [], ".", color="tab:blue", markersize=3)
         axis.set(title=f"D = {format_dimension(D)}", aspect="equal")
+    last = len(lines[0][1]) - 1
 
-    def frame(index):
-        index = min(index, len(paths[0][1]) - 1)
-        for (points, heights), dot in zip(paths, dots):
+    def draw_frame(index: int) -> list:
+        index = min(index, last)
+        for (points, _), dot in zip(lines, dots):
             dot.set_data(*points[index].T)
-            reach = 1.3 + 1.5 * heights[index].item()  # the view closes in with the noise
+        height = lines[0][1][index].item()
+        reach = 1.3 + 1.5 * height  # the view zooms in as the noise falls
         axes[0].set(xlim=(-reach, reach), ylim=(-reach, reach))
-        figure.suptitle(f"σ = {heights[index]:.3f}", fontsize=10)
+        figure.suptitle(f"σ = {height:.3f}", fontsize=10)
         return dots
 
-    FuncAnimation(figure, frame, frames=len(paths[0][1]) + 15).save(path, writer=PillowWriter(fps=15), dpi=70)
+    animation = FuncAnimation(figure, draw_frame, frames=last + 16)  # the last frame stays for a second
+    animation.save(path, writer=PillowWriter(fps=15), dpi=70)
 
 
-def main():
+def _make_figure(columns: int, **options: Any) -> tuple[Any, Any]:
+    """Make a figure of panels side by side, and return it and the axes of the panels."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4 * columns, 3.9), layout="constrained")
+    return figure, figure.subplots(1, columns, squeeze=False, **options)[0]
+
+
+def _draw_latents(count: int, D: float | None) -> torch.Tensor:
+    """Draw unit noise in the plane, always the same."""
+    return sample_noise((count, 2), D, torch.Generator().manual_seed(0))
+
+
+def main() -> None:
+    """Write all pictures into a folder."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("output", type=Path, help="folder for the pictures")
     parser.add_argument(
-        "--shape", default="heart", help="heart, spiral, moons or ring (default: %(default)s)"
+        "--shape", choices=SHAPES, default="heart", help="shape of the data (default: %(default)s)"
     )
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    try:
-        shape(args.shape)
-    except ValueError as error:
-        parser.error(str(error))
     plot_field_lines(args.output / "field_lines.png")
     plot_trajectories(args.output / "trajectories.png", args.shape)
     plot_norms(args.output / "norms.png")
-    animate(args.output / "trajectories.gif", args.shape)
+    animate_trajectories(args.output / "trajectories.gif", args.shape)
     print(f"Wrote field_lines.png, trajectories.png, trajectories.gif and norms.png to {args.output}")
 
 

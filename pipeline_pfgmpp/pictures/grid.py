@@ -1,18 +1,21 @@
-"""Pictures of many images."""
+"""Pictures that show many images."""
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 
+FONT_SIZE = 15  # in pixels
+
+
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
     """
-    Images as pictures.
+    Convert images from tensors to PIL.
 
     Args:
         images (`torch.Tensor` of shape `(batch, 1 or 3, H, W)`, uint8): The images.
 
     Returns:
-        `list[PIL.Image.Image]`: Grey or RGB pictures.
+        `list[PIL.Image.Image]`: Greyscale or RGB images.
     """
     arrays = images.permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]
@@ -22,25 +25,27 @@ def draw_grid(
     images: list[Image.Image], columns: int, row_labels: list[str] | None = None, cell: int = 64, gap: int = 4
 ) -> Image.Image:
     """
-    Lays images out in rows, with a name before each row.
+    Arrange images in rows, with an optional label to the left of each row.
 
     Args:
-        images (`list[PIL.Image.Image]`): The images, row after row.
-        columns (`int`): Images in a row.
-        row_labels (`list[str]`, *optional*): Names of the rows; Pillow's font knows Latin letters alone.
-        cell (`int`, defaults to 64): Least height of an image in the grid, in pixels; smaller ones
-            are enlarged in whole steps.
+        images (`list[PIL.Image.Image]`): Images of one mode and size, row by row.
+        columns (`int`): Images per row.
+        row_labels (`list[str]`, *optional*): Labels of the rows, in Latin letters, which are all that
+            Pillow's own font has.
+        cell (`int`, defaults to 64): Least height of an image in the grid, in pixels; smaller images
+            are enlarged by a whole factor.
         gap (`int`, defaults to 4): Space between images, in pixels.
 
     Returns:
         `PIL.Image.Image`: The grid.
     """
     factor = max(1, -(-cell // images[0].height))
-    width, height = images[0].width * factor, images[0].height * factor
-    font = ImageFont.load_default(size=15)
-    margin = (
-        max((int(font.getlength(label)) for label in row_labels), default=0) + 3 * gap if row_labels else gap
-    )
+    width = images[0].width * factor
+    height = images[0].height * factor
+    font = ImageFont.load_default(size=FONT_SIZE)
+    margin = gap
+    if row_labels:
+        margin = max(int(font.getlength(label)) for label in row_labels) + 3 * gap
     rows = -(-len(images) // columns)
     grid = Image.new(images[0].mode, (margin + columns * (width + gap), gap + rows * (height + gap)), "white")
     draw = ImageDraw.Draw(grid)
@@ -56,23 +61,24 @@ def draw_grid(
 
 def stack_panels(panels: dict[str, Image.Image], gap: int = 8) -> Image.Image:
     """
-    Puts pictures one below the other, each under its title.
+    Stack pictures vertically, each below its title.
 
     Args:
-        panels (`dict[str, PIL.Image.Image]`): Pictures of one mode by title.
+        panels (`dict[str, PIL.Image.Image]`): Pictures of one mode, by title.
         gap (`int`, defaults to 8): Space around the titles, in pixels.
 
     Returns:
-        `PIL.Image.Image`: The whole.
+        `PIL.Image.Image`: The stacked pictures.
     """
-    font = ImageFont.load_default(size=15)
-    line = 15 + 2 * gap
+    font = ImageFont.load_default(size=FONT_SIZE)
+    line = FONT_SIZE + 2 * gap
     pictures = list(panels.values())
     size = (max(picture.width for picture in pictures), sum(line + picture.height for picture in pictures))
-    whole = Image.new(pictures[0].mode, size, "white")
-    draw, top = ImageDraw.Draw(whole), 0
+    stack = Image.new(pictures[0].mode, size, "white")
+    draw = ImageDraw.Draw(stack)
+    top = 0
     for title, picture in panels.items():
         draw.text((gap, top + line // 2), title, fill="black", font=font, anchor="lm")
-        whole.paste(picture, (0, top + line))
+        stack.paste(picture, (0, top + line))
         top += line + picture.height
-    return whole
+    return stack
