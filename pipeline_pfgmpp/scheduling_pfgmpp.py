@@ -5,27 +5,30 @@ The PFGM++ sampler as a diffusers scheduler.
 With $r = \sigma\sqrt{D}$ a field line of PFGM++ (https://huggingface.co/papers/2302.04265, sec. 4)
 is EDM's probability flow,
 
-$$\frac{dx}{d\sigma} = \frac{x - F(x, \sigma)}{\sigma}, \qquad F(x, \sigma) \approx \mathbb{E}[y \mid x, \sigma],$$
+$$\frac{dx}{d\sigma} = \frac{x - F(x, \sigma)}{\sigma}, \qquad
+  F(x, \sigma) \approx \mathbb{E}[y \mid x, \sigma],$$
 
-started from Student-t noise at $\sigma_{max}$. So the scheduler is diffusers' EDM scheduler with
-three things added: `D`, the noise that belongs to it, and a choice of solvers: EDM's Heun with
-churn (https://huggingface.co/papers/2206.00364, alg. 2), Euler, and the multistep solvers of
-DPM-Solver++ (https://huggingface.co/papers/2211.01095) as diffusers has them.
+started from Student-t noise at $\sigma_{max}$. The scheduler is therefore diffusers' EDM scheduler
+plus three things: `D`, the noise that belongs to it, and a choice of solvers. These are EDM's Heun
+with churn (https://huggingface.co/papers/2206.00364, alg. 2), Euler, and diffusers' implementation
+of the multistep DPM-Solver++ (https://huggingface.co/papers/2211.01095).
 """
 
 import math
 from dataclasses import dataclass
+from types import EllipsisType
+from typing import Any
 
 import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.utils import BaseOutput
 
 from .noise import degrees_of_freedom, sample_noise, sample_noise_given
 
 
-# What each solver is in EDMDPMSolverMultistepScheduler, where it is one of those.
-SOLVERS = {
+# The solvers, with the options of EDMDPMSolverMultistepScheduler for those that it implements.
+SOLVERS: dict[str, dict[str, Any] | None] = {
     "heun": None,
     "euler": None,
     "dpmpp_2m": {"solver_order": 2, "algorithm_type": "dpmsolver++"},
@@ -49,11 +52,25 @@ class PFGMPPSchedulerOutput(BaseOutput):
     pred_original_sample: torch.Tensor
 
 
-def _check_range(D_range):
+class _PortableConfig(FrozenDict):
     """
-    Returns a range of D as JSON keeps it: a list of the least D and of the largest, None for
-    infinity.
+    A configuration that other schedulers can be built from.
+
+    `from_config` asks a configuration for the names that it lists under `_use_default_values`, and
+    leaves their values behind. The names of our solvers mean nothing to diffusers' schedulers, one of
+    which has a `solver_type` of its own, so this configuration answers with that name as well. The
+    answer is not an entry: nothing of it is compared or saved.
     """
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = super().get(name, default)
+        if name == "_use_default_values":
+            return [*(value or []), "solver_type"]
+        return value
+
+
+def _check_range(D_range: Any) -> list[float | None] | None:
+    """Return a range of D as JSON keeps it: the smallest D, then the largest, with None for infinity."""
     if D_range is None:
         return None
     try:
@@ -63,8 +80,36 @@ def _check_range(D_range):
             f"`D_range` must be (low, high), two augmented dimensions, but is {D_range!r}."
         ) from None
     if low > high:
-        raise ValueError(f"`D_range` must begin at its least D, but is {D_range!r}.")
+        raise ValueError(f"`D_range` must begin with its smaller D, but is {D_range!r}.")
     return [None if math.isinf(D) else D for D in (low, high)]
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse constructor arguments of [`PFGMPPScheduler`] that are out of range."""
+    sigma_min = options["sigma_min"]
+    sigma_max = options["sigma_max"]
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(
+            f"0 < `sigma_min` < `sigma_max` must hold, but they are {sigma_min} and {sigma_max}."
+        )
+    for name in ("sigma_data", "rho", "num_train_timesteps", "max_noise_norm"):
+        value = options[name]
+        if value is not None and not value > 0:
+            raise ValueError(f"`{name}` must be positive, but is {value}.")
+    if not options["s_churn"] >= 0:
+        raise ValueError(f"`s_churn` must not be negative, but is {options['s_churn']}.")
+    for name, allowed in (
+        ("solver_type", list(SOLVERS)),
+        ("sigma_schedule", ["karras", "exponential"]),
+        ("stochastic_noise", ["student-t", "gaussian"]),
+    ):
+        if options[name] not in allowed:
+            raise ValueError(f"`{name}` must be one of {allowed}, but is {options[name]!r}.")
+    if options["s_churn"] and SOLVERS[options["solver_type"]]:
+        raise ValueError(
+            f"`s_churn` must be 0 with `solver_type` {options['solver_type']!r}, but is {options['s_churn']}:"
+            " churn is for heun and euler."
+        )
 
 
 class PFGMPPScheduler(EDMEulerScheduler):
@@ -72,48 +117,48 @@ class PFGMPPScheduler(EDMEulerScheduler):
     Scheduler of PFGM++ for any augmented dimension D, from PFGM (D = 1) to diffusion (D = infinity).
 
     It prepares inputs and outputs as diffusers' EDM schedulers do, so the network sees $c_{in} x$
-    and $c_{noise} = \ln(\sigma)/4$ and any `UNet2DModel` fits; `from_config` turns the one into the
-    other and keeps `D`. Heun's method is spelled as 2n - 1 timesteps, one for each call of the
-    network.
+    and $c_{noise} = \ln(\sigma)/4$ and any `UNet2DModel` fits. `from_config` converts between them
+    and keeps `D`. Heun's method appears as 2n - 1 timesteps, one for each call of the network.
 
     Args:
-        D (`float` or `None`, defaults to 2048):
-            Augmented dimension, any real D > 0; `None` is infinity, that is diffusion.
+        D (`float` or `None`, defaults to 2048): Augmented dimension, any real D > 0; `None` is
+            infinity, that is, diffusion.
         sigma_min (`float`, defaults to 0.002): Smallest noise level of the steps, in units of the
             data in [-1, 1].
         sigma_max (`float`, defaults to 80): Largest noise level, where sampling starts.
-        sigma_data (`float`, defaults to 0.5): Standard deviation of the data, for the preconditioning.
-        rho (`float`, defaults to 7): Exponent of the step spacing; larger puts more steps near
+        sigma_data (`float`, defaults to 0.5): Standard deviation of the data, for the
+            preconditioning.
+        rho (`float`, defaults to 7): Exponent of the step spacing; larger values put more steps near
             `sigma_min`.
         num_train_timesteps (`int`, defaults to 1000): Length of the schedule before `set_timesteps`
             is called.
-        solver_type (`str`, defaults to `"heun"`): `"heun"` (order 2, two calls of the network a
-            step) or, with one call a step, `"euler"` (order 1), `"dpmpp_2m"` (order 2),
+        solver_type (`str`, defaults to `"heun"`): `"heun"` (order 2, two calls of the network per
+            step) or, with one call per step, `"euler"` (order 1), `"dpmpp_2m"` (order 2),
             `"dpmpp_3m"` (order 3) or the stochastic `"dpmpp_2m_sde"`.
-        lower_order_final (`bool`, defaults to `True`): Whether multistep solvers lower their order
-            in the last steps of fewer than 15.
-        s_churn (`float`, defaults to 0): Amount of noise put back over all steps of Heun or Euler;
-            0 is deterministic.
-        s_tmin (`float`, defaults to 0): Noise level below which nothing is put back.
-        s_tmax (`float` or `None`, defaults to `None`): Noise level above which nothing is put back;
-            `None` is infinity.
-        s_noise (`float`, defaults to 1): Factor on the noise that is put back.
+        s_churn (`float`, defaults to 0): Amount of noise that Heun or Euler adds back over all
+            steps; 0 is deterministic.
+        s_tmin (`float`, defaults to 0): Noise level below which no noise is added back.
+        s_tmax (`float` or `None`, defaults to `None`): Noise level above which no noise is added
+            back; `None` is infinity.
+        s_noise (`float`, defaults to 1): Factor on the noise that is added back.
         stochastic_noise (`str`, defaults to `"student-t"`): Noise of churn and of stochastic
-            solvers: `"student-t"` keeps the marginal of PFGM++ at every D (see
-            [`~pipeline_pfgmpp.noise.sample_noise_given`]); `"gaussian"` is the published form,
-            which does so at D = infinity, where the two are the same.
+            solvers. `"student-t"` keeps the marginal of PFGM++ at every D (see
+            [`~pipeline_pfgmpp.noise.sample_noise_given`]). `"gaussian"` is the published form, which
+            keeps it only at D = infinity, where the two are the same.
         sigma_schedule (`str`, defaults to `"karras"`): `"karras"` (with `rho`) or `"exponential"`.
         prediction_type (`str`, defaults to `"epsilon"`): As in `EDMEulerScheduler`; `"epsilon"` is
             EDM's preconditioning.
         final_sigmas_type (`str`, defaults to `"zero"`): Where the last step ends: `"zero"` or
             `"sigma_min"`.
-        max_noise_norm (`float` or `None`, defaults to `None`): Norm, in units of $\sqrt N$, that
-            longer unit noise is shortened to, in training and in the prior. For D up to 2 the
-            squared norm has no mean, and so neither has the loss: a network learns little near the
-            data and is lost far out without a limit. `None` is none, and exact.
-        D_range (`tuple[float, float | None]` or `None`, defaults to `None`): Least and largest D
-            that a network conditioned on D was trained for; `None` as the second is infinity.
-            `None` alone says that nobody has stated it.
+        lower_order_final (`bool`, defaults to `True`): Whether multistep solvers lower their order
+            in the last steps when there are fewer than 15.
+        max_noise_norm (`float` or `None`, defaults to `None`): Largest norm of unit noise, in units
+            of $\sqrt N$, in training and in the prior; longer noise is shortened to it. `None` sets
+            no limit, which is exact. A limit helps training at D up to 2: there the squared norm of
+            the noise has no finite mean, so a few distant samples dominate the loss.
+        D_range (`tuple[float, float | None]` or `None`, defaults to `None`): Smallest and largest D
+            that a network conditioned on D was trained for, the second `None` for infinity. `None`
+            alone means that the range is unknown.
 
     Raises:
         ValueError: An argument is out of range; the message names it.
@@ -146,35 +191,18 @@ class PFGMPPScheduler(EDMEulerScheduler):
         dof = degrees_of_freedom(D)
         if dof.ndim:
             raise ValueError(f"`D` of a scheduler must be one number, inf or None, but is {D}.")
-        if not 0 < sigma_min < sigma_max:
-            raise ValueError(
-                f"0 < `sigma_min` < `sigma_max` must hold, but they are {sigma_min} and {sigma_max}."
-            )
-        for name, value in (
-            ("sigma_data", sigma_data),
-            ("rho", rho),
-            ("num_train_timesteps", num_train_timesteps),
-            ("max_noise_norm", max_noise_norm or 1),
-        ):
-            if not value > 0:
-                raise ValueError(f"`{name}` must be positive, but is {value}.")
-        if not s_churn >= 0:
-            raise ValueError(f"`s_churn` must not be negative, but is {s_churn}.")
-        if solver_type == "midpoint":  # EDMDPMSolverMultistepScheduler's default, met in its configs
+        if solver_type == "midpoint":  # the default of EDMDPMSolverMultistepScheduler, found in its configs
             solver_type = "heun"
-        for name, value, allowed in (
-            ("solver_type", solver_type, list(SOLVERS)),
-            ("sigma_schedule", sigma_schedule, ["karras", "exponential"]),
-            ("stochastic_noise", stochastic_noise, ["student-t", "gaussian"]),
-        ):
-            if value not in allowed:
-                raise ValueError(f"`{name}` must be one of {allowed}, but is {value!r}.")
-        if s_churn and SOLVERS[solver_type]:
-            raise ValueError(
-                f"`s_churn` must be 0 with `solver_type` {solver_type!r}, but is {s_churn}: churn is for heun and euler."
-            )
+        # JSON has no infinity, and numbers from NumPy or torch are not JSON either.
+        if dof.isinf():
+            D = None
+        elif not isinstance(D, int):
+            D = dof.item()
+        if s_tmax == math.inf:
+            s_tmax = None
+        self.register_to_config(D=D, D_range=_check_range(D_range), s_tmax=s_tmax, solver_type=solver_type)
+        _check_options(self.config)
 
-        default_names = self.config.get("_use_default_values", [])
         super().__init__(
             sigma_min=sigma_min,
             sigma_max=sigma_max,
@@ -185,38 +213,55 @@ class PFGMPPScheduler(EDMEulerScheduler):
             rho=rho,
             final_sigmas_type=final_sigmas_type,
         )
-        self.register_to_config(
-            D=None if dof.isinf() else D if isinstance(D, int) else dof.item(),  # JSON has no infinity
-            D_range=_check_range(D_range),
-            s_tmax=None if s_tmax in (None, float("inf")) else s_tmax,
-            solver_type=solver_type,
-            # When diffusers converts configs it drops these values. D must outlive that; our
-            # solvers' names it does not know.
-            _use_default_values=sorted((set(default_names) | {"solver_type"}) - {"D"}),
-        )
-        self._multistep = None
-        if SOLVERS[solver_type]:
-            self._multistep = EDMDPMSolverMultistepScheduler(num_train_timesteps=2, **SOLVERS[solver_type])
-        self._levels = self.sigmas
-        self._history = []
+        options = SOLVERS[solver_type]
+        self._multistep: Any = None
+        if options is not None:
+            self._multistep = EDMDPMSolverMultistepScheduler(num_train_timesteps=2, **options)
+        # The noise levels between which the solver steps. They differ from `sigmas`, where the network
+        # is called, by the noise that churn adds.
+        self._levels: torch.Tensor = self.sigmas
+        self._reset()
+
+    def register_to_config(self, **entries: Any) -> None:
+        """
+        Add entries to the configuration.
+
+        Args:
+            entries: The entries and their values.
+        """
+        # diffusers lists here the arguments that were not given, and `from_config` of another scheduler
+        # drops their values. D decides the noise, so it must never be dropped.
+        if "_use_default_values" in entries:
+            entries["_use_default_values"] = sorted(set(entries["_use_default_values"]) - {"D"})
+        super().register_to_config(**entries)
+        self._internal_dict = _PortableConfig(self.config)  # diffusers offers no other way to set it
 
     @classmethod
-    def extract_init_dict(cls, config_dict, **kwargs):
-        # This class does know them (see `_use_default_values` above).
-        defaults = [name for name in config_dict.get("_use_default_values", []) if name != "solver_type"]
-        return super().extract_init_dict({**config_dict, "_use_default_values": defaults}, **kwargs)
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
+        """
+        Split a configuration into what this class takes and what it keeps for other schedulers.
+
+        Args:
+            config_dict (`dict`): The configuration.
+            kwargs: Values that replace those of the configuration.
+
+        Returns:
+            `tuple[dict, dict, dict]`: As in [`~diffusers.ConfigMixin.extract_init_dict`].
+        """
+        # A plain dictionary holds only entries: this class does know its own solvers.
+        return super().extract_init_dict(dict(config_dict), **kwargs)
 
     @property
     def order(self) -> int:
-        """Calls of the network in a step: 2 for Heun, 1 for the others."""
+        """Calls of the network per step: 2 for Heun, 1 for the others."""
         return 2 if self.config.solver_type == "heun" else 1
 
     @property
     def init_noise_sigma(self) -> float:
         """
-        Factor from unit noise to the first sample: the first noise level, `sigma_max` unless
-        `set_timesteps` was given others. Where churn would put noise back before the first step it
-        is the raised level, since the prior can be drawn there.
+        Factor from unit noise to the first sample: the first noise level, which is `sigma_max`
+        unless `set_timesteps` was given other levels. With churn before the first step it is the
+        raised level, since the prior can be drawn there directly.
         """
         return self.sigmas[0].item()
 
@@ -226,23 +271,25 @@ class PFGMPPScheduler(EDMEulerScheduler):
         generator: torch.Generator | list[torch.Generator] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        D: float | torch.Tensor | None = ...,
+        D: float | torch.Tensor | EllipsisType | None = ...,
     ) -> torch.Tensor:
         """
-        Draws unit noise for this scheduler's `D`; see [`~pipeline_pfgmpp.noise.sample_noise`].
+        Draw unit noise for this scheduler's `D`; see [`~pipeline_pfgmpp.noise.sample_noise`].
 
         Args:
             shape (`tuple[int, ...]`): Shape of the noise, `(batch, ...)`.
-            generator (`torch.Generator` or a list of them, *optional*): One for all, or one an image.
+            generator (`torch.Generator` or a list of them, *optional*): One for all images, or one
+                per image.
             device (`torch.device`, *optional*): Device of the result.
             dtype (`torch.dtype`, *optional*): Type of the result.
-            D (`float`, `torch.Tensor` or `None`, *optional*): Another augmented dimension; by
-                default the scheduler's own.
+            D (`float`, `torch.Tensor` or `None`, *optional*): Another augmented dimension; the
+                scheduler's by default.
 
         Returns:
             `torch.Tensor`: Student-t noise of scale 1.
         """
-        D = self.config.D if D is ... else D
+        if isinstance(D, EllipsisType):
+            D = self.config.D
         return sample_noise(shape, D, generator, device, dtype, self.config.max_noise_norm)
 
     def set_timesteps(
@@ -252,58 +299,48 @@ class PFGMPPScheduler(EDMEulerScheduler):
         sigmas: list[float] | torch.Tensor | None = None,
         timesteps: list[float] | torch.Tensor | None = None,
         reverse: bool = False,
-    ):
+    ) -> None:
         r"""
-        Sets the noise levels of the steps, by default $\sigma_i = (\sigma_{max}^{1/\rho} + \frac{i}{n-1}
-        (\sigma_{min}^{1/\rho} - \sigma_{max}^{1/\rho}))^\rho$ for i < n and then 0.
+        Set the noise levels of the steps, by default
+
+        $$\sigma_i = \Bigl(\sigma_{max}^{1/\rho} + \frac{i}{n-1} (\sigma_{min}^{1/\rho} -
+          \sigma_{max}^{1/\rho})\Bigr)^\rho$$
+
+        for i < n, and then 0 (https://huggingface.co/papers/2206.00364, eq. 5).
 
         Args:
             num_inference_steps (`int`, *optional*): Number n of steps. Heun calls the network 2n -
                 1 times, the others n times.
             device (`torch.device`, *optional*): Device of `timesteps`; `sigmas` stay on the CPU.
             sigmas (`list[float]` or `torch.Tensor`, *optional*): The n noise levels themselves,
-                falling and positive.
-            timesteps (`list[float]` or `torch.Tensor`, *optional*): The same as c_noise = ln(sigma) / 4.
-            reverse (`bool`, defaults to `False`): Whether to go the other way, from the least of
-                the n noise levels up to the largest, which inverts sampling. Nothing is put back on
-                the way.
+                decreasing and positive.
+            timesteps (`list[float]` or `torch.Tensor`, *optional*): The same levels as c_noise =
+                ln(sigma) / 4.
+            reverse (`bool`, defaults to `False`): Whether to step the other way, from the smallest
+                of the n noise levels up to the largest, which inverts sampling. No noise is added
+                back on the way.
 
         Raises:
-            ValueError: Not just one of the three is given, or its values are not as described.
+            ValueError: Not exactly one of the three is given, or its values are not as described.
         """
-        if sum(given is not None for given in (num_inference_steps, sigmas, timesteps)) != 1:
-            raise ValueError("Give just one of `num_inference_steps`, `sigmas` and `timesteps`.")
+        given = [value for value in (num_inference_steps, sigmas, timesteps) if value is not None]
+        if len(given) != 1:
+            raise ValueError("Give exactly one of `num_inference_steps`, `sigmas` and `timesteps`.")
         if timesteps is not None:
-            sigmas = self._sigmas_of(timesteps)
-        if sigmas is not None:
-            steps = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
-            if (
-                steps.ndim != 1
-                or not len(steps)
-                or not bool((steps > 0).all())
-                or not bool((steps.diff() < 0).all())
-            ):
-                raise ValueError(
-                    f"`sigmas` or `timesteps` must be a falling list of positive noise levels, but are {sigmas}."
-                )
-        else:
-            if int(num_inference_steps) != num_inference_steps or num_inference_steps < 1:
-                raise ValueError(
-                    f"`num_inference_steps` must be a positive integer, but is {num_inference_steps}."
-                )
-            ramp = torch.linspace(0, 1, int(num_inference_steps), dtype=torch.float64)
-            karras = self.config.sigma_schedule == "karras"
-            steps = self._compute_karras_sigmas(ramp) if karras else self._compute_exponential_sigmas(ramp)
+            sigmas = self._to_sigmas(timesteps)
+        steps = self._space_steps(num_inference_steps) if sigmas is None else self._check_sigmas(sigmas)
 
         if reverse:
-            steps, last = steps.flip(0), steps[:0]
+            levels = steps.flip(0)
+            last = steps[:0]
         else:
+            levels = steps
             last = steps[-1:] if self.config.final_sigmas_type == "sigma_min" else steps.new_zeros(1)
         # Heun meets each level after the first twice: to correct the step to it, and to leave it.
-        self._levels = torch.cat([steps[:1], steps[1:].repeat_interleave(self.order), last]).float()
+        self._levels = torch.cat([levels[:1], levels[1:].repeat_interleave(self.order), last]).float()
 
-        # Churn puts noise back before a step, so the network is first called at the raised level.
-        s_tmax = float("inf") if self.config.s_tmax is None else self.config.s_tmax
+        # Churn adds noise before a step, so the network is first called at the raised level.
+        s_tmax = math.inf if self.config.s_tmax is None else self.config.s_tmax
         starts = self._levels[: -1 : self.order]
         gamma = 0.0 if reverse else min(self.config.s_churn / len(steps), 2**0.5 - 1)
         churned = (self.config.s_tmin <= starts) & (starts <= s_tmax)
@@ -312,19 +349,50 @@ class PFGMPPScheduler(EDMEulerScheduler):
 
         self.num_inference_steps = len(steps)
         self.timesteps = self.precondition_noise(self.sigmas[:-1]).to(device)
-        self._step_index = self._begin_index = None
-        self._history = []
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
+        self._reset()
 
-    def set_begin_index(self, begin_index: int = 0):
+    def _reset(self) -> None:
+        """Forget the steps that were taken."""
+        # The first half of a step of Heun: where it began, at which noise level and with which slope.
+        self._half_step: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        # The last denoised images, for multistep solvers.
+        self._recent_denoised: list[torch.Tensor] = []
+
+    def _space_steps(self, num_inference_steps: Any) -> torch.Tensor:
+        """Return n noise levels from `sigma_max` down to `sigma_min`, in float64."""
+        if int(num_inference_steps) != num_inference_steps or num_inference_steps < 1:
+            raise ValueError(
+                f"`num_inference_steps` must be a positive integer, but is {num_inference_steps}."
+            )
+        ramp = torch.linspace(0, 1, int(num_inference_steps), dtype=torch.float64)
+        if self.config.sigma_schedule == "karras":
+            return self._compute_karras_sigmas(ramp)
+        return self._compute_exponential_sigmas(ramp)
+
+    @staticmethod
+    def _check_sigmas(sigmas: Any) -> torch.Tensor:
+        """Return noise levels in float64, or refuse what is not a decreasing list of positive numbers."""
+        steps = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
+        is_list = steps.ndim == 1 and len(steps) > 0
+        if not (is_list and bool((steps > 0).all()) and bool((steps.diff() < 0).all())):
+            raise ValueError(
+                "`sigmas` or `timesteps` must be a decreasing list of positive noise levels,"
+                f" but are {sigmas}."
+            )
+        return steps
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
         """
-        Starts sampling midway, at `timesteps[begin_index]`.
+        Start sampling midway, at `timesteps[begin_index]`.
 
         Args:
-            begin_index (`int`, defaults to 0): Index of a timestep that begins a step: a multiple
-                of `order`.
+            begin_index (`int`, defaults to 0): Index of the timestep that begins a step: a
+                multiple of `order`.
 
         Raises:
-            ValueError: The index is negative or in the middle of a step of Heun.
+            ValueError: The index is negative or falls in the middle of a step of Heun.
         """
         if begin_index < 0 or begin_index % self.order:
             raise ValueError(
@@ -336,7 +404,7 @@ class PFGMPPScheduler(EDMEulerScheduler):
         self, timestep: float | torch.Tensor, schedule_timesteps: torch.Tensor | None = None
     ) -> int:
         """
-        Index of the step that begins nearest to a timestep.
+        Find the step that begins nearest to a timestep.
 
         Args:
             timestep (`float` or `torch.Tensor`): A value of c_noise = ln(sigma) / 4.
@@ -356,33 +424,33 @@ class PFGMPPScheduler(EDMEulerScheduler):
         sample: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
-        D: float | torch.Tensor | None = ...,
+        D: float | torch.Tensor | EllipsisType | None = ...,
     ) -> PFGMPPSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """
-        Goes from one timestep to the next along the field line.
+        Take one step along the field line, to the next timestep.
 
-        The state is computed in float32 at least; keep samples in float32 between steps, whatever
+        The state is computed in at least float32. Keep samples in float32 between steps, whatever
         the network's type.
 
         Args:
-            model_output (`torch.Tensor`): What the network returned for `scale_model_input(sample,
+            model_output (`torch.Tensor`): Output of the network for `scale_model_input(sample,
                 timestep)`.
-            timestep (`float` or `torch.Tensor`): The current entry of `timesteps`; it places the
-                first step, later ones follow.
+            timestep (`float` or `torch.Tensor`): The current entry of `timesteps`. Only the first
+                step looks it up; later ones follow.
             sample (`torch.Tensor`): The current sample x.
             generator (`torch.Generator` or a list of them, *optional*): Source of the noise of
-                churn and stochastic solvers.
+                churn and of stochastic solvers.
             return_dict (`bool`, defaults to `True`): Whether to return a [`PFGMPPSchedulerOutput`]
                 or a tuple.
             D (`float`, `torch.Tensor` or `None`, *optional*): Augmented dimension of that noise;
                 the scheduler's by default.
 
         Returns:
-            [`PFGMPPSchedulerOutput`] or `tuple`: The next sample in the type of `sample`, and the
-                denoised image.
+            [`PFGMPPSchedulerOutput`] or `tuple`: The next sample and the denoised image, in the type
+                of `sample`.
 
         Raises:
-            ValueError: `set_timesteps` was not called, or its steps are used up.
+            ValueError: `set_timesteps` was not called, or all its steps have been taken.
         """
         if self.num_inference_steps is None:
             raise ValueError("Call `set_timesteps` before `step`: the number of inference steps is not set.")
@@ -392,76 +460,97 @@ class PFGMPPScheduler(EDMEulerScheduler):
         if index >= len(self.timesteps):
             raise ValueError("All timesteps are used up; call `set_timesteps` to sample again.")
 
-        dtype = torch.promote_types(sample.dtype, torch.float32)
-        x, sigma, target = sample.to(dtype), self.sigmas[index], self._levels[index + 1]
-        denoised = self.precondition_outputs(x, model_output.to(dtype), sigma)
+        x = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        denoised = self.precondition_outputs(x, model_output.to(x.dtype), self.sigmas[index])
         if self._multistep is not None:
-            prev_sample = self._multistep_update(x, denoised, index, generator, D)
-        elif self._history:  # the second half of a step of Heun
-            start, start_sigma, start_slope = self._history.pop()
-            prev_sample = start + (target - start_sigma) * (start_slope + (x - denoised) / sigma) / 2
+            prev_sample = self._step_multistep(x, denoised, index, generator, D)
         else:
-            slope = (x - denoised) / sigma
-            prev_sample = x + (target - sigma) * slope
-            if self.order == 2 and index + 1 < len(self.timesteps):
-                self._history.append((x, sigma, slope))
+            prev_sample = self._step_single(x, denoised, index)
 
         raised = self.sigmas[index + 1]
+        target = self._levels[index + 1]
         if raised > target:
-            churn = self._stochastic_noise(prev_sample, denoised, target, generator, D)
+            churn = self._sample_step_noise(prev_sample, denoised, target, generator, D)
             prev_sample = prev_sample + self.config.s_noise * (raised**2 - target**2).sqrt() * churn
 
-        self._step_index += 1
-        prev_sample, denoised = prev_sample.to(sample.dtype), denoised.to(sample.dtype)
+        self._step_index = index + 1
+        prev_sample = prev_sample.to(sample.dtype)
+        denoised = denoised.to(sample.dtype)
         if not return_dict:
             return prev_sample, denoised
         return PFGMPPSchedulerOutput(prev_sample=prev_sample, pred_original_sample=denoised)
 
-    def _multistep_update(self, x, denoised, index, generator, D):
-        """A step of DPM-Solver++ with as many of the last denoised images as its order takes."""
-        solver, sigma, target = self._multistep, self.sigmas[index], self.sigmas[index + 1]
-        solver.sigmas, solver._step_index = self.sigmas, index
-        remaining = len(self.timesteps) - index
-        self._history = [*self._history, denoised][-solver.config.solver_order :]
-        order = len(self._history)
+    def _step_single(self, x: torch.Tensor, denoised: torch.Tensor, index: int) -> torch.Tensor:
+        """Take a step of Euler, or the first or second half of a step of Heun."""
+        sigma = self.sigmas[index]
+        target = self._levels[index + 1]
+        slope = (x - denoised) / sigma
+        if self._half_step is not None:
+            start, start_sigma, start_slope = self._half_step
+            self._half_step = None
+            return start + (target - start_sigma) * (start_slope + slope) / 2
+        if self.order == 2 and index + 1 < len(self.timesteps):
+            self._half_step = (x, sigma, slope)
+        return x + (target - sigma) * slope
+
+    def _step_multistep(
+        self, x: torch.Tensor, denoised: torch.Tensor, index: int, generator: Any, D: Any
+    ) -> torch.Tensor:
+        """Take a step of DPM-Solver++ from as many of the last denoised images as its order needs."""
+        solver = self._multistep
+        sigma = self.sigmas[index]
+        target = self.sigmas[index + 1]
+        # diffusers' updates read the noise levels and the position from the solver itself.
+        solver.sigmas = self.sigmas
+        solver._step_index = index
+        self._recent_denoised = [*self._recent_denoised, denoised][-solver.config.solver_order :]
+        order = len(self._recent_denoised)
         if target in (0, sigma):
-            order = 1  # at sigma = 0 the denoised image itself
+            order = 1  # at sigma = 0 this gives the denoised image itself
         elif self.config.lower_order_final and len(self.timesteps) < 15:
-            order = min(order, remaining)
+            order = min(order, len(self.timesteps) - index)
         noise = None
         if solver.config.algorithm_type == "sde-dpmsolver++":
-            noise = (
-                self._stochastic_noise(x, denoised, sigma, generator, D)
-                if target > 0
-                else torch.zeros_like(x)
-            )
+            noise = torch.zeros_like(x)
+            if target > 0:
+                noise = self._sample_step_noise(x, denoised, sigma, generator, D)
             noise = self.config.s_noise * noise
         if order == 1:
             return solver.dpm_solver_first_order_update(denoised, sample=x, noise=noise)
         if order == 2:
-            return solver.multistep_dpm_solver_second_order_update(self._history, sample=x, noise=noise)
-        return self._third_order_update(x, index)
+            return solver.multistep_dpm_solver_second_order_update(
+                self._recent_denoised, sample=x, noise=noise
+            )
+        return self._update_third_order(x, index)
 
-    def _third_order_update(self, x, index):
+    def _update_third_order(self, x: torch.Tensor, index: int) -> torch.Tensor:
         r"""
-        The exponential integral of the parabola in $\lambda = -\ln\sigma$ through the last three
-        denoised images.
+        Integrate the parabola in $\lambda = -\ln\sigma$ through the last three denoised images.
 
-        diffusers' third order, like DPM-Solver++'s own, takes the divided difference for the second
-        derivative, which is twice as large, and so is of order 2.
+        With $h$ the length of the step and $P$ the parabola, $x(h) = e^{-h} x + \int_0^h e^{u - h}
+        P(u)\, du$. We do not use diffusers' third-order update: like DPM-Solver++'s own, it takes
+        the divided difference for the second derivative, which is twice as large, and is therefore
+        of order 2.
         """
-        oldest, older, newest = self._history
+        oldest, older, newest = self._recent_denoised
         lambda2, lambda1, lambda0, target = (-self.sigmas[index - 2 : index + 2].double().log()).tolist()
-        h, h0, h1 = target - lambda0, lambda0 - lambda1, lambda1 - lambda2
-        slope0, slope1 = (newest - older) / h0, (older - oldest) / h1
+        h = target - lambda0
+        h0 = lambda0 - lambda1
+        h1 = lambda1 - lambda2
+        slope0 = (newest - older) / h0
+        slope1 = (older - oldest) / h1
         curvature = (slope0 - slope1) / (h0 + h1)  # half of the second derivative
         slope = slope0 + h0 * curvature
         decay = math.expm1(-h)
-        # the integrals of 1, u and u^2 against exp(u - h) over 0 ... h
+        # The integrals of 1, u and u^2 against exp(u - h) over 0 ... h.
         return math.exp(-h) * x - decay * newest + (decay + h) * slope + (h * h - 2 * (decay + h)) * curvature
 
-    def _stochastic_noise(self, x, denoised, sigma, generator, D):
-        D = self.config.D if D is ... else D
+    def _sample_step_noise(
+        self, x: torch.Tensor, denoised: torch.Tensor, sigma: torch.Tensor, generator: Any, D: Any
+    ) -> torch.Tensor:
+        """Draw the noise of churn or of a stochastic step, given the sample that it is added to."""
+        if D is ...:
+            D = self.config.D
         if self.config.stochastic_noise == "gaussian":
             D = None
         return sample_noise_given((x - denoised) / sigma, D, generator)
@@ -473,12 +562,13 @@ class PFGMPPScheduler(EDMEulerScheduler):
         timesteps: float | list[float] | torch.Tensor,
     ) -> torch.Tensor:
         r"""
-        Perturbs data to $x = y + \sigma\varepsilon$ with $\sigma = e^{4 c_{noise}}$, at any noise level.
+        Perturb data to $x = y + \sigma\varepsilon$ with $\sigma = e^{4 c_{noise}}$, at any noise level.
 
         Args:
             original_samples (`torch.Tensor` of shape `(batch, ...)`): The data y.
             noise (`torch.Tensor`): Unit noise of the same shape, as from [`sample_noise`].
-            timesteps (`float`, `list[float]` or `torch.Tensor`): c_noise, one for all or one an image.
+            timesteps (`float`, `list[float]` or `torch.Tensor`): c_noise, one for all
+                images or one per image.
 
         Returns:
             `torch.Tensor`: The perturbed data, in the type of `original_samples`.
@@ -486,14 +576,14 @@ class PFGMPPScheduler(EDMEulerScheduler):
         Raises:
             ValueError: The number of timesteps does not fit the batch.
         """
-        sigma = self._sigmas_of(timesteps).to(original_samples.device).flatten()
+        sigma = self._to_sigmas(timesteps).to(original_samples.device).flatten()
         if len(sigma) not in (1, len(original_samples)):
             raise ValueError(f"{len(sigma)} `timesteps` do not fit a batch of {len(original_samples)}.")
         sigma = sigma.view(-1, *[1] * (original_samples.ndim - 1))
         return (original_samples + sigma * noise).to(original_samples.dtype)
 
     @staticmethod
-    def _sigmas_of(timesteps):
-        """Noise levels from c_noise, in float32 at least."""
+    def _to_sigmas(timesteps: Any) -> torch.Tensor:
+        """Convert c_noise to noise levels, in at least float32."""
         timesteps = torch.as_tensor(timesteps)
         return (4 * timesteps.to(torch.promote_types(timesteps.dtype, torch.float32))).exp()

@@ -246,7 +246,7 @@ def test_pictures_of_any_form_are_the_same_image():
         ({"mask_image": torch.ones(8, 8)}, "`strength` and `mask_image` need an `image`"),
         ({"temperature": 0.0}, "`temperature` must be positive"),
         ({"guidance_interval": (2.0, 1.0)}, "`guidance_interval` must be"),
-        ({"sigmas": [1.0, 2.0]}, "must be a falling list"),
+        ({"sigmas": [1.0, 2.0]}, "must be a decreasing list"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_sentence(kwargs, message):

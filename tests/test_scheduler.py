@@ -3,8 +3,10 @@ The scheduler against EDM's formulas, diffusers' own EDM schedulers, and what di
 scheduler.
 """
 
+import copy
 import inspect
 import itertools
+import json
 
 import pytest
 import torch
@@ -92,7 +94,7 @@ def test_save_and_load(D, solver_type, tmp_path):
     scheduler.save_pretrained(tmp_path)
     loaded = PFGMPPScheduler.from_pretrained(tmp_path)
     saved = {key: value for key, value in scheduler.config.items() if key != "_use_default_values"}
-    assert {key: loaded.config[key] for key in saved} == saved
+    assert loaded.config == saved  # where nothing was left to a default
     for each in (scheduler, loaded):
         each.set_timesteps(5)
     x = start(scheduler)
@@ -122,6 +124,30 @@ def test_there_and_back_from_diffusers_schedulers_keeps_d(D, other, tmp_path):
     swapped.save_pretrained(tmp_path)
     assert PFGMPPScheduler.from_pretrained(tmp_path).config.D == D
     assert PFGMPPScheduler.from_config(scheduler.config, D=3).config.D == 3
+
+
+def test_from_config_of_another_scheduler_leaves_our_solver_behind(tmp_path):
+    """Freshly built or loaded from a file, and in both directions."""
+    scheduler = PFGMPPScheduler(solver_type="dpmpp_2m", max_noise_norm=8.0)
+    scheduler.save_pretrained(tmp_path)
+    for each in (scheduler, PFGMPPScheduler.from_pretrained(tmp_path)):
+        swapped = EDMDPMSolverMultistepScheduler.from_config(each.config)
+        assert swapped.config.solver_type == "midpoint"
+        back = PFGMPPScheduler.from_config(swapped.config)
+        assert (back.config.D, back.config.max_noise_norm) == (2048, 8.0)
+        assert back.config.solver_type == "heun"
+        assert PFGMPPScheduler.from_config(each.config).config.solver_type == "dpmpp_2m"
+        assert copy.deepcopy(each).config == each.config
+
+
+def test_a_saved_configuration_of_defaults_alone_keeps_d_among_schedulers(tmp_path):
+    scheduler = PFGMPPScheduler()
+    scheduler.save_pretrained(tmp_path)
+    assert "_use_default_values" not in json.loads((tmp_path / "scheduler_config.json").read_text())
+    loaded = PFGMPPScheduler.from_pretrained(tmp_path)
+    assert "_use_default_values" not in loaded.config
+    for each in (scheduler, loaded):
+        assert EDMEulerScheduler.from_config(each.config).config.D == 2048
 
 
 @pytest.mark.parametrize("other", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
@@ -336,10 +362,19 @@ def test_churn_takes_a_generator_an_image():
 
 def test_the_signature_is_that_of_the_api():
     parameters = inspect.signature(PFGMPPScheduler.__init__).parameters
-    for name, default in {
-        "D": 2048, "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0, "solver_type": "heun",
-        "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": None, "s_noise": 1.0,
-    }.items():  # fmt: skip
+    defaults = {
+        "D": 2048,
+        "sigma_min": 0.002,
+        "sigma_max": 80.0,
+        "sigma_data": 0.5,
+        "rho": 7.0,
+        "solver_type": "heun",
+        "s_churn": 0.0,
+        "s_tmin": 0.0,
+        "s_tmax": None,
+        "s_noise": 1.0,
+    }
+    for name, default in defaults.items():
         assert parameters[name].default == default
 
 
