@@ -11,31 +11,33 @@ $$x = y + \sigma\varepsilon, \qquad \varepsilon = g\,\sqrt{D / \chi^2_D}, \qquad
   g \sim \mathcal{N}(0, I_N), \quad \chi^2_D \sim 2\,\mathrm{Gamma}(D/2, 1).$$
 
 $\varepsilon$ does not depend on $\sigma$, so diffusers' `sample + sigma * noise` holds unchanged.
-$D = 1$ is PFGM, $D = \infty$ is diffusion (EDM): there $\chi^2_D / D = 1$ and $\varepsilon = g$.
+$D = 1$ is PFGM and $D = \infty$ is diffusion (EDM), where $\chi^2_D / D = 1$ and $\varepsilon = g$.
 
 Throughout, `D` is a positive number, `None` (or `inf`) for $\infty$, or a tensor of shape
-`(batch,)` with one value an image.
+`(batch,)` with one value per image.
 """
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 
-# Distances to this many (sample, reference) pairs are held at a time: 32 MiB in float64.
+# How many (sample, reference) pairs to hold the distances of at a time: 32 MiB in float64.
 _PAIRS_PER_CHUNK = 2**22
 
 
-def degrees_of_freedom(D: float | torch.Tensor | None) -> torch.Tensor:
+def parse_dimension(D: float | torch.Tensor | None) -> torch.Tensor:
     """
-    Validates an augmented dimension and gives it its one numerical form.
+    Convert an augmented dimension to a tensor, and refuse what is not one.
 
     Args:
-        D (`float`, `torch.Tensor` or `None`): Any real D > 0; `None` or `inf` stand for infinity.
+        D (`float`, `torch.Tensor` or `None`): Any real D > 0; `None` and `inf` stand for infinity.
 
     Returns:
         `torch.Tensor`: `D` in float64 on the CPU, with `inf` for infinity; of shape `()`, or
-            `(batch,)` for a tensor.
+            `(batch,)` for a vector.
 
     Raises:
         ValueError: `D` is not a number or a vector of numbers, is NaN, or is not positive.
@@ -46,7 +48,8 @@ def degrees_of_freedom(D: float | torch.Tensor | None) -> torch.Tensor:
         dof = torch.tensor(math.nan, dtype=torch.float64)
     if dof.ndim > 1 or not bool((dof > 0).all()):
         raise ValueError(
-            f"`D` must be a positive number, inf or None (infinity), or one such number an image, but is {D}."
+            "`D` must be a positive number, inf or None (infinity), or one such number per image,"
+            f" but is {D}."
         )
     return dof
 
@@ -60,40 +63,40 @@ def sample_noise(
     max_norm: float | None = None,
 ) -> torch.Tensor:
     r"""
-    Draws unit Student-t noise $\varepsilon = g\sqrt{D/\chi^2_D}$, one $\chi^2_D$ an image.
+    Draw unit Student-t noise $\varepsilon = g\sqrt{D/\chi^2_D}$, with one $\chi^2_D$ per image.
 
-    The Gaussian direction is drawn first and is the same for every `D`; at `D = None` it is
-    `torch.randn` bit for bit. As elsewhere in diffusers a CPU generator serves every device: the
+    The Gaussian direction is drawn first and is the same for every `D`; at `D = None` the noise is
+    `torch.randn` bit for bit. As elsewhere in diffusers, a CPU generator serves every device: the
     noise is then drawn on the CPU and moved.
 
     Args:
-        shape (`tuple[int, ...]`): Shape of the noise, `(batch, ...)`; all but the first dimension
-            are the N of the kernel.
+        shape (`tuple[int, ...]`): Shape of the noise, `(batch, ...)`. The kernel's N counts all
+            dimensions but the first.
         D (`float`, `torch.Tensor` of shape `(batch,)` or `None`): The augmented dimension.
-        generator (`torch.Generator` or a list of them, *optional*):
-            Source of randomness. With a list, one an image, image i depends on generator i alone,
-            whatever the batch.
-        device (`torch.device`, *optional*): Device of the result; by default the generator's, else
-            torch's default.
-        dtype (`torch.dtype`, *optional*): Type of the result; by default torch's. The Gamma is
-            drawn in float64.
-        max_norm (`float`, *optional*): Norm, in units of $\sqrt N$, that what is longer is
-            shortened to. None is no limit.
+        generator (`torch.Generator` or a list of them, *optional*): Source of randomness. With a
+            list, one per image, image i depends on generator i alone, whatever the batch.
+        device (`torch.device`, *optional*): Device of the result; by default the generator's, or
+            else torch's default.
+        dtype (`torch.dtype`, *optional*): Type of the result; torch's default if left out. The
+            Gamma variates are drawn in float64.
+        max_norm (`float`, *optional*): Largest norm, in units of $\sqrt N$; longer noise is
+            shortened to it. None sets no limit.
 
     Returns:
         `torch.Tensor`: Noise of scale 1, of the given shape.
 
     Raises:
-        ValueError: `shape`, `D` or the number or the device of the generators does not fit.
+        ValueError: `shape` has no batch dimension, `D` or the number of generators does not fit it,
+            or a generator cannot serve the device.
     """
     shape = tuple(shape)
     if len(shape) < 2 or min(shape) < 1:
         raise ValueError(f"`shape` must be (batch, ...) with positive sizes, but is {shape}.")
     gauss, chi2, dof = _draw(shape, D, 0, generator, device, dtype)
-    noise = gauss if chi2 is None else _scaled(gauss, dof / chi2)
+    noise = gauss if chi2 is None else _scale_rows(gauss, dof / chi2)
     if max_norm is not None:
-        squared = noise.flatten(1).to(torch.promote_types(noise.dtype, torch.float32)).square().mean(1)
-        noise = _scaled(noise, (max_norm**2 / squared).clamp_max(1))
+        mean_square = _sum_squares(noise) / noise[0].numel()
+        noise = _scale_rows(noise, (max_norm**2 / mean_square).clamp_max(1))
     return noise if device is None else noise.to(device)
 
 
@@ -103,11 +106,10 @@ def sample_noise_given(
     generator: torch.Generator | list[torch.Generator] | None = None,
 ) -> torch.Tensor:
     r"""
-    Draws the noise with which a sample may be carried from $\sigma$ to $\hat\sigma > \sigma$ so
-    that it stays a sample.
+    Draw the noise that carries a sample from $\sigma$ to $\hat\sigma > \sigma$ and keeps it a sample.
 
     Behind $x = y + \sigma\varepsilon$ is a hidden scale $\sqrt{D/\chi^2_D}$, which the two noise
-    levels must share. Given the residual $R = (x - y)/\sigma$ its law is $\chi^2_D \sim
+    levels must share. Given the residual $R = (x - y)/\sigma$, it follows $\chi^2_D \sim
     \mathrm{Gamma}\bigl(\frac{N+D}{2}, \frac12 (1 + \lVert R \rVert^2 / D)\bigr)$ (shape and rate:
     the Gamma is conjugate to the precision of a Gaussian). So with $g \sim \mathcal{N}(0, I)$
 
@@ -116,66 +118,74 @@ def sample_noise_given(
     has the perturbation kernel at $\hat\sigma$. At D = infinity it is EDM's Gaussian churn.
 
     Args:
-        residual (`torch.Tensor` of shape `(batch, ...)`): $(x - y)/\sigma$; in practice the
-            denoised image stands for y.
+        residual (`torch.Tensor` of shape `(batch, ...)`): $(x - y)/\sigma$. In practice the
+            denoised image takes the place of y.
         D (`float`, `torch.Tensor` of shape `(batch,)` or `None`): The augmented dimension.
-        generator (`torch.Generator` or a list of them, *optional*): One for all or one an image, as
-            for [`sample_noise`].
+        generator (`torch.Generator` or a list of them, *optional*): One for all images or one per
+            image, as for [`sample_noise`].
 
     Returns:
-        `torch.Tensor`: $g\,\sqrt{D/\chi^2_D}$, like the residual.
+        `torch.Tensor`: $g\,\sqrt{D/\chi^2_D}$, in the shape and type of the residual.
 
     Raises:
-        ValueError: `D` or the number or the device of the generators does not fit.
+        ValueError: `D` or the number of generators does not fit the batch, or a generator cannot
+            serve the device.
     """
     dims = residual[0].numel()
     gauss, chi2, dof = _draw(tuple(residual.shape), D, dims, generator, residual.device, residual.dtype)
     gauss = gauss.to(residual.device)
     if chi2 is None:
         return gauss
-    squared_radius = (
-        residual.flatten(1).to(torch.promote_types(residual.dtype, torch.float32)).square().sum(1)
-    )
-    return _scaled(gauss, (dof.to(squared_radius) + squared_radius) / chi2.to(squared_radius))
+    squared_radius = _sum_squares(residual)
+    return _scale_rows(gauss, (dof.to(squared_radius) + squared_radius) / chi2.to(squared_radius))
 
 
 def interpolate_noise(start: torch.Tensor, end: torch.Tensor, fraction: float | torch.Tensor) -> torch.Tensor:
-    """
-    Goes from one unit noise to another along the shells of the prior: directions on the great
-    circle between them, norms geometrically, since at small D the norm of one image is not that of
-    another.
+    r"""
+    Interpolate between two unit noises along the shells of the prior.
+
+    Directions follow the great circle between them. Norms are interpolated geometrically, since at
+    small D they vary widely from image to image:
+
+    $$z_t = \lVert a \rVert^{1-t} \lVert b \rVert^t \;
+      \frac{\sin((1-t)\theta)\, \hat a + \sin(t\theta)\, \hat b}{\sin\theta}, \qquad
+      \theta = \angle(a, b).$$
 
     Args:
-        start (`torch.Tensor` of shape `(batch, ...)`): Unit noise, as from [`sample_noise`] or the
+        start (`torch.Tensor` of shape `(batch, ...)`): Unit noise a, as from [`sample_noise`] or the
             pipeline's `invert`.
-        end (`torch.Tensor` of shape `(batch, ...)`): Unit noise of the same shape.
-        fraction (`float` or `torch.Tensor` of shape `(batch,)`): 0 gives `start`, 1 gives `end`.
+        end (`torch.Tensor` of shape `(batch, ...)`): Unit noise b of the same shape.
+        fraction (`float` or `torch.Tensor` of shape `(batch,)`): The t above: 0 gives `start`, 1
+            gives `end`.
 
     Returns:
         `torch.Tensor` of shape `(batch, ...)`: The noise in between.
 
     Raises:
-        ValueError: The shapes do not fit.
+        ValueError: The shapes differ, or have no batch dimension.
     """
     if start.shape != end.shape or start.ndim < 2:
         shapes = f"{tuple(start.shape)} and {tuple(end.shape)}"
         raise ValueError(f"`start` and `end` must be of one shape (batch, ...), but are of shapes {shapes}.")
-    a, b = start.flatten(1), end.flatten(1)
-    fraction = torch.as_tensor(fraction, device=a.device, dtype=a.dtype).expand(len(a))[:, None]
-    norm_a, norm_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
-    unit_a, unit_b = a / norm_a, b / norm_b
-    angle = 2 * torch.atan2(
-        (unit_a - unit_b).norm(dim=1, keepdim=True), (unit_a + unit_b).norm(dim=1, keepdim=True)
-    )
-    # sin(t angle) / sin(angle), whose limit at angle 0 is t
-    weight_a = (1 - fraction) * torch.sinc((1 - fraction) * angle / math.pi) / torch.sinc(angle / math.pi)
-    weight_b = fraction * torch.sinc(fraction * angle / math.pi) / torch.sinc(angle / math.pi)
-    norm = norm_a ** (1 - fraction) * norm_b**fraction
+    a = start.flatten(1)
+    b = end.flatten(1)
+    norm_a = a.norm(dim=1, keepdim=True)
+    norm_b = b.norm(dim=1, keepdim=True)
+    unit_a = a / norm_a
+    unit_b = b / norm_b
+    apart = (unit_a - unit_b).norm(dim=1, keepdim=True)
+    together = (unit_a + unit_b).norm(dim=1, keepdim=True)
+    angle = 2 * torch.atan2(apart, together)
+    t = torch.as_tensor(fraction, device=a.device, dtype=a.dtype).expand(len(a))[:, None]
+    # sin(t angle) / sin(angle), written so that its limit t at angle 0 is exact
+    weight_a = (1 - t) * torch.sinc((1 - t) * angle / math.pi) / torch.sinc(angle / math.pi)
+    weight_b = t * torch.sinc(t * angle / math.pi) / torch.sinc(angle / math.pi)
+    norm = norm_a ** (1 - t) * norm_b**t
     return (norm * (weight_a * unit_a + weight_b * unit_b)).view(start.shape)
 
 
-def _drawing_device(generator: torch.Generator | None, device: torch.device | str | None) -> torch.device:
-    """Where the random numbers are made: with the generator, or on `device` when there is none."""
+def _choose_device(generator: torch.Generator | None, device: torch.device | str | None) -> torch.device:
+    """Return where to draw: on the generator's device, or on `device` if there is no generator."""
     target = torch.device(device) if device is not None else None
     if generator is None:
         target = target or torch.get_default_device()
@@ -183,7 +193,8 @@ def _drawing_device(generator: torch.Generator | None, device: torch.device | st
         return torch.device("cpu") if target.type == "mps" else target
     if generator.device.type != "cpu" and target is not None and generator.device.type != target.type:
         raise ValueError(
-            f"`generator` is on {generator.device} but the noise is wanted on {target}; use a generator on {target} or the CPU."
+            f"`generator` is on {generator.device} but the noise is wanted on {target}; use a generator on"
+            f" {target} or the CPU."
         )
     if generator.device.type == "mps":
         raise ValueError(
@@ -192,53 +203,73 @@ def _drawing_device(generator: torch.Generator | None, device: torch.device | st
     return generator.device
 
 
-def _draw(shape, D, extra_dims, generator, device, dtype):
+def _draw(
+    shape: tuple[int, ...],
+    D: float | torch.Tensor | None,
+    extra_dims: int,
+    generator: torch.Generator | list[torch.Generator] | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """
-    Gaussians, then chi^2 of D + `extra_dims` degrees of freedom, one an image, from each generator;
-    and D, one an image.
+    Draw from each generator Gaussians, then one chi^2 of D + `extra_dims` degrees of freedom per image.
 
-    The chi^2 are None where all D are infinite, and mean nothing where one is.
+    Returns the Gaussians, the chi^2 and D, one per image. The chi^2 are None if every D is infinite;
+    for a single infinite D among others its chi^2 has no meaning.
     """
-    dof = degrees_of_freedom(D)
-    if dof.ndim and dof.shape != shape[:1]:
+    dof = parse_dimension(D)
+    batch = shape[0]
+    if dof.ndim and len(dof) != batch:
         raise ValueError(
-            f"`D` holds {len(dof)} values for a batch of {shape[0]}; give one value, or one an image."
+            f"`D` holds {len(dof)} values for a batch of {batch}; give one value, or one per image."
         )
     generators = generator if isinstance(generator, (list, tuple)) else [generator]
-    if isinstance(generator, (list, tuple)) and len(generators) != shape[0]:
+    if isinstance(generator, (list, tuple)) and len(generators) != batch:
         raise ValueError(
-            f"`generator` is a list of {len(generators)} for a batch of {shape[0]}; give one an image."
+            f"`generator` is a list of {len(generators)} for a batch of {batch}; give one per image."
         )
-    rows = shape[0] // len(generators)
-    gauss, chi2 = [], []
-    for g, d in zip(generators, dof.expand(shape[0]).split(rows)):
-        device_of_draw = _drawing_device(g, device)
-        gauss.append(torch.randn((rows, *shape[1:]), generator=g, device=device_of_draw, dtype=dtype))
-        finite = torch.isfinite(d)
-        if bool(
-            finite.any()
-        ):  # else nothing more is taken from the generator, so later draws agree with EDM's as well
-            half_dof = (torch.where(finite, d, 1.0).to(device_of_draw) + extra_dims) / 2
-            # Tensor-level twin of torch.distributions.Gamma, which takes no generator.
-            chi2.append(2 * torch._standard_gamma(half_dof, generator=g))
-        else:
-            chi2.append(gauss[-1].new_ones(rows, dtype=torch.float32))
-    gauss, chi2 = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in (gauss, chi2))
+    rows = batch // len(generators)
+    gauss_parts = []
+    chi2_parts = []
+    for rng, part in zip(generators, dof.expand(batch).split(rows)):
+        device_of_draw = _choose_device(rng, device)
+        gauss = torch.randn((rows, *shape[1:]), generator=rng, device=device_of_draw, dtype=dtype)
+        gauss_parts.append(gauss)
+        finite = torch.isfinite(part)
+        if bool(finite.any()):
+            half_dof = (torch.where(finite, part, 1.0).to(device_of_draw) + extra_dims) / 2
+            # torch.distributions.Gamma calls this function too, but takes no generator.
+            chi2_parts.append(2 * torch._standard_gamma(half_dof, generator=rng))
+        else:  # Nothing more is taken from the generator, so that later draws agree with EDM's as well.
+            chi2_parts.append(gauss.new_ones(rows, dtype=torch.float32))
+    gauss = torch.cat(gauss_parts) if len(gauss_parts) > 1 else gauss_parts[0]
     if bool(dof.isinf().all()):
         return gauss, None, dof
-    return gauss, chi2, dof.expand(shape[0]).to(chi2.device)
+    chi2 = torch.cat(chi2_parts) if len(chi2_parts) > 1 else chi2_parts[0]
+    return gauss, chi2, dof.expand(batch).to(chi2.device)
 
 
-def _scaled(gauss, squared_scale):
-    """The Gaussian, which is overwritten, times a factor an image, 1 where that is at infinity."""
-    scale = torch.where(squared_scale.isinf(), 1.0, squared_scale).sqrt().view(-1, *[1] * (gauss.ndim - 1))
+def _sum_squares(x: torch.Tensor) -> torch.Tensor:
+    """Return the squared norm of each row, in at least float32."""
+    return x.flatten(1).to(torch.promote_types(x.dtype, torch.float32)).square().sum(1)
+
+
+def _scale_rows(gauss: torch.Tensor, squared_scale: torch.Tensor) -> torch.Tensor:
+    """
+    Multiply each row by its scale, in place where the types allow it.
+
+    An infinite squared scale comes from an infinite D, whose scale is 1.
+    """
+    scale = torch.where(squared_scale.isinf(), 1.0, squared_scale).sqrt()
     compute_dtype = torch.promote_types(gauss.dtype, torch.float32)
-    scale = scale.to(compute_dtype)
-    return gauss.mul_(scale) if gauss.dtype == compute_dtype else (gauss * scale).to(gauss.dtype)
+    scale = scale.view(-1, *[1] * (gauss.ndim - 1)).to(compute_dtype)
+    if gauss.dtype == compute_dtype:
+        return gauss.mul_(scale)
+    return (gauss * scale).to(gauss.dtype)
 
 
 def _kernel_energy(squared_radius: torch.Tensor, dof: torch.Tensor, dims: int) -> torch.Tensor:
-    r"""$\frac{N+D}{2} \log(1 + q/D)$ at $q = R^2/\sigma^2$, whose limit at $D = \infty$ is $q/2$."""
+    r"""Compute $\frac{N+D}{2} \log(1 + q/D)$ at $q = R^2/\sigma^2$; its limit at $D = \infty$ is $q/2$."""
     finite = torch.isfinite(dof)
     safe = torch.where(finite, dof, 1.0)
     return torch.where(finite, (dims + safe) / 2 * torch.log1p(squared_radius / safe), squared_radius / 2)
@@ -246,15 +277,17 @@ def _kernel_energy(squared_radius: torch.Tensor, dof: torch.Tensor, dims: int) -
 
 def _log_gamma_ratio(dof: torch.Tensor, dims: int) -> torch.Tensor:
     r"""
-    $\log\Gamma(\frac{D+N}{2}) - \log\Gamma(\frac D2) - \frac N2 \log\frac D2$, which tends to 0 as
-    $D \to \infty$.
+    Compute $\log\Gamma(\frac{D+N}{2}) - \log\Gamma(\frac D2) - \frac N2 \log\frac D2$.
+
+    It tends to 0 as $D \to \infty$.
     """
-    a, n = dof / 2, dims / 2
+    a = dof / 2
+    n = dims / 2
     direct = torch.lgamma(a + n) - torch.lgamma(a) - n * torch.log(a)
     # For large D the two lgammas cancel; the difference of their Stirling series does not.
     large = torch.where(torch.isfinite(a), a, 1e300).clamp_min(64.0)
 
-    def tail(z):
+    def tail(z: torch.Tensor) -> torch.Tensor:
         return 1 / (12 * z) - 1 / (360 * z**3) + 1 / (1260 * z**5)
 
     growth = (large + n) * torch.log1p(n / large) - n
@@ -266,23 +299,25 @@ def log_density(
     x: torch.Tensor, D: float | torch.Tensor | None, sigma: float | torch.Tensor = 1.0
 ) -> torch.Tensor:
     r"""
-    Log-density of the perturbation kernel at displacement $x$ from the data point, in nats:
+    Compute the log-density of the perturbation kernel at displacement $x$ from the data point:
 
     $$\log p(x) = \log\frac{\Gamma(\frac{N+D}{2})}{\Gamma(\frac D2)} - \frac N2 \log(\pi D \sigma^2)
       - \frac{N+D}{2} \log\Bigl(1 + \frac{\lVert x \rVert^2}{\sigma^2 D}\Bigr).$$
 
     Args:
-        x (`torch.Tensor` of shape `(batch, ...)`): Displacements; all but the first dimension are
-            the N of the kernel.
+        x (`torch.Tensor` of shape `(batch, ...)`): Displacements. The kernel's N counts all
+            dimensions but the first.
         D (`float`, `torch.Tensor` of shape `(batch,)` or `None`): The augmented dimension.
         sigma (`float` or `torch.Tensor` of shape `(batch,)`, defaults to 1): Scale of the kernel,
             in the data's units.
 
     Returns:
-        `torch.Tensor` of shape `(batch,)`: The log-densities, in float64 (float32 on mps).
+        `torch.Tensor` of shape `(batch,)`: The log-densities in nats, in float64
+            (float32 on mps).
 
     Raises:
-        ValueError: `x` has no batch dimension, or `D` or `sigma` is not positive or of another length.
+        ValueError: `x` has no batch dimension, or `D` or `sigma` is not positive or does not fit the
+            batch.
     """
     x, sigma, dof = _prepare(x, sigma, D)
     dims = x.shape[1]
@@ -295,15 +330,16 @@ def posterior_weights(
     x: torch.Tensor, references: torch.Tensor, sigma: float | torch.Tensor, D: float | torch.Tensor | None
 ) -> torch.Tensor:
     r"""
-    Probability of each reference $y_j$ to be the data point behind $x_i$
+    Compute the probability that reference $y_j$ is the data point behind $x_i$
     (https://huggingface.co/papers/2302.00670):
 
-    $$w_{ij} \propto \bigl(\lVert x_i - y_j \rVert^2 + \sigma_i^2 D\bigr)^{-(N+D)/2}, \qquad \textstyle\sum_j w_{ij} = 1.$$
+    $$w_{ij} \propto \bigl(\lVert x_i - y_j \rVert^2 + \sigma_i^2 D\bigr)^{-(N+D)/2}, \qquad
+      \textstyle\sum_j w_{ij} = 1.$$
 
     Args:
         x (`torch.Tensor` of shape `(batch, ...)`): Perturbed samples.
-        references (`torch.Tensor` of shape `(M, ...)`): Data points, shaped like the samples; on
-            any device.
+        references (`torch.Tensor` of shape `(M, ...)`): Data points, shaped like the samples,
+            on any device.
         sigma (`float` or `torch.Tensor` of shape `(batch,)`): Noise levels, in the data's units.
         D (`float`, `torch.Tensor` of shape `(batch,)` or `None`): The augmented dimension.
 
@@ -314,9 +350,10 @@ def posterior_weights(
         ValueError: The shapes do not fit, or `sigma` or `D` is not positive.
     """
     x, sigma, dof = _prepare(x, sigma, D, references)
-    weights = x.new_empty(len(x), len(references))  # holds the log-weights first: the matrix may be large
+    # The matrix may be large, so it first holds the logarithms of the weights and is changed in place.
+    weights = x.new_empty(len(x), len(references))
     filled = 0
-    for chunk in _chunks(references, x):
+    for chunk in _split_references(references, x):
         weights[:, filled : filled + len(chunk)] = _log_weights(x, chunk, sigma, dof)
         filled += len(chunk)
     weights -= weights.amax(1, keepdim=True)
@@ -328,17 +365,17 @@ def field_target(
     x: torch.Tensor, references: torch.Tensor, sigma: float | torch.Tensor, D: float | torch.Tensor | None
 ) -> torch.Tensor:
     r"""
-    Posterior mean $\sum_j w_{ij} y_j$ over the references, with the weights of [`posterior_weights`].
+    Compute the posterior mean $\sum_j w_{ij} y_j$, with the weights of [`posterior_weights`].
 
     This is the target of PFGM's large-batch Poisson field at D = 1, of PFGM++'s optional field loss
-    in between, and of the stable target field at D = infinity; over a whole data set it is the
-    exact denoiser. References are visited in chunks, so memory beyond the inputs is a few copies of
-    `x` and one chunk.
+    at D in between, and of the stable target field at D = infinity. Over a whole data set it is the
+    exact denoiser. The references are visited in chunks, so that memory beyond the inputs is a few
+    copies of `x` and one chunk.
 
     Args:
         x (`torch.Tensor` of shape `(batch, ...)`): Perturbed samples.
-        references (`torch.Tensor` of shape `(M, ...)`): Data points, shaped like the samples; on
-            any device.
+        references (`torch.Tensor` of shape `(M, ...)`): Data points, shaped like the samples,
+            on any device.
         sigma (`float` or `torch.Tensor` of shape `(batch,)`): Noise levels, in the data's units.
         D (`float`, `torch.Tensor` of shape `(batch,)` or `None`): The augmented dimension.
 
@@ -349,21 +386,29 @@ def field_target(
     Raises:
         ValueError: The shapes do not fit, or `sigma` or `D` is not positive.
     """
-    shape, dtype = x.shape, x.dtype
+    shape = x.shape
+    dtype = x.dtype
     x, sigma, dof = _prepare(x, sigma, D, references)
     mean = torch.zeros_like(x)
     log_total = x.new_full((len(x), 1), -math.inf)
-    for chunk in _chunks(references, x):
+    for chunk in _split_references(references, x):
         log_weights = _log_weights(x, chunk, sigma, dof)
-        previous, log_total = log_total, torch.logaddexp(log_total, log_weights.logsumexp(1, keepdim=True))
-        mean = torch.addmm(mean * (previous - log_total).exp(), (log_weights - log_total).exp(), chunk)
+        new_total = torch.logaddexp(log_total, log_weights.logsumexp(1, keepdim=True))
+        mean = torch.addmm(mean * (log_total - new_total).exp(), (log_weights - new_total).exp(), chunk)
+        log_total = new_total
     return mean.view(shape).to(dtype)
 
 
-def _prepare(x, sigma, D, references=None):
+def _prepare(
+    x: torch.Tensor,
+    sigma: float | torch.Tensor,
+    D: float | torch.Tensor | None,
+    references: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Samples as a matrix, `sigma` and `D` as columns, all on one device and in the precision the
-    kernel needs.
+    Return samples as a matrix, and `sigma` and `D` as columns.
+
+    All are on one device and in the precision that the kernel needs.
     """
     if not isinstance(x, torch.Tensor) or x.ndim < 2:
         raise ValueError(f"Samples must be a tensor of shape (batch, ...), but are {getattr(x, 'shape', x)}.")
@@ -371,30 +416,32 @@ def _prepare(x, sigma, D, references=None):
         raise ValueError(
             f"References of shape {tuple(references.shape)} do not fit samples of shape {tuple(x.shape)}."
         )
-    # At sigma = 0.002 a squared distance of a few hundred must be good to 1e-6: float64, but Metal
-    # has none.
-    options = {"device": x.device, "dtype": torch.float32 if x.device.type == "mps" else torch.float64}
-    dof = degrees_of_freedom(D)
+    # At sigma = 0.002 a squared distance of a few hundred must be accurate to 1e-6, which takes float64;
+    # Metal has none.
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64
+    options: dict[str, Any] = {"device": x.device, "dtype": dtype}
+    dof = parse_dimension(D)
     sigma = torch.as_tensor(sigma, **options)
     if not bool((sigma > 0).all()):
         raise ValueError(f"`sigma` must be positive, but is {sigma.tolist()}.")
     for name, value in (("sigma", sigma), ("D", dof)):
         if value.ndim and value.shape != x.shape[:1]:
             raise ValueError(f"`{name}` of shape {tuple(value.shape)} does not fit a batch of {len(x)}.")
-    return (
-        x.flatten(1).to(**options),
-        sigma.expand(len(x))[:, None],
-        dof.to(**options).expand(len(x))[:, None],
-    )
+    rows = x.flatten(1).to(**options)
+    return rows, sigma.expand(len(x))[:, None], dof.to(**options).expand(len(x))[:, None]
 
 
-def _chunks(references, x):
+def _split_references(references: torch.Tensor, x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the references in chunks, as rows on the samples' device and in their type."""
     size = max(1, min(_PAIRS_PER_CHUNK // len(x), _PAIRS_PER_CHUNK // x.shape[1]))
     for chunk in references.flatten(1).split(size):
         yield chunk.to(x)
 
 
-def _log_weights(x, references, sigma, dof):
+def _log_weights(
+    x: torch.Tensor, references: torch.Tensor, sigma: torch.Tensor, dof: torch.Tensor
+) -> torch.Tensor:
+    """Compute the logarithms of the posterior weights, up to a constant per sample."""
     squared = torch.addmm(references.square().sum(1), x, references.T, alpha=-2)
     squared += x.square().sum(1, keepdim=True)
     return _kernel_energy(squared.clamp_min_(0) / sigma**2, dof, x.shape[1]).neg_()

@@ -17,7 +17,7 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput, logging
 
-from .noise import degrees_of_freedom, log_density, sample_noise
+from .noise import parse_dimension, log_density, sample_noise
 from .scheduling_pfgmpp import PFGMPPScheduler
 
 
@@ -608,7 +608,7 @@ class PFGMPPPipeline(DiffusionPipeline):
         if D is None:
             self._check_range(own)
             return own
-        differs = bool((degrees_of_freedom(D) != degrees_of_freedom(own)).any())
+        differs = bool((parse_dimension(D) != degrees_of_freedom(own)).any())
         if differs and not self.unet.config.get("d_conditioning"):
             raise ValueError(
                 f"`D` is {D}, but this network was trained at D = {'inf' if own is None else own} alone; leave `D` out, or load"
@@ -622,8 +622,8 @@ class PFGMPPPipeline(DiffusionPipeline):
         trained = self.scheduler.config.get("D_range")
         if trained is None or not self.unet.config.get("d_conditioning"):
             return
-        low, high = (degrees_of_freedom(bound).item() for bound in trained)
-        asked = degrees_of_freedom(D)
+        low, high = (parse_dimension(bound).item() for bound in trained)
+        asked = parse_dimension(D)
         inside = f"this network was trained for D from {low:g} to {high:g}"
         if low > 2 and bool(
             (asked <= 2).any()

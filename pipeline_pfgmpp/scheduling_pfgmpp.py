@@ -24,7 +24,7 @@ from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.utils import BaseOutput
 
-from .noise import degrees_of_freedom, sample_noise, sample_noise_given
+from .noise import parse_dimension, sample_noise, sample_noise_given
 
 
 # The solvers, with the options of EDMDPMSolverMultistepScheduler for those that it implements.
@@ -74,7 +74,7 @@ def _check_range(D_range: Any) -> list[float | None] | None:
     if D_range is None:
         return None
     try:
-        low, high = (degrees_of_freedom(D).item() for D in D_range)
+        low, high = (parse_dimension(D).item() for D in D_range)
     except (TypeError, ValueError):
         raise ValueError(
             f"`D_range` must be (low, high), two augmented dimensions, but is {D_range!r}."
@@ -188,7 +188,7 @@ class PFGMPPScheduler(EDMEulerScheduler):
         max_noise_norm: float | None = None,
         D_range: tuple[float, float | None] | None = None,
     ):
-        dof = degrees_of_freedom(D)
+        dof = parse_dimension(D)
         if dof.ndim:
             raise ValueError(f"`D` of a scheduler must be one number, inf or None, but is {D}.")
         if solver_type == "midpoint":  # the default of EDMDPMSolverMultistepScheduler, found in its configs

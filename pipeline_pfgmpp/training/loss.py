@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..noise import degrees_of_freedom, field_target
+from ..noise import parse_dimension, field_target
 from ..scheduling_pfgmpp import PFGMPPScheduler
 
 
@@ -46,7 +46,7 @@ class DimensionRange:
     high: float
 
     def __post_init__(self):
-        degrees_of_freedom(torch.tensor([self.low, self.high]))
+        parse_dimension(torch.tensor([self.low, self.high]))
         if not self.low <= self.high or (self.low < self.high == math.inf and self.low >= LARGEST_FINITE_D):
             raise ValueError(
                 f"`D` must be a range low:high with low < high, but is {self.low:g}:{self.high:g}."
