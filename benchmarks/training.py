@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
-from timing import seconds
+from timing import time_call
 from tqdm import tqdm
 
 from pipeline_pfgmpp import PFGMPPScheduler, PFGMPPUNet2DModel, sample_noise
@@ -171,7 +171,7 @@ def main():
             if name == "gradients":
                 ours.network()
             accelerator.wait_for_everyone()
-            times[name].append(seconds(contender))
+            times[name].append(time_call(contender))
     median = {name: statistics.median(values[1:]) for name, values in times.items()}
     if accelerator.is_main_process:
         print(f"{args.preset}, batch {args.batch_size}, {accelerator.num_processes} process(es):")
@@ -185,10 +185,10 @@ def main():
         shape, rng = (512, 3, 32, 32), np.random.default_rng(0)
         generator = torch.Generator(accelerator.device).manual_seed(0)
         slow = statistics.median(
-            seconds(lambda: beta_noise(shape, 2048, rng).to(accelerator.device)) for _ in range(7)
+            time_call(lambda: beta_noise(shape, 2048, rng).to(accelerator.device)) for _ in range(7)
         )
         fast = statistics.median(
-            seconds(lambda: sample_noise(shape, 2048, generator, accelerator.device)) for _ in range(7)
+            time_call(lambda: sample_noise(shape, 2048, generator, accelerator.device)) for _ in range(7)
         )
         print(f"noise of 512 × 3,072: {slow / fast:.1f} × as fast as NumPy's Beta and a copy")
     if accelerator.num_processes > 1:
@@ -198,7 +198,7 @@ def main():
         if accelerator.is_main_process:
             alone = Ours.__new__(Ours)
             alone.__dict__.update(ours.__dict__, unet=accelerator.unwrap_model(ours.unet))
-            single = statistics.median([seconds(alone) for _ in range(args.repeats + 1)][1:])
+            single = statistics.median([time_call(alone) for _ in range(args.repeats + 1)][1:])
             print(f"{accelerator.num_processes} processes over that many times one: {single / together:.2f}")
         accelerator.wait_for_everyone()
 
