@@ -608,7 +608,7 @@ class PFGMPPPipeline(DiffusionPipeline):
         if D is None:
             self._check_range(own)
             return own
-        differs = bool((parse_dimension(D) != degrees_of_freedom(own)).any())
+        differs = bool((parse_dimension(D) != parse_dimension(own)).any())
         if differs and not self.unet.config.get("d_conditioning"):
             raise ValueError(
                 f"`D` is {D}, but this network was trained at D = {'inf' if own is None else own} alone; leave `D` out, or load"
