@@ -16,12 +16,18 @@ from transformers import Dinov2Config, Dinov2Model
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 from pipeline_pfgmpp.data import load_images
-from pipeline_pfgmpp.evaluation import ImageMetrics, frechet_distance, image_features, load_features
-from pipeline_pfgmpp.evaluation.evaluate import evaluate, mean_and_deviation, report, table, write_evaluation
-from pipeline_pfgmpp.evaluation.fashion_mnist_classifier import WEIGHTS, accuracy
-from pipeline_pfgmpp.evaluation.features import cached_features
+from pipeline_pfgmpp.evaluation import ImageMetrics, extract_features, frechet_distance, load_features
+from pipeline_pfgmpp.evaluation.evaluate import evaluate
+from pipeline_pfgmpp.evaluation.fashion_mnist_classifier import WEIGHTS, measure_accuracy
+from pipeline_pfgmpp.evaluation.features import digest_images, extract_features_once
 from pipeline_pfgmpp.evaluation.inception import InceptionV3
 from pipeline_pfgmpp.evaluation.metrics import inception_score, kernel_distance, precision_recall
+from pipeline_pfgmpp.evaluation.reports import (
+    build_report,
+    format_evaluation,
+    format_mean,
+    write_evaluation,
+)
 from pipeline_pfgmpp.evaluation.verify import format_figures, predict_distance, verify_evaluation
 from pipeline_pfgmpp.generation import generate
 from pipeline_pfgmpp.hub.files import list_files
@@ -56,7 +62,8 @@ def features(count, dims, seed, shift=0.0):
 
 
 def test_frechet_distance_agrees_with_scipy():
-    first, second = features(500, 64, 0), features(400, 64, 1, shift=0.3)
+    first = features(500, 64, 0)
+    second = features(400, 64, 1, shift=0.3)
     (m1, c1), (m2, c2) = ((x.mean(0).numpy(), np.cov(x.numpy(), rowvar=False)) for x in (first, second))
     root = scipy.linalg.sqrtm(c1 @ c2).real
     expected = ((m1 - m2) ** 2).sum() + np.trace(c1 + c2 - 2 * root)
@@ -84,17 +91,22 @@ def test_a_distance_of_few_images_warns():
 
 
 def test_kernel_distance_in_closed_form():
-    first, second = features(30, 8, 3) / 4, features(30, 8, 4) / 4
-    kernel = lambda x, y: (x @ y.T / 8 + 1) ** 3  # noqa: E731
+    first = features(30, 8, 3) / 4
+    second = features(30, 8, 4) / 4
+
+    def kernel(x, y):
+        return (x @ y.T / 8 + 1) ** 3
+
     within = [(kernel(x, x).sum() - kernel(x, x).trace()) / (30 * 29) for x in (first, second)]
     expected = sum(within) - 2 * kernel(first, second).mean()
     assert kernel_distance(first, second) == pytest.approx(expected.item(), rel=1e-9)
 
 
 def test_precision_and_recall_tell_fidelity_from_variety():
-    left, right = torch.randn(200, 4, dtype=torch.float64), torch.randn(200, 4, dtype=torch.float64) + 100
-    both, again = torch.cat([left, right]), torch.cat([left, right]) + 1e-3
-    assert precision_recall(again, both) == (1, 1)
+    left = torch.randn(200, 4, dtype=torch.float64)
+    right = torch.randn(200, 4, dtype=torch.float64) + 100
+    both = torch.cat([left, right])
+    assert precision_recall(both + 1e-3, both) == (1, 1)
     precision, recall = precision_recall(torch.cat([left, left + 1e-3]), both)  # only ever left
     assert precision == 1
     assert recall == pytest.approx(0.5, abs=0.02)
@@ -126,23 +138,23 @@ def test_the_classifier_is_small_and_knows_clothes(classifier, fashion_mnist):
     assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 2_000_000
     data = load_images(load_dataset(str(fashion_mnist), split="test"), resolution=28)
     # 120 of the test images are here; with the whole test set the training command prints 0.93
-    assert accuracy(classifier, data.images, data.labels) > 0.86
-    assert classifier.features(torch.zeros(2, 1, 28, 28)).shape == (2, 128)
+    assert measure_accuracy(classifier, data.images, data.labels) > 0.86
+    assert classifier.extract(torch.zeros(2, 1, 28, 28)).shape == (2, 128)
     with pytest.raises(ValueError, match="`images` must be of shape"):
-        classifier.features(torch.zeros(2, 3, 32, 32))
+        classifier.extract(torch.zeros(2, 3, 32, 32))
 
 
 def inception_weights():
-    """Weights by a rule, of the size that keeps activations in bounds."""
-    rng, weights = torch.Generator().manual_seed(0), {}
+    """Draw weights by a rule that the golden file was made with, so small that activations stay in bounds."""
+    rng = torch.Generator().manual_seed(0)
+    weights = {}
     for name, tensor in InceptionV3().state_dict().items():
         if tensor.ndim > 1:
             scale = (2 / tensor[0].numel()) ** 0.5
             weights[name] = scale * torch.randn(tensor.shape, generator=rng)
         elif tensor.dtype == torch.float32:
-            weights[name] = 0.1 * torch.rand(tensor.shape, generator=rng) + (
-                0 if "mean" in name or "bias" in name else 1
-            )
+            centre = 0 if "mean" in name or "bias" in name else 1
+            weights[name] = centre + 0.1 * torch.rand(tensor.shape, generator=rng)
         else:
             weights[name] = tensor
     return weights
@@ -154,13 +166,13 @@ def test_inception_is_the_network_of_fid(golden, tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(inception_weights(), path)
     extractor = load_features(str(path))
-    found = image_features(extractor, tensors["images"])
+    found = extract_features(extractor, tensors["images"])
     spread = tensors["features"].std(0).mean()
     assert (found - tensors["features"]).abs().max() < 2e-3 * spread
     torch.testing.assert_close(extractor.to_logits(found), tensors["logits"], rtol=1e-4, atol=1e-4)
     grey = tensors["images"][:, :1]
     torch.testing.assert_close(
-        image_features(extractor, grey), image_features(extractor, grey.expand(-1, 3, -1, -1))
+        extract_features(extractor, grey), extract_features(extractor, grey.expand(-1, 3, -1, -1))
     )
 
 
@@ -175,14 +187,15 @@ class Compiled(torch.nn.Module):
 
 
 def test_torchscript_runs_only_when_told(tmp_path):
-    path, images = tmp_path / "compiled.pt", torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    path = tmp_path / "compiled.pt"
+    images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
     module = Compiled()
     torch.jit.script(module).save(path)
     with pytest.raises(ValueError, match="is a TorchScript program, which runs only with trust_remote_code"):
         load_features(str(path))
     extractor = load_features(str(path), trust_remote_code=True)
     expected = module(images.float().expand(-1, 3, -1, -1), return_features=True)
-    torch.testing.assert_close(image_features(extractor, images), expected.detach())
+    torch.testing.assert_close(extract_features(extractor, images), expected.detach())
     with pytest.raises(ValueError, match="`inception_score` needs features that know classes"):
         ImageMetrics(extractor, images, ["inception_score"])
 
@@ -194,7 +207,7 @@ def test_files_that_hold_something_else_are_refused(tmp_path):
     for name, message in (
         ("pickled.pt", "holds more than tensors"),
         ("other.safetensors", "does not hold the weights of FID's Inception network"),
-        ("text.pth", "is no file of torch"),
+        ("text.pth", "was not written by torch.save"),
         ("nowhere.pth", "There is no file"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -225,7 +238,7 @@ def test_a_vision_model_of_transformers_gives_features(backbone):
     images = torch.randint(
         0, 256, (5, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    found = image_features(load_features(str(backbone)), images, batch_size=2)
+    found = extract_features(load_features(str(backbone)), images, batch_size=2)
     inputs = (images.expand(-1, 3, -1, -1) / 255 - 0.5) / 0.25
     with torch.no_grad():
         expected = Dinov2Model.from_pretrained(backbone)(pixel_values=inputs).pooler_output
@@ -240,25 +253,40 @@ def test_features_come_from_the_hub(hub, backbone, tmp_path):
     server.add(tmp_path / "compiled", "org/inception")
     code = """
 import torch
-from pipeline_pfgmpp.evaluation import image_features, load_features
+from pipeline_pfgmpp.evaluation import extract_features, load_features
 images = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
 for name in ("org/backbone", "org/inception/compiled.pt"):
-    print(tuple(image_features(load_features(name, trust_remote_code=True), images).shape))
+    print(tuple(extract_features(load_features(name, trust_remote_code=True), images).shape))
 """
     result = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True)
     assert result.stdout == "(2, 32)\n(2, 5)\n", result.stderr
 
 
 def test_features_of_real_images_are_computed_once(classifier, test_images, monkeypatch):
-    first = cached_features(classifier, test_images[:50])
-    assert torch.equal(first, image_features(classifier, test_images[:50]))
-    asked = []
+    def extract_once(images):
+        return extract_features_once(classifier, images, digest_images(classifier, images))
+
+    first = extract_once(test_images[:50])
+    assert torch.equal(first, extract_features(classifier, test_images[:50]))
+    calls = []
     monkeypatch.setattr(
-        type(classifier), "features", lambda self, images: asked.append(1) or torch.zeros(len(images), 1)
+        type(classifier), "extract", lambda self, images: calls.append(1) or torch.zeros(len(images), 1)
     )
-    assert torch.equal(cached_features(classifier, test_images[:50]), first)
-    assert not asked
-    assert cached_features(classifier, test_images[:49]).shape == (49, 1)  # other images
+    assert torch.equal(extract_once(test_images[:50]), first)
+    assert not calls
+    assert extract_once(test_images[:49]).shape == (49, 1)  # other images
+
+
+def test_the_real_images_are_digested_once(classifier, test_images, monkeypatch):
+    digests = []
+
+    def digest(*args):
+        digests.append(digest_images(*args))
+        return digests[-1]
+
+    monkeypatch.setattr("pipeline_pfgmpp.evaluation.metrics.digest_images", digest)
+    metrics = ImageMetrics(classifier, test_images)
+    assert digests == [metrics.reference]
 
 
 # Models
@@ -292,7 +320,7 @@ def test_evaluate_tells_good_from_bad(classifier, fashion_mnist, tmp_path):
 
 @pytest.fixture
 def model(tmp_path):
-    """A tiny untrained model that is told D, on disk."""
+    """A tiny untrained model that is conditioned on D, on disk."""
     unet = PFGMPPUNet2DModel(
         sample_size=28,
         in_channels=1,
@@ -320,14 +348,14 @@ def test_processes_share_the_work(model, fashion_mnist, tmp_path):
         json.loads((tmp_path / name / "evaluation.json").read_text())["results"] for name in ("one", "two")
     )
     assert [entry.get("D") for entry in one] == ["16", "∞", None]
-    assert one[2]["images"] == "15 real ones, train split"
+    assert one[2]["images"] == "15 real images, train split"
     for first, second in zip(one, two):
         assert second["fid"] == pytest.approx(first["fid"], rel=1e-3)
         assert second["kid"] == pytest.approx(first["kid"], rel=1e-3)
 
 
 def tiny_pipeline(seed=0):
-    """A tiny network that is told D, with weights by the seed."""
+    """Make a tiny network that is conditioned on D, with weights drawn from the seed."""
     torch.manual_seed(seed)
     options = {"model_channels": 16, "channel_mult": (1,), "num_blocks": 1, "d_conditioning": True}
     unet = PFGMPPUNet2DModel(sample_size=28, in_channels=1, out_channels=1, **options).eval()
@@ -337,7 +365,7 @@ def tiny_pipeline(seed=0):
 
 def test_figures_of_other_weights_never_come_into_a_card(tmp_path):
     pipe = tiny_pipeline()
-    results = report(
+    results = build_report(
         [{"D": "16", "fid": [12.5]}], pipe, "fashion-mnist", 50, "images", "here", num_inference_steps=2
     )
     results["settings"]["guidance_scale"] = 1.0
@@ -359,7 +387,7 @@ def test_figures_of_other_weights_are_not_pushed(tmp_path):
     settings = {"num_inference_steps": 2, "guidance_scale": 1.0}
     write_evaluation(
         tmp_path,
-        report([{"D": "16", "fid": [12.5]}], pipe, "fashion-mnist", 50, "images", "here", **settings),
+        build_report([{"D": "16", "fid": [12.5]}], pipe, "fashion-mnist", 50, "images", "here", **settings),
     )
     assert "evaluation.json" in list_files(tmp_path)
     tiny_pipeline(seed=1).unet.save_pretrained(tmp_path / "unet")
@@ -368,7 +396,8 @@ def test_figures_of_other_weights_are_not_pushed(tmp_path):
 
 
 def test_a_distance_of_few_predicts_that_of_many():
-    real, drawn = features(20_000, 16, 0), features(8000, 16, 0, shift=0.2)[torch.randperm(8000)]
+    real = features(20_000, 16, 0)
+    drawn = features(8000, 16, 0, shift=0.2)[torch.randperm(8000)]
     many = frechet_distance(drawn, real)
     measured, predicted, error = predict_distance(drawn[:400], real, 8000)
     assert abs(predicted - many) < 4 * error
@@ -381,7 +410,9 @@ def test_verify_tells_a_right_card_from_a_wrong_one(classifier, test_images):
     settings = {"num_inference_steps": 2, "guidance_scale": 1.0}
     images = torch.cat([batch for _, batch in generate(pipe, list(range(60)), 30, None, D=16, **settings)])
     right = metrics(images)["fid"]
-    results = report([{"D": "16", "fid": [right]}], pipe, "fashion-mnist", 60, "images", "here", **settings)
+    results = build_report(
+        [{"D": "16", "fid": [right]}], pipe, "fashion-mnist", 60, "images", "here", **settings
+    )
     (figure,) = verify_evaluation(pipe, metrics, results, 60)
     assert figure.agrees
     assert figure.predicted == pytest.approx(right, rel=1e-2)
@@ -400,7 +431,7 @@ def test_results_are_kept_with_the_model(tmp_path):
     ]
     settings = {"num_inference_steps": 18, "guidance_scale": 1.0}
     pipe.save_pretrained(tmp_path)
-    results = report(
+    results = build_report(
         entries, pipe, "fashion-mnist", 5000, "the test images", "pfgmpp evaluate here", **settings
     )
     (tmp_path / "README.md").write_text(
@@ -431,13 +462,14 @@ def test_results_are_kept_with_the_model(tmp_path):
     ],
 )
 def test_a_mean_is_as_exact_as_its_deviation(values, text):
-    assert mean_and_deviation(values) == text
+    assert format_mean(values) == text
 
 
 @pytest.mark.parametrize(
     "card", sorted((ROOT / "model_cards").glob("*/evaluation.json")), ids=lambda path: path.parent.name
 )
 def test_cards_state_what_was_measured(card):
-    results, text = json.loads(card.read_text()), card.with_name("README.md").read_text()
-    assert table(results) in text
+    results = json.loads(card.read_text())
+    text = card.with_name("README.md").read_text()
+    assert format_evaluation(results) in text
     assert results["command"] in text

@@ -17,10 +17,11 @@ from diffusers import DiffusionPipeline
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler
 from pipeline_pfgmpp.data import load_images
 from pipeline_pfgmpp.evaluation import ImageMetrics, load_features, robustness
-from pipeline_pfgmpp.evaluation.evaluate import mean_and_deviation
-from pipeline_pfgmpp.evaluation.robustness import measure, plot, settings_of, table
+from pipeline_pfgmpp.evaluation.reports import format_mean, format_robustness, list_panels, write_robustness
+from pipeline_pfgmpp.evaluation.robustness import list_settings, measure
 from pipeline_pfgmpp.evaluation.verify import verify_robustness
 from pipeline_pfgmpp.generation import generate, quantize_temporarily
+from pipeline_pfgmpp.pictures.plots import plot_robustness
 from pipeline_pfgmpp.records.digests import digest_weights
 
 
@@ -94,7 +95,7 @@ def metrics(fashion_mnist):
 
 
 def test_measuring_goes_on_where_it_was(pipe, metrics, tmp_path, monkeypatch):
-    settings, arguments = settings_of([0, 0.4], [2], [7, 3]), {"num_images": 20, "num_groups": 2}
+    settings, arguments = list_settings([0, 0.4], [2], [7, 3]), {"num_images": 20, "num_groups": 2}
     assert settings == [
         (0, None, 7),
         (0.4, None, 7),
@@ -108,30 +109,30 @@ def test_measuring_goes_on_where_it_was(pipe, metrics, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(robustness, "generate", None)
         assert measure({"model": pipe}, [16], settings, metrics, tmp_path, **arguments) == entries
-    with pytest.raises(ValueError, match=r"measured otherwise \(num_images is 20 there and 10 here\)"):
+    with pytest.raises(ValueError, match=r"measured differently \(num_images is 20 there and 10 here\)"):
         measure({"model": pipe}, [16], settings, metrics, tmp_path, num_images=10)
     with pytest.raises(ValueError, match="of another model, model"):
         measure({"other": pipe}, [16], settings, metrics, tmp_path, **arguments)
     with (
         quantize_temporarily(pipe.unet, 5),
-        pytest.raises(ValueError, match=r"measured otherwise \(weights is \w+ there"),
+        pytest.raises(ValueError, match=r"measured differently \(weights is \w+ there"),
     ):
         measure({"model": pipe}, [16], settings, metrics, tmp_path, **arguments)
     figures = verify_robustness(pipe, metrics, entries)
     assert [figure.agrees for figure in figures] == [True]
     assert figures[0].measured == pytest.approx(entries[1]["distances"][0], rel=1e-2)
-    text = table(entries)
+    text = format_robustness(entries)
     plain, *disturbed = [entry["distances"] for entry in entries]
     headers = [
-        "noise injected, α | 0 | 0.4",
-        "bits a weight | as trained | 2",
+        "injected noise, α | 0 | 0.4",
+        "bits per weight | as trained | 2",
         "calls of the network | 7 | 3",
     ]
     for header, distances in zip(headers, disturbed):
-        added = mean_and_deviation([distances[0] - plain[0], distances[1] - plain[1]])
-        line = f"| D = 16 | {mean_and_deviation(plain)} | {mean_and_deviation(distances)} ({added}) |"
+        added = format_mean([distances[0] - plain[0], distances[1] - plain[1]])
+        line = f"| D = 16 | {format_mean(plain)} | {format_mean(distances)} ({added}) |"
         assert f"| {header} |\n|---|---|---|\n{line}\n" in text
-    plot(entries, tmp_path / "plot.png")
+    plot_robustness(list_panels(entries), tmp_path / "plot.png")
     assert PIL.Image.open(tmp_path / "plot.png").width > 1000
 
 
@@ -163,7 +164,7 @@ def test_the_command_line_in_two_processes(pipe, metrics, fashion_mnist, tmp_pat
     )
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"robustness.json", "robustness.md", "robustness.png", "noise.png"}
-    settings = settings_of([0, 0.2], [], [3])
+    settings = list_settings([0, 0.2], [], [3])
     alone = measure(
         {BUNDLED.name: pipe}, [16, math.inf], settings, metrics, tmp_path, num_images=5, num_groups=1
     )
@@ -175,7 +176,7 @@ def test_the_command_line_in_two_processes(pipe, metrics, fashion_mnist, tmp_pat
         [sys.executable, *arguments, "--noise=-1"], cwd=ROOT, capture_output=True, text=True
     )
     assert refused.returncode == 1
-    assert refused.stderr.endswith("pfgmpp: `noise` must not hold -1.\n")
+    assert refused.stderr.endswith("pfgmpp: `noise` must not contain -1.\n")
 
 
 def test_results_are_kept_with_the_model(pipe, tmp_path):
@@ -183,7 +184,7 @@ def test_results_are_kept_with_the_model(pipe, tmp_path):
     output.mkdir()
     pipe.save_pretrained(folder)
     saved = {path.name for path in folder.iterdir()}
-    for setting in settings_of([0.1], [], [35]):
+    for setting in list_settings([0.1], [], [35]):
         entry = {
             "model": "m",
             "D": "16",
@@ -198,10 +199,10 @@ def test_results_are_kept_with_the_model(pipe, tmp_path):
         "---\nlibrary_name: diffusers\n---\n\n# M\n\n## Evaluation\n\nFirst.\n\n## Limits\n\nMany.\n"
     )
     for _ in range(2):  # a second time replaces the first
-        robustness.write_robustness(folder, entries, output, "pfgmpp robustness here")
+        write_robustness(folder, entries, output, "pfgmpp robustness here")
     others = [{**entry, "weights": "of another network"} for entry in entries]
     with pytest.raises(ValueError, match="were measured with other weights"):
-        robustness.write_robustness(folder, others, output, "pfgmpp robustness there")
+        write_robustness(folder, others, output, "pfgmpp robustness there")
     assert json.loads((folder / "robustness.json").read_text()) == entries
     card = (folder / "README.md").read_text()
     sections = [
@@ -223,5 +224,5 @@ def test_results_are_kept_with_the_model(pipe, tmp_path):
 )
 def test_cards_state_what_was_measured(path):
     entries = json.loads(path.read_text())
-    assert table(entries) in path.with_name("README.md").read_text()
-    assert table(entries) in (ROOT / "experiments" / "RESULTS.md").read_text()
+    assert format_robustness(entries) in path.with_name("README.md").read_text()
+    assert format_robustness(entries) in (ROOT / "experiments" / "RESULTS.md").read_text()

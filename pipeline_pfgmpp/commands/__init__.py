@@ -277,14 +277,8 @@ def evaluate(args):
     from accelerate import PartialState
 
     from ..evaluation import ImageMetrics, load_features
-    from ..evaluation.evaluate import (
-        evaluate,
-        evaluate_real,
-        gather_features,
-        report,
-        table,
-        write_evaluation,
-    )
+    from ..evaluation.evaluate import evaluate, evaluate_real, gather_features
+    from ..evaluation.reports import build_report, format_evaluation, write_evaluation
     from ..records.commands import format_command
     from ..records.digests import default_output, describe
 
@@ -326,11 +320,13 @@ def evaluate(args):
         return
     data = format_command("", [args.data])  # without folders of this machine
     reference = f"the {len(real):,} images of the {args.split} split of `{data}`"
-    results = report(entries, pipeline, args.features, args.num_images, reference, command, **settings)
+    results = build_report(
+        entries, pipeline, args.features, args.num_images, reference, command, **settings
+    )
     results |= {"data": data, "split": args.split, "data_digest": metrics.reference}
     output.mkdir(parents=True, exist_ok=True)
     (output / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
+    print(format_evaluation(results))
     if args.write:
         write_evaluation(args.model, results)
 
@@ -383,9 +379,11 @@ def robustness(args):
 
     from ..evaluation import ImageMetrics, load_features, robustness
     from ..evaluation.evaluate import choose_dimensions, gather_features
+    from ..evaluation.reports import format_robustness, list_panels, write_robustness
+    from ..pictures.plots import plot_robustness
     from ..records.digests import default_output, describe
 
-    settings = robustness.settings_of(args.noise, args.bits, args.nfe)
+    settings = robustness.list_settings(args.noise, args.bits, args.nfe)
     if args.num_images < 2 or args.groups < 1:
         raise ValueError("--num-images must be at least 2 and --groups at least 1.")
     if args.write and (len(args.models) > 1 or not Path(args.models[0], "README.md").is_file()):
@@ -414,13 +412,13 @@ def robustness(args):
     )
     if not state.is_main_process:
         return
-    (output / "robustness.md").write_text(robustness.table(entries))
-    robustness.plot(entries, output / "robustness.png")
-    robustness.picture(
+    (output / "robustness.md").write_text(format_robustness(entries))
+    plot_robustness(list_panels(entries), output / "robustness.png")
+    robustness.draw_noise_grid(
         first, choose_dimensions(first, args.D), args.noise, output / "noise.png", nfe=settings[0].nfe
     )
     if args.write:
-        robustness.write_robustness(args.models[0], entries, output, own_command())
+        write_robustness(args.models[0], entries, output, own_command())
     print(f"Wrote robustness.json, robustness.md, robustness.png and noise.png to {output.resolve()}")
 
 

@@ -1,14 +1,10 @@
 """
-A small classifier of Fashion-MNIST whose features measure generated clothes where Inception's
-cannot be had.
+A small classifier of Fashion-MNIST.
 
-Its weights lie in the package; this trains them again, in a few minutes of CPU:
-
-    python -m pipeline_pfgmpp.evaluation.fashion_mnist_classifier data/fashion-mnist
-    outputs/fashion_mnist_classifier
+Its features measure generated clothes where Inception's weights cannot be downloaded. The weights
+come with the package; `experiments/fashion_mnist_classifier.py` trains them.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -16,7 +12,6 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
-from tqdm.auto import tqdm
 
 
 WEIGHTS = Path(__file__).parent / "fashion_mnist_classifier"
@@ -24,7 +19,7 @@ WEIGHTS = Path(__file__).parent / "fashion_mnist_classifier"
 
 class FashionMNISTClassifier(ModelMixin, ConfigMixin):
     """
-    Three stages of two convolutions and a layer of features.
+    A network of three stages, each of two convolutions, and a layer of features.
 
     Args:
         channels (`tuple[int]`, defaults to `(32, 64, 96)`): Channels of the stages.
@@ -37,7 +32,8 @@ class FashionMNISTClassifier(ModelMixin, ConfigMixin):
         self, channels: tuple[int, ...] = (32, 64, 96), num_features: int = 128, num_classes: int = 10
     ):
         super().__init__()
-        layers, width = [], 1
+        layers: list[nn.Module] = []
+        width = 1
         for stage_width in channels:
             for _ in range(2):
                 layers += [
@@ -51,16 +47,18 @@ class FashionMNISTClassifier(ModelMixin, ConfigMixin):
         self.to_features = nn.Linear(9 * width, num_features)
         self.to_logits = nn.Linear(num_features, num_classes)
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
+    def extract(self, images: torch.Tensor) -> torch.Tensor:
         """
+        Extract features: the activations before the last layer.
+
         Args:
             images (`torch.Tensor` of shape `(batch, 1, 28, 28)`): Images in [-1, 1].
 
         Returns:
-            `torch.Tensor` of shape `(batch, num_features)`: The activations before the last layer.
+            `torch.Tensor` of shape `(batch, num_features)`: The features.
 
         Raises:
-            ValueError: The images are of another shape.
+            ValueError: The images have another shape.
         """
         if images.shape[1:] != (1, 28, 28):
             raise ValueError(
@@ -70,25 +68,29 @@ class FashionMNISTClassifier(ModelMixin, ConfigMixin):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """
+        Classify images.
+
         Args:
             images (`torch.Tensor` of shape `(batch, 1, 28, 28)`): Images in [-1, 1].
 
         Returns:
             `torch.Tensor` of shape `(batch, num_classes)`: Logits of the classes.
         """
-        return self.to_logits(F.dropout(self.features(images), 0.3, self.training))
+        return self.to_logits(F.dropout(self.extract(images), 0.3, self.training))
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch_size: int = 500) -> float:
+def measure_accuracy(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch_size: int = 500
+) -> float:
     """
-    Share of images whose likeliest class is their label.
+    Measure the share of images that a model assigns to the right class.
 
     Args:
-        model (`nn.Module`): Maps images to logits; put into evaluation mode.
+        model (`nn.Module`): Maps images to logits. It is put into evaluation mode.
         images (`torch.Tensor` of shape `(M, 1, 28, 28)`, uint8): The images.
         labels (`torch.Tensor` of shape `(M,)`): Their classes.
-        batch_size (`int`, defaults to 500): Images at a time.
+        batch_size (`int`, defaults to 500): Images per batch.
 
     Returns:
         `float`: The accuracy, in [0, 1].
@@ -99,53 +101,3 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch
         for batch, classes in zip(images.split(batch_size), labels.split(batch_size))
     ]
     return torch.cat(hits).float().mean().item()
-
-
-def main():
-    from datasets import load_dataset
-
-    from ..data import load_images
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", help="data set with a train and a test split")
-    parser.add_argument("output", help="folder for the weights")
-    parser.add_argument("--epochs", type=int, default=8, help="passes over the data (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=128, help="images a step (default: %(default)s)")
-    parser.add_argument(
-        "--learning_rate", type=float, default=3e-3, help="largest step size (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of everything random (default: %(default)s)"
-    )
-    args = parser.parse_args()
-
-    torch.manual_seed(args.seed)
-    train, test = (
-        load_images(load_dataset(args.data, split=split), resolution=28) for split in ("train", "test")
-    )
-    model = FashionMNISTClassifier(num_classes=len(train.class_names))
-    loader = torch.utils.data.DataLoader(train, args.batch_size, shuffle=True, drop_last=True)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.learning_rate, total_steps=args.epochs * len(loader)
-    )
-    for epoch in range(args.epochs):
-        model.train()
-        for batch in tqdm(loader, desc=f"Epoch {epoch + 1} of {args.epochs}"):
-            images, labels = batch["images"], batch["class_labels"]
-            flipped = torch.where(
-                (torch.rand(len(images)) < 0.5)[:, None, None, None], images.flip(-1), images
-            )
-            loss = F.cross_entropy(model(flipped), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        print(f"Test accuracy after epoch {epoch + 1}: {accuracy(model, test.images, test.labels):.4f}")
-    model.save_pretrained(args.output)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,12 +1,16 @@
 """
-The features that images are compared by: of a module with `features(images)`, which maps images in
-[-1, 1] of shape (batch, C, H, W) to vectors of shape (batch, K), and `to_logits(features)` where it
-knows classes.
+The features that images are compared by.
+
+They come from a module with `extract(images)`, which maps images in [-1, 1] of shape
+`(batch, C, H, W)` to vectors of shape `(batch, K)`. A module that knows classes has
+`to_logits(features)` too.
 """
 
 import hashlib
 import os
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,23 +21,23 @@ from .fashion_mnist_classifier import WEIGHTS, FashionMNISTClassifier
 from .inception import InceptionV3
 
 
-# The weights that FID is measured with, ported from the TensorFlow graph; torch checks the digits
-# in the name.
+# The weights that FID is measured with, ported from the TensorFlow graph. The digits at the end are
+# their checksum, which torch checks.
 INCEPTION_WEIGHTS = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 
 
-def _pixels(images):
-    """Images in [-1, 1] as whole numbers in [0, 255], of three channels."""
+def _to_pixels(images: torch.Tensor) -> torch.Tensor:
+    """Convert images in [-1, 1] to three channels of whole numbers in [0, 255]."""
     return ((images.expand(-1, 3, -1, -1) + 1) * 127.5).round()
 
 
 class TorchScriptFeatures(nn.Module):
     """
-    A compiled network that maps images in [0, 255] to features.
+    Features of a compiled network that takes images in [0, 255].
 
     Args:
-        script (`torch.jit.ScriptModule`): It; one that takes `return_features` is asked for its
-            features so.
+        script (`torch.jit.ScriptModule`): The network. If it has an argument `return_features`, that is
+            set to True.
     """
 
     def __init__(self, script: torch.jit.ScriptModule):
@@ -42,17 +46,26 @@ class TorchScriptFeatures(nn.Module):
         names = [argument.name for argument in script.forward.schema.arguments]
         self.options = {"return_features": True} if "return_features" in names else {}
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
+        """Return the code of the network, so that its digest depends on it."""
         return self.script.code
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Features of images in [-1, 1]; grey ones are shown to it in three channels."""
-        return self.script(_pixels(images), **self.options).flatten(1)
+    def extract(self, images: torch.Tensor) -> torch.Tensor:
+        """
+        Extract features.
+
+        Args:
+            images (`torch.Tensor` of shape `(batch, 1 or 3, H, W)`): Images in [-1, 1].
+
+        Returns:
+            `torch.Tensor` of shape `(batch, K)`: The features.
+        """
+        return self.script(_to_pixels(images), **self.options).flatten(1)
 
 
 class BackboneFeatures(nn.Module):
     """
-    A vision model of transformers: its pooled output, or its first token where it pools nothing.
+    Features of a vision model of transformers: its pooled output, or its first token if it has none.
 
     Args:
         name (`str`): A Hub id or a folder.
@@ -63,94 +76,116 @@ class BackboneFeatures(nn.Module):
 
         super().__init__()
         self.processor = AutoImageProcessor.from_pretrained(name)
-        self.model = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
-        self.model = getattr(self.model, "vision_model", self.model)  # of a model of images and texts
+        model = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+        self.model = getattr(model, "vision_model", model)  # CLIP and its like have a text model too
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
+        """Return the preprocessing, so that the digest depends on it."""
         return self.processor.to_json_string()
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Features of images in [-1, 1], prepared as the model's own processor does."""
-        pixels = _pixels(images).to("cpu", torch.uint8)
+    def extract(self, images: torch.Tensor) -> torch.Tensor:
+        """
+        Extract features of images that the model's own processor prepares.
+
+        Args:
+            images (`torch.Tensor` of shape `(batch, 1 or 3, H, W)`): Images in [-1, 1].
+
+        Returns:
+            `torch.Tensor` of shape `(batch, K)`: The features.
+        """
+        pixels = _to_pixels(images).to("cpu", torch.uint8)
         inputs = self.processor(list(pixels), return_tensors="pt")["pixel_values"]
         output = self.model(pixel_values=inputs.to(images.device))
         pooled = getattr(output, "pooler_output", None)
-        return output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+        if pooled is None:
+            return output.last_hidden_state[:, 0]
+        return pooled.flatten(1)
 
 
 def load_features(
     name: str, device: torch.device | str = "cpu", trust_remote_code: bool = False
 ) -> nn.Module:
     """
-    Loads what turns images into features.
+    Load a network that extracts features from images.
 
     Args:
-        name (`str`): `"fashion-mnist"`, the small classifier in this package; `"inception"`, the
-            network of FID, whose weights are fetched once; a file of its weights (`.safetensors`,
-            or `.pth` with nothing but tensors) or of a TorchScript program, by path or as
-            `org/name/file` on the Hub; or the Hub id or folder of a vision model of transformers,
-            such as `facebook/dinov2-large` for FD-DINOv2.
-        device (`torch.device`, defaults to the CPU): Where it runs.
+        name (`str`): One of
+
+            - `"fashion-mnist"`: the small classifier in this package;
+            - `"inception"`: the network of FID, with weights that are downloaded once;
+            - a file, by its path or as `org/name/file` on the Hub: weights of that network
+              (`.safetensors`, or `.pth` with nothing but tensors) or a TorchScript program;
+            - the Hub id or folder of a vision model of transformers, such as `facebook/dinov2-large`
+              for FD-DINOv2.
+        device (`torch.device`, defaults to the CPU): Device of the network.
         trust_remote_code (`bool`, defaults to `False`): Whether a TorchScript program may run.
 
     Returns:
-        `nn.Module`: It, in evaluation mode.
+        `nn.Module`: The network, in evaluation mode.
 
     Raises:
         OSError: There is no such file or model.
-        ValueError: The file holds something else, or a program that may not run.
+        ValueError: The file does not hold such a network, or holds a program that may not run.
     """
+    extractor: nn.Module
     if name == "fashion-mnist":
         extractor = FashionMNISTClassifier.from_pretrained(WEIGHTS)
     elif name == "inception":
         weights = torch.hub.load_state_dict_from_url(
             INCEPTION_WEIGHTS, weights_only=True, check_hash=True, map_location="cpu"
         )
-        extractor = _inception(weights, name)
+        extractor = _make_inception(weights, name)
     elif Path(name).suffix in (".safetensors", ".pth", ".pt"):
-        extractor = _from_file(_local(name), name, trust_remote_code)
+        extractor = _load_file(_find_file(name), name, trust_remote_code)
     else:
         extractor = BackboneFeatures(name)
     return extractor.eval().requires_grad_(False).to(device)
 
 
-def _local(name):
-    """The path of a file, fetched from the Hub where there is none of this name here."""
+def _find_file(name: str) -> str:
+    """Return the path of a local file, or download it from the Hub if there is none."""
     if os.path.exists(name):
         return name
     organisation, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")
     if not file or name.startswith((".", "/")):
-        raise ValueError(f"There is no file {name}, nor is that a file of the Hub, organisation/name/file.")
+        raise ValueError(
+            f"There is no file {name}, and it does not name one on the Hub, as organisation/name/file does."
+        )
     from huggingface_hub import hf_hub_download
 
     return hf_hub_download(f"{organisation}/{repository}", file)
 
 
-def _from_file(path, name, trust_remote_code):
-    import zipfile
-
+def _load_file(path: str, name: str, trust_remote_code: bool) -> nn.Module:
+    """Load weights of Inception or a TorchScript program from a file."""
     from safetensors.torch import load_file
 
     if Path(name).suffix == ".safetensors":
-        return _inception(load_file(path), name)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            compiled = any(entry.endswith("/constants.pkl") for entry in archive.namelist())
-        if compiled and not trust_remote_code:
+        return _make_inception(load_file(path), name)
+    if _is_torchscript(path):
+        if not trust_remote_code:
             raise ValueError(f"{name} is a TorchScript program, which runs only with trust_remote_code.")
-        if compiled:
-            return TorchScriptFeatures(torch.jit.load(path, map_location="cpu"))
+        return TorchScriptFeatures(torch.jit.load(path, map_location="cpu"))
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"{name} holds more than tensors, or is no file of torch: {str(error).splitlines()[0]}"
+            f"{name} holds more than tensors, or was not written by torch.save: {reason}"
         ) from None
-    return _inception(weights, name)
+    return _make_inception(weights, name)
 
 
-def _inception(weights, name):
+def _is_torchscript(path: str) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(entry.endswith("/constants.pkl") for entry in archive.namelist())
+
+
+def _make_inception(weights: Any, name: str) -> InceptionV3:
+    """Make the network of FID with weights that a file is said to hold."""
     extractor = InceptionV3()
     try:
         extractor.load_state_dict(weights)
@@ -160,36 +195,36 @@ def _inception(weights, name):
 
 
 @torch.no_grad()
-def image_features(
+def extract_features(
     extractor: nn.Module, images: torch.Tensor, batch_size: int = 250, desc: str | None = None
 ) -> torch.Tensor:
     """
-    Features of many images.
+    Extract features of many images.
 
     Args:
-        extractor (`nn.Module`): What [`load_features`] returned.
-        images (`torch.Tensor` of shape `(M, C, H, W)`, uint8): Images.
-        batch_size (`int`, defaults to 250): Images at a time.
-        desc (`str`, *optional*): What stands before the progress bar; without it there is none.
+        extractor (`nn.Module`): The network, from [`load_features`].
+        images (`torch.Tensor` of shape `(M, C, H, W)`, uint8): The images.
+        batch_size (`int`, defaults to 250): Images per batch.
+        desc (`str`, *optional*): Label of the progress bar; by default no bar is shown.
 
     Returns:
         `torch.Tensor` of shape `(M, K)`: The features, on the CPU.
     """
     device = next(extractor.parameters()).device
     batches = tqdm(images.split(batch_size), desc=desc, unit="batch", disable=desc is None)
-    return torch.cat([extractor.features(batch.to(device).float() / 127.5 - 1).cpu() for batch in batches])
+    return torch.cat([extractor.extract(batch.to(device).float() / 127.5 - 1).cpu() for batch in batches])
 
 
 def digest_images(extractor: nn.Module, images: torch.Tensor) -> str:
     """
-    Tells apart what images are measured against: other images or other features have another digest.
+    Digest real images together with the network that extracts their features.
 
     Args:
-        extractor (`nn.Module`): What [`load_features`] returned.
+        extractor (`nn.Module`): The network, from [`load_features`].
         images (`torch.Tensor` of shape `(M, C, H, W)`, uint8): The real images.
 
     Returns:
-        `str`: The digest.
+        `str`: A digest that differs for other images and for another network.
     """
     digest = hashlib.sha256(f"{images.shape}{extractor!r}".encode())
     for tensor in (images, *extractor.state_dict().values()):
@@ -197,14 +232,14 @@ def digest_images(extractor: nn.Module, images: torch.Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def cached_features(extractor: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def extract_features_once(extractor: nn.Module, images: torch.Tensor, digest: str) -> torch.Tensor:
     """
-    Features of real images, computed once and kept in the cache of `datasets`, under a digest of
-    the images and the network.
+    Extract features of real images, or load them from the cache of `datasets` if they are there.
 
     Args:
-        extractor (`nn.Module`): What [`load_features`] returned.
-        images (`torch.Tensor` of shape `(M, C, H, W)`, uint8): Images.
+        extractor (`nn.Module`): The network, from [`load_features`].
+        images (`torch.Tensor` of shape `(M, C, H, W)`, uint8): The images.
+        digest (`str`): Their digest, from [`digest_images`], which names them in the cache.
 
     Returns:
         `torch.Tensor` of shape `(M, K)`: The features, on the CPU.
@@ -212,10 +247,10 @@ def cached_features(extractor: nn.Module, images: torch.Tensor) -> torch.Tensor:
     import datasets
     from safetensors.torch import load_file, save_file
 
-    name = f"features-{digest_images(extractor, images)}.safetensors"
-    path = Path(datasets.config.HF_DATASETS_CACHE) / "pipeline_pfgmpp" / name
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "pipeline_pfgmpp"
+    path = folder / f"features-{digest}.safetensors"
     if not path.is_file():
-        features = image_features(extractor, images, desc="Features of the real images")
+        features = extract_features(extractor, images, desc="Features of the real images")
         with replace_file(path) as partial:
             save_file({"features": features}, partial)
     return load_file(path)["features"]
