@@ -321,7 +321,7 @@ def test_a_dry_run_needs_neither_token_nor_network(shared_hub, folder):
     assert pfgmpp("push", ROOT / "space", "org/new", "--repo-type", "space", "--dry-run", env=env, token=None)
     assert server.requests == []
     message = pfgmpp("push", folder / "scheduler", "org/new", "--dry-run", env=env, check=False)
-    assert "holds no pipeline: it has no model_index.json" in message
+    assert "is not a pipeline folder: it has no model_index.json" in message
 
 
 def test_a_push_from_the_cache_leaves_the_cache_as_it_is(shared_hub, tmp_path):
@@ -364,7 +364,7 @@ def test_a_failed_push_takes_back_what_it_has_made_and_no_more(shared_hub, folde
     # A repository that cannot be deleted again is named.
     server.accidents += [("POST", "/commit/", 400), ("DELETE", "/repos/delete", 403)]
     message = pfgmpp("push", folder, "org/new", env=env, check=False)
-    assert "failed, and the repository that was made for it is still there" in message
+    assert "failed, and the repository created for it could not be deleted" in message
     assert f"delete it at {server.endpoint}/org/new/settings" in message
     assert "nothing was changed" not in message
     assert server.files("org/new") == {}
@@ -382,7 +382,7 @@ def test_a_failed_push_takes_back_what_it_has_made_and_no_more(shared_hub, folde
     # A branch that cannot be deleted again is named.
     server.accidents += [("POST", "/commit/", 400), ("DELETE", "/branch/", 403)]
     message = pfgmpp("push", folder, "org/new", "--revision", "ours", env=env, check=False)
-    assert "failed, and the branch ours that was made for it is still there" in message
+    assert "failed, and the branch ours created for it could not be deleted" in message
 
 
 def test_a_push_of_which_the_answer_is_lost_claims_nothing(shared_hub, folder):
@@ -390,7 +390,7 @@ def test_a_push_of_which_the_answer_is_lost_claims_nothing(shared_hub, folder):
     server, env, pfgmpp = shared_hub
     server.accidents.append(("POST", "/commit/", ANSWER_LOST))
     message = pfgmpp("push", folder, "org/new", env=env, check=False)
-    assert "it has changed meanwhile, perhaps by this upload: look at" in message
+    assert "it has changed in the meantime, perhaps through this upload: check" in message
     assert "nothing was changed" not in message
     assert server.files("org/new").keys() == PUSHED
 
@@ -401,7 +401,8 @@ def test_a_private_push_does_not_go_to_a_public_repository(shared_hub, folder):
     (commit,) = [sha for sha, files in server.repositories["models", "org/public"].commits.items() if files]
     message = pfgmpp("push", folder, "org/public", "--private", env=env, check=False)
     assert (
-        "failed, and nothing was changed: it is public already, though a private one is asked for" in message
+        "failed, and nothing was changed: it is already public, but a private repository was requested"
+        in message
     )
     assert server.repositories["models", "org/public"].branches["main"] == commit
 
@@ -412,7 +413,7 @@ def test_what_must_not_leave_is_refused_before_the_hub_is_asked(shared_hub, fold
     (folder / "samples.png").unlink()
     (folder / "samples.png").symlink_to(tmp_path / "key.txt")
     message = pfgmpp("push", folder, "org/new", env=env, check=False)
-    assert "samples.png is a link out of its folder, which a push does not follow" in message
+    assert "samples.png links to a file outside its folder, which is not uploaded" in message
     space = Path(shutil.copytree(ROOT / "space", tmp_path / "space"))
     for content in ("name: A\nmodel: org/a\n", "- org/a\n", "- {name: [\n"):
         (space / "models.yaml").write_text(content)
@@ -437,10 +438,10 @@ def test_what_forbids_a_push_is_said_in_one_sentence(shared_hub, folder, tmp_pat
     assert "may not write to other/new" in pfgmpp("push", folder, "other/new", env=env, check=False)
     server.accidents.append(("POST", "/api/repos/create", 500))
     message = pfgmpp("push", folder, "org/new", env=env, check=False)
-    assert "The Hub cannot answer (500); nothing was changed" in message
-    assert "holds no pipeline" in pfgmpp("push", tmp_path / "none", "org/new", env=env, check=False)
+    assert "The Hub cannot answer (500), and nothing was changed" in message
+    assert "is not a pipeline folder" in pfgmpp("push", tmp_path / "none", "org/new", env=env, check=False)
     message = pfgmpp("push", ROOT / "tests", "org/new", "--repo-type", "space", env=env, check=False)
-    assert "holds no Space: it has no app.py" in message
+    assert "is not a Space: it has no app.py" in message
     unreachable = {**env, "HF_ENDPOINT": "http://127.0.0.1:9"}
     assert "failed, and nothing was changed" in pfgmpp(
         "push", folder, "org/new", env=unreachable, check=False
@@ -448,9 +449,7 @@ def test_what_forbids_a_push_is_said_in_one_sentence(shared_hub, folder, tmp_pat
     assert not server.repositories
     server.add(tmp_path / "model" / "checkpoint-5", "org/taken")
     message = pfgmpp("push", folder, "org/taken", env=env, check=False)
-    assert message.endswith(
-        "nothing was changed: it is taken by something else, which holds model.safetensors"
-    )
+    assert message.endswith("nothing was changed: it holds something else, such as model.safetensors")
     server.add(BUNDLED, "org/new")
     server.accidents.append(("POST", "/commit/", 409))
     assert "org/new was changed at the same time" in pfgmpp("push", folder, "org/new", env=env, check=False)
@@ -467,7 +466,7 @@ def test_sample_and_info_take_a_hub_id(shared_hub, tmp_path):
     assert not any(path.endswith(".safetensors") for _, path in server.requests)
     assert table == pfgmpp("info", BUNDLED, env=env)
     assert "trained on    zalando-datasets/fashion_mnist" in table
-    assert "is no PFGM++ pipeline that can be read" in pfgmpp("info", "org/none", env=env, check=False)
+    assert "cannot be read as a PFGM++ pipeline" in pfgmpp("info", "org/none", env=env, check=False)
     pfgmpp(
         "sample",
         "org/visited",
@@ -499,7 +498,7 @@ def test_info_downloads_four_small_files_and_no_more(shared_hub, tmp_path):
     server.add(tmp_path / "model", "org/huge")
     message = pfgmpp("info", "org/huge", env=env, check=False)
     assert (
-        "org/huge is no PFGM++ pipeline that can be read: unet/config.json is larger than 1048576 bytes"
+        "org/huge cannot be read as a PFGM++ pipeline: unet/config.json is larger than 1048576 bytes"
         in message
     )
     assert not any("/org/huge/resolve/" in path for _, path in server.requests)

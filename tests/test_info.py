@@ -1,7 +1,4 @@
-"""
-What `pfgmpp info` makes of repositories that are broken or hostile: one sentence, and nothing that
-a terminal obeys.
-"""
+"""`pfgmpp info` answers broken and hostile repositories in one sentence, without control characters."""
 
 import json
 import re
@@ -14,7 +11,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from pipeline_pfgmpp import DDPMUNet2DModel, PFGMPPPipeline, PFGMPPScheduler
 from pipeline_pfgmpp.commands import main
 from pipeline_pfgmpp.hub import model_info
-from pipeline_pfgmpp.hub.reading import MAX_BYTES, MAX_METADATA, printable
+from pipeline_pfgmpp.hub.reading import MAX_BYTES, MAX_METADATA, escape_controls
 
 
 BUNDLED = ROOT / "model_cards" / "pfgmpp-fashion-mnist"
@@ -28,7 +25,7 @@ INDEX, SCHEDULER, NETWORK, CARD = (
 
 @pytest.fixture
 def folder(tmp_path):
-    """What describes the bundled model, without its weights."""
+    """The files that describe the bundled model, without its weights."""
     folder = tmp_path / "model"
     for name in (INDEX, SCHEDULER, NETWORK, CARD):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +39,7 @@ def change(folder, name, **entries):
 
 
 def show(folder, capsys):
-    """What the command prints, and its status."""
+    """Run the command; return its status and what it prints."""
     try:
         main(["info", str(folder)])
         status = 0
@@ -52,16 +49,16 @@ def show(folder, capsys):
     return status, captured.out, captured.err
 
 
-HUGE = f"and {2**16} is the most that is believed"
+HUGE = f"at most {2**16} is accepted"
 BROKEN_JSON = [
     (b"[]", "must hold a JSON object, but holds a list"),
     (b'"text"', "must hold a JSON object, but holds a str"),
-    (b"", "is no JSON that can be used"),
-    (b'{"a": ', "is no JSON that can be used"),
-    (b'{"a": NaN}', "NaN is no finite number"),
-    (b'{"a": -Infinity}', "-Infinity is no finite number"),
-    (b'{"a": 1e999}', "1e999 is no finite number"),
-    (b'{"a": 1, "a": 2}', "a name stands twice in one object"),
+    (b"", "is not valid JSON"),
+    (b'{"a": ', "is not valid JSON"),
+    (b'{"a": NaN}', "NaN is not a finite number"),
+    (b'{"a": -Infinity}', "-Infinity is not a finite number"),
+    (b'{"a": 1e999}', "1e999 is not a finite number"),
+    (b'{"a": 1, "a": 2}', "a name appears twice in one object"),
     (b'{"a": %s}' % (b"9" * 5000), "a number has more than 18 digits"),
     (b'{"a": "\xff"}', "is not UTF-8 text"),
     (b"[" * 500_000, "is nested too deeply"),
@@ -76,7 +73,7 @@ def test_broken_json_is_one_sentence(folder, capsys, name, content, message):
     (folder / name).write_bytes(content)
     status, out, err = show(folder, capsys)
     assert (status, out) == (1, "")
-    assert err.startswith(f"pfgmpp: {folder} is no PFGM++ pipeline that can be read: {name} ")
+    assert err.startswith(f"pfgmpp: {folder} cannot be read as a PFGM++ pipeline: {name} ")
     assert message in err
     assert err.count("\n") == 1
 
@@ -84,17 +81,17 @@ def test_broken_json_is_one_sentence(folder, capsys, name, content, message):
 @pytest.mark.parametrize(
     ("name", "entries", "message"),
     [
-        (INDEX, {"unet": "UNet2DModel"}, "must name library and class of `unet`"),
-        (INDEX, {"unet": ["a", 1]}, "must name library and class of `unet`"),
+        (INDEX, {"unet": "UNet2DModel"}, "must name the library and class of `unet`"),
+        (INDEX, {"unet": ["a", 1]}, "must name the library and class of `unet`"),
         (
             INDEX,
             {"unet": ["a", "DiffusionPipeline"]},
             "the network must be one of PFGMPPUNet2DModel, DDPMUNet2DModel",
         ),
         (INDEX, {"unet": ["a", "__class__"]}, "the network must be one of"),
-        (INDEX, {"../../etc": ["a", "b"]}, "which cannot be a folder's name"),
+        (INDEX, {"../../etc": ["a", "b"]}, "which is not a valid folder name"),
         (INDEX, {"id2label": ["a"]}, "`id2label` in model_index.json must be dict or null, but is list"),
-        (INDEX, {"id2label": {"0": ["a"]}}, "`id2label` in model_index.json must hold text alone"),
+        (INDEX, {"id2label": {"0": ["a"]}}, "`id2label` in model_index.json must hold only text"),
         (SCHEDULER, {"D": "128"}, "`D` in scheduler/scheduler_config.json must be int or float, but is str"),
         (SCHEDULER, {"D": True}, "must be int or float, but is bool"),
         (SCHEDULER, {"D": -1}, "`D` in scheduler/scheduler_config.json must be positive, but is -1"),
@@ -122,18 +119,18 @@ def test_broken_json_is_one_sentence(folder, capsys, name, content, message):
         ),
         (NETWORK, {"num_blocks": 1.5}, "`num_blocks` in unet/config.json must be int, but is float"),
         # sizes that would build for minutes, or take all memory
-        (NETWORK, {"num_blocks": 100_000}, f"`num_blocks` in unet/config.json holds 100000, {HUGE}"),
-        (NETWORK, {"num_blocks": 2000}, "declares 6000 blocks, of which 128 are the most that are believed"),
+        (NETWORK, {"num_blocks": 100_000}, f"`num_blocks` in unet/config.json holds 100000; {HUGE}"),
+        (NETWORK, {"num_blocks": 2000}, "declares 6000 blocks; at most 128 are accepted"),
         (NETWORK, {"channel_mult": [1] * 1000}, "`channel_mult` in unet/config.json holds 1000 entries"),
         (NETWORK, {"channel_mult": [1] * 64, "num_blocks": 3}, "declares 192 blocks"),
-        (NETWORK, {"model_channels": 10**12}, f"holds 1e+12, {HUGE}"),
-        (NETWORK, {"sample_size": -(2**40)}, f"holds -1.09951e+12, {HUGE}"),
-        (NETWORK, {"label_dim": 10**9}, f"holds 1e+09, {HUGE}"),
-        (NETWORK, {"attn_resolutions": [[[10**9]]]}, f"holds 1e+09, {HUGE}"),
+        (NETWORK, {"model_channels": 10**12}, f"holds 1e+12; {HUGE}"),
+        (NETWORK, {"sample_size": -(2**40)}, f"holds -1.09951e+12; {HUGE}"),
+        (NETWORK, {"label_dim": 10**9}, f"holds 1e+09; {HUGE}"),
+        (NETWORK, {"attn_resolutions": [[[10**9]]]}, f"holds 1e+09; {HUGE}"),
         (
             NETWORK,
             {"attn_resolutions": [[[[[[1]]]]]]},
-            "`attn_resolutions` in unet/config.json is nested more than 4 times",
+            "`attn_resolutions` in unet/config.json is nested more than 4 levels deep",
         ),
         (NETWORK, {"resample_filter": [1] * 100}, "holds 100 entries"),
     ],
@@ -157,10 +154,10 @@ def test_blocks_that_a_configuration_leaves_to_the_default_are_counted(folder):
 @pytest.mark.parametrize("missing", [INDEX, SCHEDULER, NETWORK])
 def test_a_file_that_is_missing_is_named(folder, missing):
     (folder / missing).unlink()
-    with pytest.raises(ValueError, match=f"is no PFGM.. pipeline that can be read: it has no file {missing}"):
+    with pytest.raises(ValueError, match=f"cannot be read as a PFGM.. pipeline: {missing} is missing"):
         model_info(folder)
     (folder / missing).mkdir()
-    with pytest.raises(ValueError, match=f"it has no file {missing}"):
+    with pytest.raises(ValueError, match=f"{missing} is missing"):
         model_info(folder)
 
 
@@ -171,12 +168,12 @@ def test_a_file_that_is_missing_is_named(folder, missing):
         ("license: mit\n\tdatasets: x", "the YAML of README.md is malformed in line 2"),
         ("- a", "the YAML of README.md must hold a mapping"),
         ("license: {a: b}", "`license` in README.md must be str or list, but is dict"),
-        ("datasets: [[a]]", "`datasets` in README.md must hold text alone"),
+        ("datasets: [[a]]", "`datasets` in README.md must hold only text"),
         ("[" * 5000, "the YAML of README.md is nested too deeply"),
         ("a: " + "b" * MAX_METADATA, f"the YAML of README.md is longer than {MAX_METADATA} characters"),
         ('license: "\x1b[31m"', "the YAML of README.md is malformed"),
         ("a: &a [x]\n" + "".join(f"{y}: &{y} [{x}, {x}]\n" for x, y in zip("abcdefgh", "bcdefghi")).replace("[", "[*")
-         .replace(", ", ", *") + "datasets: *i", "`datasets` in README.md must hold text alone"),
+         .replace(", ", ", *") + "datasets: *i", "`datasets` in README.md must hold only text"),
     ],
 )  # fmt: skip
 def test_a_card_that_is_broken_is_one_sentence(folder, capsys, front_matter, message):
@@ -205,9 +202,9 @@ def test_what_a_card_does_not_state(folder, text, stated):
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202eevil\u2066\r\nroot\x00\ud800"
 
 
-def test_printable_writes_control_characters_out():
-    assert printable(EVIL) == r"\x1b]0;owned\x07\x1b[2J\x9b31m\u202eevil\u2066\r\nroot\x00\ud800"
-    assert printable("D = ∞, 28×28, Ankle boot, 靴 🥾") == "D = ∞, 28×28, Ankle boot, 靴 🥾"
+def test_control_characters_are_escaped():
+    assert escape_controls(EVIL) == r"\x1b]0;owned\x07\x1b[2J\x9b31m\u202eevil\u2066\r\nroot\x00\ud800"
+    assert escape_controls("D = ∞, 28×28, Ankle boot, 靴 🥾") == "D = ∞, 28×28, Ankle boot, 靴 🥾"
 
 
 @pytest.mark.parametrize(
@@ -241,7 +238,7 @@ def test_a_licence_and_a_data_set_reach_the_terminal_as_text(folder, capsys):
 def test_an_error_of_any_command_reaches_the_terminal_as_text(capsys):
     with pytest.raises(SystemExit):
         main(["push", "no\x1b[31mfolder", "org/new"])
-    assert r"no\x1b[31mfolder holds no pipeline" in capsys.readouterr().err
+    assert r"no\x1b[31mfolder is not a pipeline folder" in capsys.readouterr().err
 
 
 def test_names_are_cut(folder):
@@ -252,11 +249,11 @@ def test_names_are_cut(folder):
 
 
 def test_the_range_of_d(folder):
-    assert model_info(folder)["D"] == "16 to ∞, 2048 when none is asked for"
+    assert model_info(folder)["D"] == "16 to ∞ (default: 2048)"
     change(folder, SCHEDULER, D_range=[1, 128.5], D=None)
-    assert model_info(folder)["D"] == "1 to 128.5, ∞ when none is asked for"
+    assert model_info(folder)["D"] == "1 to 128.5 (default: ∞)"
     change(folder, SCHEDULER, D_range=None, D=64)
-    assert model_info(folder)["D"] == "any, trained for what is not stated, 64 when none is asked for"
+    assert model_info(folder)["D"] == "any (default: 64, trained range not stated)"
     change(folder, NETWORK, d_conditioning=False)
     assert model_info(folder)["D"] == "64"
 
@@ -283,8 +280,8 @@ def test_the_networks_of_diffusers_are_described(tmp_path):
         model_info(tmp_path)
 
 
-def test_what_is_no_model_is_one_sentence(tmp_path):
+def test_something_that_is_not_a_model_is_refused_in_one_sentence(tmp_path):
     for name in (tmp_path, "no/such/model", "a\0b", "x" * 5000):
-        with pytest.raises(ValueError, match="is no PFGM.. pipeline that can be read") as error:
+        with pytest.raises(ValueError, match="cannot be read as a PFGM.. pipeline") as error:
             model_info(name)
         assert "\n" not in str(error.value)

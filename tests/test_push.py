@@ -1,6 +1,4 @@
-"""
-What a push would send: a list of what belongs, without links out of the folder and without secrets.
-"""
+"""The files that a push sends: those that belong, no links out of the folder and no secrets."""
 
 import configparser
 import json
@@ -18,21 +16,22 @@ from safetensors.torch import load_file, save_file
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 from pipeline_pfgmpp.commands import main
 from pipeline_pfgmpp.hub import describe_files, list_files, upload_files
-from pipeline_pfgmpp.hub.files import PACKAGE_DATA
 from pipeline_pfgmpp.hub.push import read_public
+from pipeline_pfgmpp.hub.space_files import PACKAGE_DATA
 
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 PIPELINE = {"model_index.json", "scheduler/scheduler_config.json", "unet/config.json", WEIGHTS, *CODE}
 SECRETS = [
-    "token.png", "hf_token.png", "hfToken.png", "secrets.png", "my-credentials.png", "password1.png", "api_key.png",
-    "id_rsa.png", ".env.png", "private/.ssh/x.png", "id_ed25519.png", "client_secret.jpg", "service-account.gif",
+    "token.png", "hf_token.png", "hfToken.png", "secrets.png", "my-credentials.png", "password1.png",
+    "api_key.png", "id_rsa.png", ".env.png", "private/.ssh/x.png", "id_ed25519.png", "client_secret.jpg",
+    "service-account.gif",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A small pipeline of our own network."""
+    """A small pipeline with a network of this package."""
     folder = tmp_path_factory.mktemp("small")
     unet = PFGMPPUNet2DModel(8, 1, 1, model_channels=8, channel_mult=(1,), num_blocks=1, attn_resolutions=())
     PFGMPPPipeline(unet, PFGMPPScheduler(D=16)).save_pretrained(folder)
@@ -46,7 +45,7 @@ def folder(small, tmp_path):
 
 @pytest.fixture
 def outside(tmp_path):
-    """A folder outside of all that is pushed."""
+    """A folder outside everything that is pushed."""
     folder = tmp_path / "outside"
     folder.mkdir()
     (folder / "key.txt").write_text("hf_secret")
@@ -55,19 +54,27 @@ def outside(tmp_path):
 
 @pytest.fixture
 def space(small, tmp_path):
-    """A Space with a local model beside its parent, among what does not belong to it."""
+    """A Space with a local model one level up, and files that do not belong to it."""
     folder = tmp_path / "checkout" / "space"
     (folder / "pictures").mkdir(parents=True)
     shutil.copytree(small, folder.parent / "models" / "small")
     contents = {
-        "app.py": "from limits import LIMIT", "limits.py": "LIMIT = 'pictures/limit.png'", "requirements.txt": "torch",
-        "README.md": "---\nsdk: gradio\n---\n", "about.md": '<img src="gradio_api/file=pictures/lines.png">',
-        "models.yaml": "- {name: Small, model: models/small, D: '16:inf'}\n- {name: F, models: {1: org/one, inf: org/other}}\n",
-        "pictures/lines.png": "", "pictures/limit.png": "", "pictures/holiday.png": "", "token.txt": "hf_secret",
-        "notes.md": "", "data.yaml": "", ".env": "", "shot.png": "",
-    }  # fmt: skip
+        "app.py": "from limits import LIMIT",
+        "limits.py": "LIMIT = 'pictures/limit.png'",
+        "requirements.txt": "torch",
+        "README.md": "---\nsdk: gradio\n---\n",
+        "about.md": '<img src="gradio_api/file=pictures/lines.png">',
+        "models.yaml": "- {name: Small, model: models/small, D: '16:inf'}\n"
+        "- {name: F, models: {1: org/one, inf: org/other}}\n",
+        "pictures/lines.png": "",
+        "pictures/limit.png": "",
+        "pictures/holiday.png": "",
+        "token.txt": "hf_secret",
+    }
     for name, content in contents.items():
         (folder / name).write_text(content)
+    for name in ("notes.md", "data.yaml", ".env", "shot.png"):
+        (folder / name).write_text("")
     (folder / ".venv" / "lib").mkdir(parents=True)
     (folder / ".venv" / "lib" / "module.py").write_text("")
     (folder / "scratch").mkdir()
@@ -102,8 +109,10 @@ def test_a_pipelines_list_is_what_it_names(folder):
         "unet/notes.json",
         "unet/optimizer.bin",
     ]
-    for name in [*(shown - {"README.md"}), *others]:
+    for name in [*(shown - {"README.md", "evaluation.json"}), *others]:
         (folder / name).write_text("[]")
+    report = {"results": [], "settings": {}, "features": "fashion-mnist", "num_images": 2}
+    (folder / "evaluation.json").write_text(json.dumps(report))
     files = list_files(folder)
     assert files.keys() == PIPELINE | shown
     assert list(files) == sorted(files)
@@ -144,14 +153,20 @@ def test_variants_and_shards_belong_to_a_pipeline(folder):
 
 def test_the_networks_of_diffusers_have_no_code_of_ours(tmp_path):
     unet = UNet2DModel(
-        8, 1, 1, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, down_block_types=("DownBlock2D",),
+        8,
+        1,
+        1,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
         up_block_types=("UpBlock2D",),
-    )  # fmt: skip
+    )
     PFGMPPPipeline(unet, PFGMPPScheduler(D=16)).save_pretrained(tmp_path / "ours")
     assert list_files(tmp_path / "ours").keys() == PIPELINE - {"unet/pipeline_pfgmpp.py"}
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
     with pytest.raises(
-        ValueError, match="names the pipeline 'DDPMPipeline', which is none of pipeline_pfgmpp"
+        ValueError, match="names the pipeline 'DDPMPipeline', which is not a pipeline of pipeline_pfgmpp"
     ):
         list_files(tmp_path / "ddpm")
 
@@ -177,7 +192,7 @@ def test_no_link_out_of_a_pipelines_folder_is_followed(folder, outside, name, re
     target = outside / "unet" if name == "unet" else outside / "target"
     shutil.move(folder / name, target)
     replace_by_link(folder / name, os.path.relpath(target, (folder / name).parent) if relative else target)
-    with pytest.raises(ValueError, match="is a link out of its folder, which a push does not follow"):
+    with pytest.raises(ValueError, match="links to a file outside its folder, which is not uploaded"):
         list_files(folder)
 
 
@@ -199,7 +214,7 @@ def test_a_link_inside_the_folder_shows_its_target_alone(folder):
 def test_a_card_shows_no_picture_outside_of_the_folder(folder, outside, address):
     (outside / "key.png").write_text("")
     (folder / "README.md").write_text(f"![A]({address})")
-    with pytest.raises(ValueError, match="shows the picture .* which lies outside of the folder"):
+    with pytest.raises(ValueError, match="shows the picture .* which lies outside the folder"):
         list_files(folder)
 
 
@@ -223,8 +238,8 @@ def test_other_names_are_no_secrets(folder, name):
     assert name in list_files(folder)
 
 
-def cache_of(folder, tmp_path):
-    """A pipeline as the Hub's cache has it: a snapshot of links, and the blobs that they lead to."""
+def make_snapshot(folder, tmp_path):
+    """Lay a pipeline out as the Hub's cache does: a snapshot of links to blobs."""
     repository = tmp_path / "cache" / "models--org--model"
     snapshot = repository / "snapshots" / ("0123456789" * 4)
     (repository / "blobs").mkdir(parents=True)
@@ -239,7 +254,7 @@ def cache_of(folder, tmp_path):
 
 def test_a_snapshot_of_the_cache_is_pushed_and_stays_as_it_was(folder, tmp_path):
     (folder / "pipeline.py").write_text("# of another version")
-    snapshot = cache_of(folder, tmp_path)
+    snapshot = make_snapshot(folder, tmp_path)
     blobs = {path: path.read_bytes() for path in (snapshot.parents[1] / "blobs").iterdir()}
     files = list_files(snapshot)
     assert files.keys() == PIPELINE
@@ -255,7 +270,7 @@ def test_a_snapshot_of_the_cache_is_pushed_and_stays_as_it_was(folder, tmp_path)
 )
 def test_links_that_only_resemble_those_of_the_cache_are_refused(folder, outside, tmp_path, kind):
     (folder / "README.md").write_text("card")
-    snapshot = cache_of(folder, tmp_path)
+    snapshot = make_snapshot(folder, tmp_path)
     blobs = snapshot.parents[1] / "blobs"
     hash_like = "f" * 40
     if kind == "other repository":
@@ -278,7 +293,7 @@ def test_links_that_only_resemble_those_of_the_cache_are_refused(folder, outside
         other = snapshot.with_name("f" * 40)
         shutil.copytree(snapshot, other, symlinks=True)
         replace_by_link(snapshot / "unet", f"../{other.name}/unet")
-    with pytest.raises(ValueError, match="is a link out of its folder"):
+    with pytest.raises(ValueError, match="links to a file outside its folder"):
         list_files(snapshot)
 
 
@@ -318,15 +333,15 @@ def break_index(folder, **entries):
 BROKEN = {
     "no component": (
         lambda folder: break_index(folder, unet=[None, None]),
-        "must name library and class of `unet`",
+        "must name the library and class of `unet`",
     ),
     "a path": (
         lambda folder: break_index(folder, **{"../outside": ["diffusers", "UNet2DModel"]}),
-        "cannot be a folder's name",
+        "is not a valid folder name",
     ),
     "an unknown class": (
         lambda folder: break_index(folder, unet=["os", "system"]),
-        "'system' is no class of",
+        "'system' is not a class of",
     ),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "unet has no weights as safetensors"),
     "no config": (lambda folder: (folder / "unet" / "config.json").unlink(), "unet has none of config.json"),
@@ -335,13 +350,17 @@ BROKEN = {
         "README.md is malformed",
     ),
     "cut weights": (lambda folder: os.truncate(folder / WEIGHTS, 5000), f"{WEIGHTS} cannot be read"),
-    "no report": (
+    "not a report": (
         lambda folder: (folder / "robustness.json").write_text("{}"),
-        "is no report of `pfgmpp evaluate`",
+        "is not a report of `pfgmpp robustness`",
+    ),
+    "a list for a report": (
+        lambda folder: (folder / "evaluation.json").write_text("[]"),
+        "is not a report of `pfgmpp evaluate`",
     ),
     "a deep report": (
         lambda folder: (folder / "evaluation.json").write_text("[" * 10**5),
-        "evaluation.json cannot be read",
+        "model cannot be read: ",
     ),
     "a list": (
         lambda folder: (folder / "model_index.json").write_text("[]"),
@@ -362,18 +381,18 @@ def test_weights_fit_the_network(folder):
     weights = load_file(folder / WEIGHTS)
     name = next(iter(weights))
     save_file({**weights, name: torch.zeros(3)}, folder / WEIGHTS)
-    with pytest.raises(ValueError, match=rf"`{name}` of unet is of shape \(3,\) among the weights"):
+    with pytest.raises(ValueError, match=rf"`{name}` in the weights of unet has shape \(3,\)"):
         list_files(folder)
     del weights[name]
     save_file(weights, folder / WEIGHTS)
-    with pytest.raises(ValueError, match=f"`{name}` of unet is missing among the weights"):
+    with pytest.raises(ValueError, match=f"the weights of unet lack `{name}`"):
         list_files(folder)
 
 
 def test_an_index_of_weights_names_no_other_file(folder, outside):
     index = {"weight_map": {"a": "../../outside/key.txt"}}
     (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"names '../../outside/key.txt', which is no file of weights"):
+    with pytest.raises(ValueError, match=r"names '../../outside/key.txt', which is not a weight file"):
         list_files(folder)
 
 
@@ -407,7 +426,7 @@ def test_a_spaces_list_is_what_it_names(space):
 def test_no_link_out_of_a_space_is_followed(space, outside, name):
     shutil.move(space / name, outside / "target")
     replace_by_link(space / name, outside / "target")
-    with pytest.raises(ValueError, match="is a link out of its folder"):
+    with pytest.raises(ValueError, match="links to a file outside its folder"):
         list_files(space, "space")
 
 
@@ -420,7 +439,7 @@ def test_no_link_to_a_local_model_is_followed(space, outside, part, target):
     shutil.move(place, elsewhere)
     place.symlink_to(elsewhere)
     with pytest.raises(
-        ValueError, match=r"which is a link: a push does not follow it|is a link out of its folder"
+        ValueError, match=r"which is a link and is not uploaded|links to a file outside its folder"
     ):
         list_files(space, "space")
 
@@ -447,40 +466,40 @@ def test_a_module_named_like_a_secret_is_refused(space, name):
         ("- " + "[" * 5000, "the YAML of models.yaml is"),
         (
             "- {name: A, model: ../outside}",
-            "names the model '../outside', which must be a Hub id, or a plain path beside app.py",
+            "names the model '../outside', which must be a Hub id or a relative path next to app.py",
         ),
-        ("- {name: A, model: models/../../outside}", "which must be a Hub id, or a plain path"),
+        ("- {name: A, model: models/../../outside}", "which must be a Hub id or a relative path"),
         ("- {name: A, model: /etc}", "names the model '/etc', which must be a Hub id"),
-        ("- {name: A, model: .}", "which must be a Hub id, or a plain path"),
-        ("- {name: A, model: models/large/net}", "neither a folder here nor a Hub id"),
-        ("- {name: A, model: pictures}", "pictures holds no pipeline: it has no model_index.json"),
+        ("- {name: A, model: .}", "which must be a Hub id or a relative path"),
+        ("- {name: A, model: models/large/net}", "neither a local folder nor a Hub id"),
+        ("- {name: A, model: pictures}", "pictures is not a pipeline folder: it has no model_index.json"),
     ],
 )
-def test_a_list_of_models_that_cannot_be_used_is_refused_in_a_sentence(space, outside, text, message):
+def test_an_unusable_list_of_models_is_refused_in_one_sentence(space, outside, text, message):
     (space / "models.yaml").write_text(text)
     with pytest.raises(ValueError, match=message) as error:
         list_files(space, "space")
     assert "\n" not in str(error.value)
 
 
-def test_a_space_without_its_files_is_refused_in_a_sentence(space):
+def test_a_space_without_its_files_is_refused_in_one_sentence(space):
     (space / "models.yaml").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="holds no Space that can be uploaded: models.yaml is not UTF-8"):
+    with pytest.raises(ValueError, match="cannot be uploaded: models.yaml is not UTF-8"):
         list_files(space, "space")
     (space / "models.yaml").unlink()
-    with pytest.raises(ValueError, match="holds no Space that can be uploaded: it has no file models.yaml"):
+    with pytest.raises(ValueError, match="cannot be uploaded: models.yaml is missing"):
         list_files(space, "space")
     (space / "app.py").unlink()
-    with pytest.raises(ValueError, match=r"holds no Space: it has no app\.py"):
+    with pytest.raises(ValueError, match=r"is not a Space: it has no app\.py"):
         list_files(space, "space")
 
 
 def test_what_is_no_regular_file_is_refused(folder):
     os.mkfifo(folder / "evaluation.json")
-    with pytest.raises(ValueError, match=r"evaluation\.json is no regular file"):
+    with pytest.raises(ValueError, match=r"evaluation\.json is not a regular file"):
         list_files(folder)
     replace_by_link(folder / "evaluation.json", "evaluation.json")
-    with pytest.raises(ValueError, match=r"evaluation\.json is no regular file"):
+    with pytest.raises(ValueError, match=r"evaluation\.json is not a regular file"):
         list_files(folder)
 
 
@@ -494,10 +513,7 @@ def test_what_cannot_be_read_is_found_before_the_hub_is_asked(folder):
 
 
 def test_no_folder_of_this_machine_is_told(small, tmp_path):
-    """
-    diffusers writes where a pipeline was loaded from into its configurations; what we save does not
-    say.
-    """
+    """diffusers records in configurations where a pipeline was loaded from; what we save must not."""
     saved = tmp_path / "saved"
     DiffusionPipeline.from_pretrained(small).save_pretrained(saved)
     for path in saved.rglob("*.json"):

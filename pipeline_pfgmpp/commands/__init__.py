@@ -570,10 +570,10 @@ def main(argv=None):
     except (OSError, ValueError) as error:
         from tqdm.auto import tqdm
 
-        from ..hub.reading import printable
+        from ..hub.reading import escape_controls
 
         message = "\n".join(
-            map(printable, str(error).splitlines())
+            map(escape_controls, str(error).splitlines())
         )  # a repository may have written part of it
         tqdm.write(
             f"pfgmpp: {message}", file=sys.stderr

@@ -1,4 +1,4 @@
-"""What is on the Hub, and what goes there."""
+"""The Hugging Face Hub: describing models, writing cards and uploading."""
 
 from .files import describe_files, list_files
 from .info import model_info

@@ -1,58 +1,56 @@
-"""What a model is, from its configurations and its card."""
+"""Describing a model from its configurations and its card."""
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from .reading import (
     MAX_BYTES,
     build_network,
+    escape_controls,
     get_entry,
     get_number,
     list_components,
-    printable,
     read_metadata,
     read_object,
     read_text,
 )
 
 
-INDEX, SCHEDULER, NETWORK, CARD = (
-    "model_index.json",
-    "scheduler/scheduler_config.json",
-    "unet/config.json",
-    "README.md",
-)
-MAX_NAMES = 100  # classes that are listed by name
+INDEX = "model_index.json"
+SCHEDULER = "scheduler/scheduler_config.json"
+NETWORK = "unet/config.json"
+CARD = "README.md"
+MAX_NAMES = 100  # classes or data sets that are listed by name
 
 
 def model_info(model: str | os.PathLike) -> dict[str, str]:
     """
-    Describes a model from its configurations and its card; no weights are downloaded, and nothing
-    of the model runs.
+    Describe a model from its configurations and its card.
+
+    No weights are downloaded, and no code of the model runs.
 
     Args:
         model (`str` or `os.PathLike`): A pipeline folder or a Hub id.
 
     Returns:
-        `dict[str, str]`: Names and values, for people: no control character is in them.
+        `dict[str, str]`: Properties and their values, ready for a terminal: without control characters.
 
     Raises:
-        ValueError: There is no such model, or it is no PFGM++ pipeline that can be read.
+        ValueError: There is no such model, or it cannot be read as a PFGM++ pipeline.
     """
     try:
         folder = Path(model) if Path(model).is_dir() else _download(str(model))
         rows = _describe(folder)
     except (OSError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{model} is no PFGM++ pipeline that can be read: {printable(reason)}") from None
-    return {name: printable(value) for name, value in rows.items()}
+        raise ValueError(f"{model} cannot be read as a PFGM++ pipeline: {escape_controls(reason)}") from None
+    return {name: escape_controls(value) for name, value in rows.items()}
 
 
-def _download(repo_id):
-    """
-    Downloads the files that describe a model, each of a sane size; without a network those of the
-    cache are taken.
-    """
+def _download(repo_id: str) -> Path:
+    """Download the files that describe a model, or find them in the cache if the Hub cannot be reached."""
     from httpx import TransportError
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -69,67 +67,73 @@ def _download(repo_id):
     return Path(snapshot_download(repo_id, allow_patterns=names))
 
 
-def _describe(folder):
-    index, scheduler, unet = (read_object(folder, name) for name in (INDEX, SCHEDULER, NETWORK))
+def _describe(folder: Path) -> dict[str, str]:
+    index = read_object(folder, INDEX)
+    scheduler = read_object(folder, SCHEDULER)
+    unet = read_object(folder, NETWORK)
     card = read_metadata(read_text(folder, CARD)) if (folder / CARD).exists() else {}
-    cls = list_components(index)["unet"][1]
-    parameters = build_network(cls, unet, NETWORK).num_parameters()
-    low, high, data = (
-        get_number(scheduler, name, SCHEDULER) for name in ("sigma_min", "sigma_max", "sigma_data")
-    )
+    network = list_components(index)["unet"][1]
+    parameters = build_network(network, unet, NETWORK).num_parameters()
+    sigma_min = get_number(scheduler, "sigma_min", SCHEDULER)
+    sigma_max = get_number(scheduler, "sigma_max", SCHEDULER)
+    sigma_data = get_number(scheduler, "sigma_data", SCHEDULER)
     channels = get_entry(unet, "in_channels", int, NETWORK)
-    kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
-    names = get_entry(index, "id2label", (dict, type(None)), INDEX, None) or {}
+    colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+    classes = get_entry(index, "id2label", (dict, type(None)), INDEX, None) or {}
     return {
         "D": _describe_dimension(scheduler, unet),
-        "noise levels": f"{low:g} to {high:g}, data {data:g}",
-        "images": f"{_describe_size(unet)}, {kind}",
-        "network": f"{cls}, {parameters:,} parameters",
-        "classes": _join(names.values(), f"`id2label` in {INDEX}") or "none",
-        "trained on": _read_stated(card, "datasets"),
-        "licence": _read_stated(card, "license"),
+        "noise levels": f"{sigma_min:g} to {sigma_max:g}, data {sigma_data:g}",
+        "images": f"{_describe_size(unet)}, {colours}",
+        "network": f"{network}, {parameters:,} parameters",
+        "classes": _join_names(classes.values(), f"`id2label` in {INDEX}") or "none",
+        "trained on": _read_card_entry(card, "datasets"),
+        "licence": _read_card_entry(card, "license"),
     }
 
 
-def _describe_dimension(scheduler, unet):
-    """The augmented dimension, and for a network that is told it the range that it was trained for."""
-    from ..records.dimensions import format_dimension
-
-    D = format_dimension(
-        get_number(scheduler, "D", SCHEDULER) if scheduler.get("D", "") is not None else None
-    )
+def _describe_dimension(scheduler: Mapping[str, Any], unet: Mapping[str, Any]) -> str:
+    """Describe D, or for a network that is conditioned on D the range that it was trained for."""
+    D = _format_dimension(scheduler, "D", SCHEDULER)
     if not get_entry(unet, "d_conditioning", bool, NETWORK, False):
         return D
     trained = get_entry(scheduler, "D_range", (list, type(None)), SCHEDULER, None)
     if trained is None:
-        return f"any, trained for what is not stated, {D} when none is asked for"
+        return f"any (default: {D}, trained range not stated)"
     if len(trained) != 2:
         raise ValueError(f"`D_range` in {SCHEDULER} must be a pair, but has {len(trained)} entries.")
-    ends = {str(place): end for place, end in enumerate(trained) if end is not None}
-    low, high = (
-        format_dimension(get_number(ends, place, f"`D_range` in {SCHEDULER}", None)) for place in "01"
-    )
-    return f"{low} to {high}, {D} when none is asked for"
+    ends = {"0": trained[0], "1": trained[1]}
+    low = _format_dimension(ends, "0", f"`D_range` in {SCHEDULER}")
+    high = _format_dimension(ends, "1", f"`D_range` in {SCHEDULER}")
+    return f"{low} to {high} (default: {D})"
 
 
-def _describe_size(unet):
+def _format_dimension(entries: Mapping[str, Any], name: str, file: str) -> str:
+    """Format an entry that is a positive number, or null for infinity."""
+    from ..records.dimensions import format_dimension
+
+    if name in entries and entries[name] is None:
+        return format_dimension(None)
+    return format_dimension(get_number(entries, name, file))
+
+
+def _describe_size(unet: Mapping[str, Any]) -> str:
     size = get_entry(unet, "sample_size", (int, list), NETWORK)
     sides = size if isinstance(size, list) else [size, size]
     if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
-        raise ValueError(f"`sample_size` in {NETWORK} must be a whole number or two.")
+        raise ValueError(f"`sample_size` in {NETWORK} must be one or two whole numbers.")
     return "×".join(map(str, sides))
 
 
-def _read_stated(card, name):
+def _read_card_entry(card: Mapping[str, Any], name: str) -> str:
     value = get_entry(card, name, (str, list), CARD, "")
     if value in ("", "null", "~", []):
         return "not stated"
-    return _join([value] if isinstance(value, str) else value, f"`{name}` in {CARD}")
+    return _join_names([value] if isinstance(value, str) else value, f"`{name}` in {CARD}")
 
 
-def _join(names, what):
-    names = list(names)
+def _join_names(values: Iterable[Any], what: str) -> str:
+    names = list(values)
     if not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{what} must hold text alone.")
+        raise ValueError(f"{what} must hold only text.")
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return ", ".join(name[:100] for name in names[:MAX_NAMES]) + more

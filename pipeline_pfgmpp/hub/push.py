@@ -1,12 +1,13 @@
-"""Uploading in one commit that either arrives or leaves nothing behind."""
+"""Uploads in one commit, which either arrives or leaves nothing behind."""
 
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from .files import CONFIGS, list_files
-from .reading import printable
+from .files import list_files
+from .pipeline_files import CONFIGS
+from .reading import escape_controls
 
 
 UNCHANGED = "nothing was changed"
@@ -21,28 +22,29 @@ def push_to_hub(
     repo_type: str = "model",
 ) -> str:
     """
-    Uploads a pipeline folder in one commit: weights as safetensors, configurations, the card and
-    the pictures that it shows, the package's own source files, and nothing else that lies there. Of
-    a Space it uploads the app, with the package's source files and the local models of its
-    `models.yaml` beside it, for the package is on no index. [`list_files`] lists them.
+    Upload a pipeline folder or a Space in one commit.
+
+    Of a pipeline, this sends weights as safetensors, configurations, the card with its pictures, and the
+    package's own source files; of a Space, the app, the package and the local models of its
+    `models.yaml`. Nothing else in the folder is sent: [`list_files`] lists the files.
 
     Args:
         folder (`str` or `os.PathLike`): The folder.
-        repo_id (`str`): Repository to upload to, `name` or `organisation/name`; it is made if it is
-            not there.
-        private (`bool`, *optional*): Whether a repository that is made is private; by default as
-            the account has it.
-        revision (`str`, *optional*): Branch to commit to, which is made if it is not there; by
-            default the main one.
-        create_pr (`bool`, defaults to `False`): Whether to propose the commit instead.
-        repo_type (`str`, defaults to `"model"`): What the folder holds: `"model"` or `"space"`.
+        repo_id (`str`): The repository, `name` or `organisation/name`. It is created if it does not
+            exist.
+        private (`bool`, *optional*): Whether a new repository is private; by default the setting of the
+            account decides.
+        revision (`str`, *optional*): Branch to commit to, created if it does not exist; by default the
+            main branch.
+        create_pr (`bool`, defaults to `False`): Whether to open a pull request instead of committing.
+        repo_type (`str`, defaults to `"model"`): What the folder holds, `"model"` or `"space"`.
 
     Returns:
-        `str`: Address of the commit, or of the proposal.
+        `str`: Address of the commit or pull request.
 
     Raises:
-        ValueError: The folder holds no such thing, or it cannot be uploaded; the message says what
-            is on the Hub then.
+        ValueError: The folder cannot be uploaded, or the upload failed; the message says in what state
+            the repository is.
     """
     return upload_files(list_files(folder, repo_type), repo_id, private, revision, create_pr, repo_type)
 
@@ -56,26 +58,26 @@ def upload_files(
     repo_type: str = "model",
 ) -> str:
     """
-    Uploads files in one commit. If that fails, a repository or a branch that was made for it is
-    deleted again.
+    Upload files in one commit.
+
+    If the upload fails, a repository or branch that was created for it is deleted again.
 
     Args:
-        files (`Mapping[str, Path]`): The files, by their path in the repository.
+        files (`Mapping[str, Path]`): The files by their path in the repository.
         repo_id, private, revision, create_pr, repo_type: As for [`push_to_hub`].
 
     Returns:
-        `str`: Address of the commit, or of the proposal.
+        `str`: Address of the commit or pull request.
 
     Raises:
-        ValueError: The upload failed; the message says what is on the Hub then.
+        ValueError: The upload failed; the message says in what state the repository is.
     """
     from huggingface_hub import CommitOperationAdd
 
     repository = _Repository(repo_id, repo_type)
     try:
-        operations = [
-            CommitOperationAdd(name, read_public(path)) for name, path in files.items()
-        ]  # before anything is made
+        # Unreadable files are found before anything is created.
+        operations = [CommitOperationAdd(name, read_public(path)) for name, path in files.items()]
         repository.prepare(private, revision)
         commit = repository.api.create_commit(
             repository.repo_id,
@@ -85,8 +87,8 @@ def upload_files(
             create_pr=create_pr,
             commit_message=f"Upload a {'Space' if repo_type == 'space' else 'pipeline'}",
         )
-    except BaseException as error:  # an interruption takes back what was made, too
-        state = repository.take_back()
+    except BaseException as error:  # an interrupted upload is undone, too
+        state = repository.undo()
         if not isinstance(error, Exception):
             raise
         raise ValueError(_explain(error, repository.repo_id, state)) from error
@@ -95,14 +97,15 @@ def upload_files(
 
 def read_public(path: Path) -> Path | bytes:
     """
-    Reads what may be told of a file: of a configuration all but where it was loaded from, which
-    diffusers writes into it.
+    Read what may be published of a file.
+
+    diffusers writes into a configuration where it was loaded from; that entry is removed.
 
     Args:
         path (`Path`): The file.
 
     Returns:
-        `Path` or `bytes`: The file as it is, or what remains of it.
+        `Path` or `bytes`: The file itself, or its content without that entry.
     """
     if path.name not in ("model_index.json", *CONFIGS):
         return path
@@ -113,9 +116,9 @@ def read_public(path: Path) -> Path | bytes:
 
 
 class _Repository:
-    """A repository that a push goes to, which knows what the push has made there."""
+    """The repository that a push goes to, with a record of what the push has created."""
 
-    def __init__(self, repo_id, repo_type):
+    def __init__(self, repo_id: str, repo_type: str):
         from huggingface_hub import HfApi
 
         self.api = HfApi()
@@ -123,57 +126,39 @@ class _Repository:
         self.repo_type = repo_type
         self.address = repo_id
         self.is_new = False
-        self.new_branch = None
-        self.heads = None  # the commit of each branch and proposal, before the upload
+        self.new_branch: str | None = None
+        self.heads: dict[str, str] | None = (
+            None  # the commit of each branch and pull request before the upload
+        )
 
-    def prepare(self, private, revision):
-        """
-        Makes the repository and the branch where they are not there; raises where something else is
-        there.
-        """
+    def prepare(self, private: bool | None, revision: str | None) -> None:
+        """Create the repository and the branch if needed; refuse a repository of something else."""
         self._create(private)
         self.heads = self._read_heads()
-        if (
-            private
-            and not self.is_new
-            and not self.api.repo_info(self.repo_id, repo_type=self.repo_type).private
-        ):
-            raise ValueError("it is public already, though a private one is asked for")
-        mark = (
-            "app.py" if self.repo_type == "space" else "model_index.json"
-        )  # what holds something else lacks it
-        there = self._list_files()
-        if there and mark not in there:
-            raise ValueError(f"it is taken by something else, which holds {printable(min(there))}")
+        if private and not self.is_new and not self._is_private():
+            raise ValueError("it is already public, but a private repository was requested")
+        self._refuse_other_content()
         if revision and f"refs/heads/{revision}" not in self.heads:
             self.api.create_branch(self.repo_id, repo_type=self.repo_type, branch=revision)
             self.new_branch = revision
             self.heads = self._read_heads()
 
-    def take_back(self):
-        """
-        Deletes what the push has made, unless something else has come there; says what is there
-        now.
-        """
+    def undo(self) -> str:
+        """Delete what the push has created, unless something else was added; describe the result."""
         if self.heads is None and not self.is_new:
             return UNCHANGED
         try:
-            if self._list_files() if self.heads is None else self._read_heads() != self.heads:
-                return f"it has changed meanwhile, perhaps by this upload: look at {self.address}"
+            if self._has_changed():
+                return f"it has changed in the meantime, perhaps through this upload: check {self.address}"
             if self.is_new:
                 self.api.delete_repo(self.repo_id, repo_type=self.repo_type)
             elif self.new_branch:
                 self.api.delete_branch(self.repo_id, repo_type=self.repo_type, branch=self.new_branch)
-        except Exception as error:  # nothing may hide why the upload failed
-            reason = f"({printable(_first_line(error))})"
-            if self.is_new:
-                return f"the repository that was made for it is still there {reason}: delete it at {self.address}/settings"
-            if self.new_branch:
-                return f"the branch {self.new_branch} that was made for it is still there {reason}"
-            return f"whether anything was changed is not known {reason}"
+        except Exception as error:  # must not hide why the upload failed
+            return self._describe_remains(f"({escape_controls(_get_first_line(error))})")
         return UNCHANGED
 
-    def _create(self, private):
+    def _create(self, private: bool | None) -> None:
         from huggingface_hub.errors import HfHubHTTPError
 
         options = {
@@ -182,44 +167,69 @@ class _Repository:
             "private": private,
         }
         try:
-            address = self.api.create_repo(self.repo_id, **options)
+            url = self.api.create_repo(self.repo_id, **options)
             self.is_new = True
         except HfHubHTTPError as error:
             if error.response.status_code not in (403, 409):
                 raise
-            address = self.api.create_repo(
-                self.repo_id, exist_ok=True, **options
-            )  # it is there, or may not be made
-        self.repo_id = address.repo_id
-        self.address = str(address)
+            # It exists, or this account may not create it.
+            url = self.api.create_repo(self.repo_id, exist_ok=True, **options)
+        self.repo_id = url.repo_id
+        self.address = str(url)
 
-    def _list_files(self):
-        """The files there, but those that the Hub itself puts into a new repository."""
-        return set(self.api.list_repo_files(self.repo_id, repo_type=self.repo_type)) - {
-            ".gitattributes",
-            "README.md",
-        }
+    def _is_private(self) -> bool:
+        return self.api.repo_info(self.repo_id, repo_type=self.repo_type).private
 
-    def _read_heads(self):
+    def _refuse_other_content(self) -> None:
+        expected = "app.py" if self.repo_type == "space" else "model_index.json"
+        files = self._list_files()
+        if files and expected not in files:
+            raise ValueError(f"it holds something else, such as {escape_controls(min(files))}")
+
+    def _has_changed(self) -> bool:
+        if self.heads is None:  # it is new, and its branches have not been read
+            return bool(self._list_files())
+        return self._read_heads() != self.heads
+
+    def _describe_remains(self, reason: str) -> str:
+        if self.is_new:
+            settings = f"{self.address}/settings"
+            return f"the repository created for it could not be deleted {reason}: delete it at {settings}"
+        if self.new_branch:
+            return f"the branch {self.new_branch} created for it could not be deleted {reason}"
+        return f"it is unknown whether anything was changed {reason}"
+
+    def _list_files(self) -> set[str]:
+        """List the files of the repository, except those that the Hub puts into every new one."""
+        files = set(self.api.list_repo_files(self.repo_id, repo_type=self.repo_type))
+        return files - {".gitattributes", "README.md"}
+
+    def _read_heads(self) -> dict[str, str]:
         refs = self.api.list_repo_refs(self.repo_id, repo_type=self.repo_type, include_pull_requests=True)
         return {ref.ref: ref.target_commit for ref in [*refs.branches, *(refs.pull_requests or [])]}
 
 
-def _explain(error, repo_id, state):
-    """Why an upload failed, and what is on the Hub now, in one sentence."""
+def _explain(error: Exception, repo_id: str, state: str) -> str:
+    """Explain in one sentence why an upload failed, and in what state the repository is."""
     from huggingface_hub.errors import LocalTokenNotFoundError
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
-        return f"You are not logged in to the Hub, and {state}: run `hf auth login`, or set HF_TOKEN to a token that may write."
+        return (
+            f"You are not logged in to the Hub, and {state}: run `hf auth login`, or set HF_TOKEN to a token"
+            " with write permission."
+        )
     if status == 403:
-        return f"Your token may not write to {repo_id}, and {state}: use one that may, or name a repository of your own."
+        return (
+            f"Your token may not write to {repo_id}, and {state}: use a token that may, or a repository of"
+            " your own."
+        )
     if status == 409:
         return f"{repo_id} was changed at the same time, and this upload was refused: try again."
     if status and status >= 500:
-        return f"The Hub cannot answer ({status}); {state}, and a second try sends what is missing."
-    return f"The upload to {repo_id} failed, and {state}: {printable(_first_line(error))}"
+        return f"The Hub cannot answer ({status}), and {state}: try again, and only what is missing is sent."
+    return f"The upload to {repo_id} failed, and {state}: {escape_controls(_get_first_line(error))}"
 
 
-def _first_line(error):
+def _get_first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), repr(error))

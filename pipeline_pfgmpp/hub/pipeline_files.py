@@ -1,0 +1,161 @@
+"""The files that a pipeline consists of, checked against each other before anything is uploaded."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+from ..records.reports import REPORTS, check_weights, list_weights, parse_report
+from .reading import (
+    NETWORKS,
+    build_network,
+    find_class,
+    get_entry,
+    list_components,
+    read_metadata,
+    read_object,
+    read_text,
+)
+from .safety import find_file, find_files
+
+
+PACKAGE = "pipeline_pfgmpp"
+DESCRIPTIONS = ("README.md", *REPORTS)  # uploaded if they exist
+CONFIGS = ("config.json", "scheduler_config.json")
+# Weight files carry the name of a variant, such as `fp16`, or none.
+WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.[\w-]+)?\.safetensors")
+SHARD = re.compile(r"(diffusion_pytorch_model|model)(\.[\w-]+)?-\d{5}-of-\d{5}(\.[\w-]+)?\.safetensors")
+WEIGHTS_INDEX = re.compile(r"(diffusion_pytorch_model|model)\.safetensors\.index(\.[\w-]+)?\.json")
+PICTURE_TYPES = r"\.(?:png|jpe?g|gif|webp)"
+PICTURE = re.compile(rf"""(?:\]\(\s*<?|\bsrc\s*=\s*["']?)([^\s"'<>()?#]+{PICTURE_TYPES})\b""", re.IGNORECASE)
+
+
+def list_pipeline_files(folder: Path) -> dict[str, Path]:
+    """
+    List the files of a pipeline.
+
+    Args:
+        folder (`Path`): The pipeline folder, itself resolved.
+
+    Returns:
+        `dict[str, Path]`: The files by their path in the repository. Code is the package's own.
+
+    Raises:
+        ValueError: The folder is not a pipeline folder, its files do not fit each other, or one of them
+            may not be uploaded.
+    """
+    from ..pipeline_pfgmpp import list_code
+
+    if find_file(folder, "model_index.json") is None:
+        raise ValueError(f"{folder} is not a pipeline folder: it has no model_index.json.")
+    try:
+        index = read_object(folder, "model_index.json")
+        components = list_components(index)
+        _check_pipeline_class(get_entry(index, "_class_name", str, "model_index.json"))
+        classes: dict[str, tuple[str | None, type]] = {}
+        for part, (library, name) in components.items():
+            classes[part] = (library, find_class(name))
+        files = find_files(folder, ["model_index.json", *DESCRIPTIONS])
+        if "README.md" in files:
+            files |= _list_pictures(folder)
+        for part, (_, cls) in classes.items():
+            files |= _list_component(folder, part, cls)
+        for name in REPORTS:
+            if name in files:
+                _check_report(folder, name)
+    except ValueError as error:
+        raise ValueError(f"{folder} cannot be uploaded: {error}") from None
+    return files | list_code(classes)
+
+
+def _check_report(folder: Path, name: str) -> None:
+    """Refuse figures of other weights; reports of early versions do not name any."""
+    report = parse_report(read_text(folder, name), name, folder)
+    check_weights(list_weights(report) - {None}, name, folder)
+
+
+def _check_pipeline_class(name: str) -> None:
+    from diffusers import DiffusionPipeline
+
+    cls = find_class(name)
+    if not cls.__module__.startswith(PACKAGE) or not issubclass(cls, DiffusionPipeline):
+        raise ValueError(
+            f"model_index.json names the pipeline {name[:100]!r}, which is not a pipeline of {PACKAGE}."
+        )
+
+
+def _list_pictures(folder: Path) -> dict[str, Path]:
+    """List the pictures in the folder that its card shows."""
+    text = read_text(folder, "README.md")
+    read_metadata(text)
+    names = set()
+    for address in PICTURE.findall(text):
+        name = PurePosixPath(unquote(address))
+        if ".." in name.parts:
+            raise ValueError(f"README.md shows the picture {address}, which lies outside the folder.")
+        if not name.is_absolute() and ":" not in address:
+            names.add(name.as_posix())
+    return find_files(folder, names)
+
+
+def _list_component(folder: Path, part: str, cls: type) -> dict[str, Path]:
+    """List the configuration and weights of a component, checked against each other."""
+    from diffusers import ModelMixin
+
+    files = find_files(folder, [f"{part}/{name}" for name in CONFIGS])
+    if not files:
+        raise ValueError(f"{part} has none of {', '.join(CONFIGS)}.")
+    if not issubclass(cls, ModelMixin):
+        return files
+    groups = []  # of files that hold the weights together
+    for name in sorted(path.name for path in (folder / part).iterdir()):
+        if WEIGHTS_INDEX.fullmatch(name):
+            groups.append(_list_shards(folder, part, name))
+            files |= find_files(folder, [f"{part}/{name}"])
+        elif WEIGHTS.fullmatch(name) and not SHARD.fullmatch(name):
+            groups.append([name])
+    if not groups:
+        raise ValueError(f"{part} has no weights as safetensors.")
+    for group in groups:
+        weights = find_files(folder, [f"{part}/{name}" for name in group])
+        for name in group:
+            if f"{part}/{name}" not in weights:
+                raise ValueError(f"{part} lacks {name}, which the index of its weights names.")
+        _check_tensors(folder, part, cls.__name__, weights)
+        files |= weights
+    return files
+
+
+def _list_shards(folder: Path, part: str, index: str) -> list[str]:
+    find_file(folder, f"{part}/{index}")  # refuses a link out of the folder before it is read
+    shards = get_entry(read_object(folder, f"{part}/{index}"), "weight_map", dict, f"{part}/{index}")
+    names = sorted({str(name) for name in shards.values()})
+    for name in names:
+        if not SHARD.fullmatch(name):
+            raise ValueError(f"{part}/{index} names {name[:100]!r}, which is not a weight file.")
+    return names
+
+
+def _check_tensors(folder: Path, part: str, network: str, files: Mapping[str, Path]) -> None:
+    """Check that weight files are complete and hold the tensors of the configured network."""
+    from safetensors import SafetensorError, safe_open
+
+    shapes = {}
+    for name, path in files.items():
+        try:
+            with safe_open(path, "pt") as file:
+                for key in file.keys():  # noqa: SIM118
+                    shapes[key] = tuple(file.get_slice(key).get_shape())
+        except SafetensorError as error:
+            raise ValueError(f"{name} cannot be read: {error}") from None
+    if network not in NETWORKS:
+        return
+    config = f"{part}/config.json"
+    for key, tensor in build_network(network, read_object(folder, config), config).state_dict().items():
+        expected = tuple(tensor.shape)
+        if key not in shapes:
+            raise ValueError(f"the weights of {part} lack `{key}`, which {config} declares.")
+        if shapes[key] != expected:
+            raise ValueError(
+                f"`{key}` in the weights of {part} has shape {shapes[key]}, but {config} declares {expected}."
+            )
