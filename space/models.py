@@ -1,4 +1,4 @@
-"""The models that the Space offers: loaded when they are first asked for, and kept."""
+"""The models that the Space offers. Each is loaded when it is first asked for, and then kept."""
 
 import base64
 import copy
@@ -8,12 +8,12 @@ import re
 import threading
 from pathlib import Path
 
+import torch
 import yaml
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, hf_hub_download
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler
-from pipeline_pfgmpp.commands import on_device
 from pipeline_pfgmpp.generation import quantize
 from pipeline_pfgmpp.records.dimensions import format_dimension
 
@@ -23,141 +23,181 @@ HERE = Path(__file__).parent
 
 class Model:
     """
-    A network that is told D, or a family of networks, one a D.
+    A D-conditioned network, or a family of networks with one for each D.
 
     Args:
-        name (`str`): What it is called.
-        sources (`dict[float | None, str]`): Hub id or folder for each D; for a network that is told
-            D, one under None.
+        name (`str`): The name that visitors choose it by.
+        sources (`dict[float | None, str]`): Hub id or folder of the network for each D; the one of a
+            D-conditioned network stands under None.
     """
 
     def __init__(self, name: str, sources: dict[float | None, str]):
         self.name = name
         self.sources = sources
-        self._loaded = {}
+        self._loaded: dict[str, PFGMPPPipeline] = {}
         self._lock = threading.Lock()
 
     @property
     def trained_range(self) -> tuple[float, float]:
         """
-        The range of D that a network which is told D was trained for; all D where it is not loaded
-        yet or does not say.
+        The range of D that a D-conditioned network was trained for; from 1 to infinity if it is not
+        loaded yet or does not record its range.
         """
-        loaded = self._loaded.get(self.sources.get(None))
-        low, high = (loaded and loaded.scheduler.config.D_range) or (1.0, None)
+        pipe = self._loaded.get(self.sources.get(None))
+        if pipe is None or pipe.scheduler.config.D_range is None:
+            return 1.0, math.inf
+        low, high = pipe.scheduler.config.D_range
         return low, math.inf if high is None else high
 
     @property
     def dimensions(self) -> list[float]:
-        """The D of a family, ascending; of a network that is told D, none."""
+        """The D of each network of a family, ascending; empty for a D-conditioned network."""
         return sorted(D for D in self.sources if D is not None)
 
     def load(self) -> "Model":
-        """Loads the first network, which says whether it is told D; returns itself."""
+        """
+        Load the first network, which shows whether it is D-conditioned.
+
+        Returns:
+            [`Model`]: The model itself.
+
+        Raises:
+            ValueError: The network cannot be loaded.
+        """
         if None in self.sources:
-            loaded = self._load(self.sources[None])
-            if not loaded.unet.config.get("d_conditioning"):
-                own = loaded.scheduler.config.D
-                self.sources = {math.inf if own is None else own: self.sources[None]}
+            source = self.sources[None]
+            pipe = self._load(source)
+            if not pipe.unet.config.get("d_conditioning"):
+                D = pipe.scheduler.config.D
+                self.sources = {math.inf if D is None else D: source}
         return self
 
-    def source(self, D: float) -> str:
-        """Where the network for D comes from."""
-        sources = self.load().sources
-        if None not in sources and D not in sources:
-            raise ValueError(
-                f"{self.name} is there for D = {', '.join(map(format_dimension, self.dimensions))} alone."
-            )
-        return sources.get(D) or sources[None]
-
-    def pipeline(self, D: float, bits: int | None = None, **scheduler) -> PFGMPPPipeline:
+    def find_source(self, D: float) -> str:
         """
-        A pipeline of its own for one request; the network, which has no state, is shared.
+        Find the network for a D.
 
         Args:
             D (`float`): The augmented dimension.
-            bits (`int`, *optional*): Bits that each weight is rounded to, in a copy of the network.
-            scheduler: Entries of the scheduler's configuration.
+
+        Returns:
+            `str`: Its Hub id or folder.
+
+        Raises:
+            ValueError: The model has no network for this D, or cannot be loaded.
+        """
+        sources = self.load().sources
+        if None in sources:
+            return sources[None]
+        if D not in sources:
+            available = ", ".join(format_dimension(D) for D in self.dimensions)
+            raise ValueError(f"{self.name} is available only for D = {available}.")
+        return sources[D]
+
+    def make_pipeline(self, D: float, bits: int | None = None, **scheduler_options: object) -> PFGMPPPipeline:
+        """
+        Make a pipeline for one request. It shares the network, which has no state, with the others.
+
+        Args:
+            D (`float`): The augmented dimension.
+            bits (`int`, *optional*): Bits per weight to round a copy of the network to.
+            scheduler_options: Entries of the scheduler's configuration to change.
 
         Returns:
             [`PFGMPPPipeline`]: The pipeline.
 
         Raises:
-            ValueError: The model cannot be loaded.
+            ValueError: The model has no network for this D, or cannot be loaded.
         """
-        loaded = self._load(self.source(D))
+        loaded = self._load(self.find_source(D))
         unet = loaded.unet
         if bits is not None:
             unet = copy.deepcopy(unet)
             quantize(unet, bits)
-        pipe = PFGMPPPipeline(
-            unet,
-            PFGMPPScheduler.from_config(loaded.scheduler.config, **scheduler),
-            id2label=loaded.config.id2label,
-        )
+        scheduler = PFGMPPScheduler.from_config(loaded.scheduler.config, **scheduler_options)
+        pipe = PFGMPPPipeline(unet, scheduler, id2label=loaded.config.id2label)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def card(self) -> str:
+    def read_card(self) -> str:
         """
-        The card of the first network as Markdown, with its pictures inside; empty where there is
-        none.
+        Read the model card of the first network.
+
+        Returns:
+            `str`: The card as Markdown with its pictures embedded; empty if there is no card.
         """
         source = next(iter(self.sources.values()))
 
-        def inside(name):
-            return (
-                f"](data:image/png;base64,{base64.b64encode(_file(source, name[1]).read_bytes()).decode()})"
-            )
+        def embed(link: re.Match) -> str:
+            picture = _find_file(source, link[1]).read_bytes()
+            return f"](data:image/png;base64,{base64.b64encode(picture).decode()})"
 
         try:
-            return re.sub(r"\]\(([\w-]+\.png)\)", inside, ModelCard.load(_file(source, "README.md")).text)
+            text = ModelCard.load(_find_file(source, "README.md")).text
+            return re.sub(r"\]\(([\w-]+\.png)\)", embed, text)
         except (OSError, ValueError):
             return ""
 
-    def _load(self, source):
+    def _load(self, source: str) -> PFGMPPPipeline:
         with self._lock:
             if source not in self._loaded:
                 try:
-                    pipe = DiffusionPipeline.from_pretrained(_folder(source) or source)
-                except Exception as error:  # whatever the Hub or the files make of it: the others go on
-                    raise ValueError(f"{self.name} cannot be loaded: {reason(error)}.") from error
-                self._loaded[source] = on_device(pipe)
+                    pipe = DiffusionPipeline.from_pretrained(_find_folder(source) or source)
+                except Exception as error:  # whatever is wrong with this model, the others must go on working
+                    raise ValueError(f"{self.name} cannot be loaded: {explain_failure(error)}.") from error
+                if torch.cuda.is_available():
+                    pipe.to("cuda")
+                self._loaded[source] = pipe
             return self._loaded[source]
 
 
-def _folder(source):
-    """The folder of that name beside the app or beside its parent, or None: then it is a Hub id."""
-    return next((folder / source for folder in (HERE, HERE.parent) if (folder / source).is_dir()), None)
+def _find_folder(source: str) -> Path | None:
+    """Find a model's folder next to the app or next to the app's folder; None if it is a Hub id."""
+    for folder in (HERE, HERE.parent):
+        if (folder / source).is_dir():
+            return folder / source
+    return None
 
 
-def _file(source, name):
-    """The path of a file of a model."""
-    folder = _folder(source)
+def _find_file(source: str, name: str) -> Path:
+    """Find a file of a model, and download it if the model is on the Hub."""
+    folder = _find_folder(source)
     return folder / name if folder else Path(hf_hub_download(source, name))
 
 
-def reason(error: BaseException) -> str:
-    """Why loading failed, for visitors: no path and no token is in it."""
+def explain_failure(error: BaseException | None) -> str:
+    """
+    Explain to visitors why a model could not be loaded.
+
+    Args:
+        error (`BaseException`): What was raised.
+
+    Returns:
+        `str`: Half a sentence, which contains no path and no token.
+    """
     while error is not None:
-        if status := getattr(getattr(error, "response", None), "status_code", None):
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status:
             return f"the Hub answers {status}"
         error = error.__cause__ or error.__context__
     return "there is no such model, or the Hub cannot be reached"
 
 
 def read_models() -> dict[str, Model]:
-    """The models of `SPACE_MODELS`, Hub ids with commas between, or else of models.yaml, by name."""
+    """
+    Read which models to offer.
+
+    Returns:
+        `dict[str, Model]`: By name, those of the environment variable `SPACE_MODELS`, which holds Hub
+            ids separated by commas, or else those of models.yaml.
+    """
     ids = [text.strip() for text in os.environ.get("SPACE_MODELS", "").split(",") if text.strip()]
-    entries = [{"name": source, "model": source} for source in ids] or yaml.safe_load(
-        (HERE / "models.yaml").read_text()
-    )
+    if ids:
+        return {source: Model(source, {None: source}) for source in ids}
     models = {}
-    for entry in entries:
+    for entry in yaml.safe_load((HERE / "models.yaml").read_text()):
+        name = entry["name"]
         if "models" in entry:
-            models[entry["name"]] = Model(
-                entry["name"], {float(D): source for D, source in entry["models"].items()}
-            )
+            models[name] = Model(name, {float(D): source for D, source in entry["models"].items()})
         else:
-            models[entry["name"]] = Model(entry["name"], {None: entry["model"]})
+            models[name] = Model(name, {None: entry["model"]})
     return models

@@ -1,0 +1,166 @@
+"""What visitors choose from: models, their D, and their classes."""
+
+from typing import Any
+
+from checks import Refusal, check_choice, check_number
+from dial import find_ends, read_dial
+from models import Model, read_models
+
+from pipeline_pfgmpp import PFGMPPPipeline
+
+
+MODELS = read_models()
+ANY_CLASS = "any"
+COMPARED = ["16", "64", "128", "512", "2048", "16384", "inf"]  # D to compare with a D-conditioned network
+
+
+def choose_model(name: str) -> Model:
+    """
+    Load the model of a name far enough to know which D it serves.
+
+    Args:
+        name (`str`): One of `MODELS`.
+
+    Returns:
+        [`Model`]: The model.
+
+    Raises:
+        Refusal: There is no such model, or it cannot be loaded.
+    """
+    model = MODELS[check_choice(name, list(MODELS), "The model")]
+    try:
+        return model.load()
+    except ValueError as error:
+        raise Refusal(str(error)) from None
+
+
+def list_dimensions(model: Model) -> list[str]:
+    """
+    List the D that a model offers to compare.
+
+    Args:
+        model ([`Model`]): The model.
+
+    Returns:
+        `list[str]`: As text, because JSON has no infinity.
+    """
+    if model.dimensions:
+        return [f"{D:g}" for D in model.dimensions]
+    low, high = model.trained_range
+    return [D for D in COMPARED if low <= float(D) <= high]
+
+
+def choose_dimension(model: Model, position: Any, choice: Any) -> float:
+    """
+    Return the D that was asked for.
+
+    Args:
+        model ([`Model`]): The model.
+        position: The position of the dial, for a D-conditioned network.
+        choice: The D chosen, for a family of networks.
+
+    Returns:
+        `float`: D.
+
+    Raises:
+        Refusal: The model does not serve this D.
+    """
+    if model.dimensions:
+        return choose_listed_dimension(model, choice)
+    low, high = model.trained_range
+    position = check_number(position, *find_ends(low, high), "The dial (log₂ D)")
+    return min(max(read_dial(position), low), high)  # three digits may round to just outside the range
+
+
+def choose_listed_dimension(model: Model, choice: Any) -> float:
+    """
+    Return a D that was chosen from a list.
+
+    Args:
+        model ([`Model`]): The model.
+        choice: One of [`list_dimensions`].
+
+    Returns:
+        `float`: D.
+
+    Raises:
+        Refusal: The model does not offer this D.
+    """
+    return float(check_choice(choice, list_dimensions(model), "D"))
+
+
+def list_classes(pipe: PFGMPPPipeline) -> list[str]:
+    """
+    List the names of a model's classes.
+
+    Args:
+        pipe ([`PFGMPPPipeline`]): The pipeline.
+
+    Returns:
+        `list[str]`: The names, or numbers if the classes have no names; empty if the model has no
+            classes.
+    """
+    names = list((pipe.config.id2label or {}).values())
+    return names or [str(index) for index in range(pipe.num_classes)]
+
+
+def choose_classes(pipe: PFGMPPPipeline, name: Any, count: int) -> list[int] | None:
+    """
+    Choose the class of each image.
+
+    Args:
+        pipe ([`PFGMPPPipeline`]): The pipeline.
+        name: One of [`list_classes`], or `"any"` to go through all classes.
+        count (`int`): Images.
+
+    Returns:
+        `list[int]` or `None`: One class per image; None if the model has no classes.
+
+    Raises:
+        Refusal: There is no such class.
+    """
+    names = list_classes(pipe)
+    if not names:
+        return None
+    check_choice(name, [ANY_CLASS, *names], "The class")
+    if name == ANY_CLASS:
+        return [index % len(names) for index in range(count)]
+    return [names.index(name)] * count
+
+
+def load_pipeline(model: Model, D: float, **options: Any) -> PFGMPPPipeline:
+    """
+    Make a pipeline of a model, with a message for the visitor if that fails.
+
+    Args:
+        model ([`Model`]): The model.
+        D (`float`): The augmented dimension.
+        options: Further arguments of [`Model.make_pipeline`].
+
+    Returns:
+        [`PFGMPPPipeline`]: The pipeline.
+
+    Raises:
+        Refusal: The model cannot be loaded.
+    """
+    try:
+        return model.make_pipeline(D, **options)
+    except ValueError as error:
+        raise Refusal(str(error)) from None
+
+
+def read_size(pipe: PFGMPPPipeline) -> tuple[int, int]:
+    """
+    Return the size of the images that a pipeline draws.
+
+    Args:
+        pipe ([`PFGMPPPipeline`]): The pipeline.
+
+    Returns:
+        `tuple[int, int]`: Height and width in pixels.
+    """
+    size = pipe.unet.config.sample_size
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width

@@ -1,0 +1,256 @@
+"""
+What the tabs Sample, Compare D and Robustness do.
+
+Each function takes the values of the page's inputs, which anybody may send and which are checked
+here, and yields what the page shows while the images are being drawn.
+"""
+
+import math
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import torch
+from checks import Refusal, check_choice, check_cost, check_integer, check_number
+from choices import (
+    choose_classes,
+    choose_dimension,
+    choose_listed_dimension,
+    choose_model,
+    list_classes,
+    load_pipeline,
+)
+from PIL import Image
+from rendering import render_rows, to_pictures
+from sampling import count_calls, lend_gpu, make_generators, run_pipeline
+
+from pipeline_pfgmpp.generation import inject_noise
+from pipeline_pfgmpp.records.dimensions import format_dimension
+
+
+SOLVERS = ["heun", "dpmpp_3m", "dpmpp_2m", "euler", "dpmpp_2m_sde"]
+MOST_IMAGES = 64
+MOST_STEPS = 100
+MOST_COMPARED = 5
+COLUMNS = 8  # images in a row of a comparison
+AS_TRAINED = "as trained"
+LARGEST_SEED = 2**31 - 1 - MOST_IMAGES  # the seeds of all images fit 31 bits
+
+
+def check_steps(steps: Any, fewest: int = 1) -> int:
+    """Return the number of steps that was asked for, or refuse it."""
+    return check_integer(steps, fewest, MOST_STEPS, "The number of steps")
+
+
+def check_seed(seed: Any) -> int:
+    """Return the seed that was asked for, or refuse it."""
+    return check_integer(seed, 0, LARGEST_SEED, "The seed")
+
+
+@lend_gpu
+def sample(
+    model: str,
+    dial: float,
+    fixed: str | None,
+    label: str,
+    count: int,
+    steps: int,
+    solver: str,
+    guidance: float,
+    seed: int,
+) -> Iterator[tuple]:
+    """
+    Draw images.
+
+    Args:
+        model (`str`): Name of the model.
+        dial (`float`): log₂ D; 19 is infinity. It counts for a D-conditioned network.
+        fixed (`str`, *optional*): D such as `"128"` or `"inf"`. It counts for a family of networks.
+        label (`str`): Name of the class, or `"any"` to go through all of them.
+        count (`int`): Images, 1 to 64.
+        steps (`int`): Steps of the solver, 1 to 100.
+        solver (`str`): One of `SOLVERS`.
+        guidance (`float`): Guidance scale, 0 to 10; 1 is without guidance.
+        seed (`int`): Seed of the first image; each further image has the next one.
+
+    Yields:
+        `tuple`: The gallery, a summary, a zip file (at the end), and a program that draws the same
+            images.
+    """
+    chosen = choose_model(model)
+    D = choose_dimension(chosen, dial, fixed)
+    count = check_integer(count, 1, MOST_IMAGES, "The number of images")
+    steps = check_steps(steps)
+    seed = check_seed(seed)
+    guidance = check_number(guidance, 0, 10, "Guidance")
+    pipe = load_pipeline(chosen, D, solver_type=check_choice(solver, SOLVERS, "The solver"))
+    check_cost(count, count_calls(pipe, steps, guidance))
+    labels = choose_classes(pipe, label, count)
+    settings: dict[str, Any] = {"D": D}
+    captions = [f"seed {seed + index}" for index in range(count)]
+    if labels is not None:
+        settings |= {"class_labels": labels, "guidance_scale": guidance}
+        names = list_classes(pipe)
+        captions = [f"{names[index]}, {caption}" for index, caption in zip(labels, captions)]
+
+    code = write_code(chosen.find_source(D), count, seed, steps, solver, settings)
+    start = time.monotonic()
+    generators = make_generators(seed, count)
+    for progress in run_pipeline(pipe, count, num_inference_steps=steps, generator=generators, **settings):
+        gallery = list(zip(to_pictures(progress.images), captions))
+        noun = "image" if count == 1 else "images"
+        what = f"{count} {noun} at D = {format_dimension(D)}"
+        seconds = time.monotonic() - start
+        summary = f"{what}: {progress.calls} of {progress.total} network calls, {seconds:.1f} s"
+        if not progress.finished:
+            yield gallery, summary, gr.skip(), code
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"pfgmpp-D{D:g}-seed{seed}.zip"
+        write_archive(path, gallery)
+        yield gallery, summary, str(path), code  # Gradio copies the file before it asks for more
+
+
+def write_code(source: str, count: int, seed: int, steps: int, solver: str, settings: dict[str, Any]) -> str:
+    """
+    Write the program that draws the same images.
+
+    Args:
+        source (`str`): Hub id or folder of the model.
+        count (`int`): Images.
+        seed (`int`): Seed of the first image.
+        steps (`int`): Steps of the solver.
+        solver (`str`): The solver.
+        settings (`dict[str, Any]`): Further arguments of the pipeline's call.
+
+    Returns:
+        `str`: Python.
+    """
+    arguments = ""
+    for name, value in settings.items():
+        written = 'float("inf")' if value == math.inf else repr(value)
+        arguments += f"    {name}={written},\n"
+    device = 'pipe.to("cuda")\n' if torch.cuda.is_available() else ""
+    return f"""import torch
+from diffusers import DiffusionPipeline
+from pipeline_pfgmpp import PFGMPPScheduler
+
+pipe = DiffusionPipeline.from_pretrained({source!r})
+{device}pipe.scheduler = PFGMPPScheduler.from_config(pipe.scheduler.config, solver_type={solver!r})
+images = pipe(
+    batch_size={count},
+    num_inference_steps={steps},
+{arguments}    generator=[torch.Generator().manual_seed({seed} + index) for index in range({count})],
+).images
+"""
+
+
+def write_archive(path: Path, gallery: list[tuple[Image.Image, str]]) -> None:
+    """
+    Write a zip file of pictures.
+
+    Args:
+        path (`Path`): The file.
+        gallery (`list[tuple[PIL.Image.Image, str]]`): Pictures and their captions, which name the
+            files inside.
+    """
+    with zipfile.ZipFile(path, "w") as archive:
+        for picture, caption in gallery:
+            with archive.open(f"{caption.replace('/', '-')}.png", "w") as file:
+                picture.save(file, format="PNG")
+
+
+@lend_gpu
+def compare(model: str, dimensions: list[str], label: str, steps: int, seed: int) -> Iterator[str]:
+    """
+    Draw the same seeds at several D.
+
+    Args:
+        model (`str`): Name of the model.
+        dimensions (`list[str]`): One to five D, such as `"128"` or `"inf"`.
+        label (`str`): Name of the class, or `"any"` to go through all of them.
+        steps (`int`): Steps of the solver, 1 to 100.
+        seed (`int`): Seed of the first image of each row.
+
+    Yields:
+        `str`: HTML with one row of images per D.
+    """
+    chosen = choose_model(model)
+    if not isinstance(dimensions, list) or not 1 <= len(dimensions) <= MOST_COMPARED:
+        raise Refusal(f"Choose between one and {MOST_COMPARED} values of D.")
+    steps = check_steps(steps)
+    seed = check_seed(seed)
+    pipes = {
+        D: load_pipeline(chosen, D)
+        for D in sorted(choose_listed_dimension(chosen, choice) for choice in dimensions)
+    }
+    calls = max(count_calls(pipe, steps) for pipe in pipes.values())
+    check_cost(COLUMNS * len(pipes), calls)
+    rows = {}
+    for D, pipe in pipes.items():
+        progresses = run_pipeline(
+            pipe,
+            COLUMNS,
+            num_inference_steps=steps,
+            D=D,
+            class_labels=choose_classes(pipe, label, COLUMNS),
+            generator=make_generators(seed, COLUMNS),
+        )
+        for progress in progresses:
+            rows[f"D = {format_dimension(D)}"] = to_pictures(progress.images)
+            yield render_rows(rows)
+
+
+@lend_gpu
+def disturb(
+    model: str, noise: float, bits: int | str, small: str, large: str, label: str, steps: int, seed: int
+) -> Iterator[str]:
+    """
+    Draw the same seeds at a small and at a large D, undisturbed and disturbed.
+
+    Args:
+        model (`str`): Name of the model.
+        noise (`float`): Noise injected before each step, 0 to 1, in units of the step's noise level.
+        bits (`int` or `str`): Bits per weight, 2 to 16, or `"as trained"`.
+        small (`str`): The small D, such as `"16"`.
+        large (`str`): The large D, such as `"inf"`.
+        label (`str`): Name of the class, or `"any"` to go through all of them.
+        steps (`int`): Steps of the solver, 1 to 100.
+        seed (`int`): Seed of the first image of each row.
+
+    Yields:
+        `str`: HTML with four rows of images.
+    """
+    chosen = choose_model(model)
+    dimensions = [choose_listed_dimension(chosen, D) for D in (small, large)]
+    noise = check_number(noise, 0, 1, "The noise")
+    steps = check_steps(steps)
+    seed = check_seed(seed)
+    rounding = {}
+    if bits != AS_TRAINED:
+        rounding["bits"] = check_integer(bits, 2, 16, "Bits per weight")
+    check_cost(COLUMNS * 4, count_calls(load_pipeline(chosen, dimensions[0]), steps))
+    rows = {}
+    for alpha, options in ((0.0, {}), (noise, rounding)):
+        name = "disturbed" if alpha or options else "undisturbed"
+        for D in dimensions:
+            pipe = load_pipeline(chosen, D, **options)
+            generators = make_generators(seed, COLUMNS)
+            injection = {}
+            if alpha:
+                injection = inject_noise(pipe, list(range(seed, seed + COLUMNS)), generators, alpha, D)
+            progresses = run_pipeline(
+                pipe,
+                COLUMNS,
+                num_inference_steps=steps,
+                D=D,
+                class_labels=choose_classes(pipe, label, COLUMNS),
+                generator=generators,
+                **injection,
+            )
+            for progress in progresses:
+                rows[f"D = {format_dimension(D)}, {name}"] = to_pictures(progress.images)
+                yield render_rows(rows)

@@ -1,0 +1,76 @@
+"""Pictures as HTML: they are embedded in the page, so that no file is written."""
+
+import base64
+import html
+import io
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from pipeline_pfgmpp.pictures.grid import draw_grid, to_pil
+
+
+def to_pictures(samples: torch.Tensor) -> list[Image.Image]:
+    """
+    Convert samples to pictures.
+
+    Args:
+        samples (`torch.Tensor` of shape `(batch, C, H, W)`): Samples, of which [-1, 1] is shown.
+
+    Returns:
+        `list[PIL.Image.Image]`: One picture per sample.
+    """
+    levels = ((samples / 2 + 0.5).clamp(0, 1) * 255).round()
+    return to_pil(levels.to("cpu", torch.uint8))
+
+
+def render_picture(picture: Image.Image, alt: str, width: int | None = None) -> str:
+    """
+    Render a picture with its pixels kept sharp.
+
+    Args:
+        picture (`PIL.Image.Image`): The picture.
+        alt (`str`): What it shows, for people who cannot see it.
+        width (`int`, *optional*): Width on the page in pixels; by default the picture's own.
+
+    Returns:
+        `str`: HTML.
+    """
+    data = io.BytesIO()
+    picture.save(data, format="PNG")
+    encoded = base64.b64encode(data.getvalue()).decode()
+    style = f' style="width:{width}px"' if width else ""
+    return f'<img class="pixels" alt="{html.escape(alt)}" src="data:image/png;base64,{encoded}"{style}>'
+
+
+def render_rows(rows: dict[str, list[Image.Image]]) -> str:
+    """
+    Render rows of pictures. The name of a row stands beside it, or above it on a narrow page.
+
+    Args:
+        rows (`dict[str, list[PIL.Image.Image]]`): Pictures by the name of their row.
+
+    Returns:
+        `str`: HTML.
+    """
+    parts = []
+    for name, pictures in rows.items():
+        grid = draw_grid(pictures, len(pictures))
+        parts.append(f'<div class="name">{html.escape(name)}</div>{render_picture(grid, name)}')
+    return f'<div class="rows">{"".join(parts)}</div>'
+
+
+def rasterize(figure: Figure) -> Image.Image:
+    """
+    Draw a figure of matplotlib as a picture.
+
+    Args:
+        figure (`matplotlib.figure.Figure`): The figure.
+
+    Returns:
+        `PIL.Image.Image`: The picture, at 100 pixels per inch.
+    """
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=100)
+    return Image.open(data)

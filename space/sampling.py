@@ -1,0 +1,146 @@
+"""A call of the pipeline that reports its progress and stops when nobody waits for it any more."""
+
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from checks import Refusal
+
+from pipeline_pfgmpp import PFGMPPPipeline
+
+
+try:
+    import spaces  # installed on the Hub
+
+    lend_gpu = spaces.GPU  # reserves a shared GPU for the function that it decorates
+except ImportError:
+
+    def lend_gpu(function: Callable) -> Callable:
+        """Return the function: elsewhere there is no shared GPU to reserve."""
+        return function
+
+
+PAUSE = 0.7  # seconds between the intermediate results of a run
+
+
+class Progress(NamedTuple):
+    """
+    How far a run has come.
+
+    Args:
+        calls (`int`): Network calls so far.
+        total (`int`): Network calls of the whole run.
+        images (`torch.Tensor`): The denoised images so far; after the last call, the result.
+    """
+
+    calls: int
+    total: int
+    images: torch.Tensor
+
+    @property
+    def finished(self) -> bool:
+        """Whether these images are the result."""
+        return self.calls == self.total
+
+
+def run_pipeline(
+    pipe: PFGMPPPipeline,
+    count: int,
+    callback_on_step_end: Callable[..., dict] | None = None,
+    **settings: Any,
+) -> Iterator[Progress]:
+    """
+    Call a pipeline in a thread and report its progress.
+
+    Closing this generator, as the Cancel button does, stops the pipeline after the current network
+    call.
+
+    Args:
+        pipe ([`PFGMPPPipeline`]): The pipeline, which no other request uses.
+        count (`int`): Images.
+        callback_on_step_end (`Callable`, *optional*): As of the pipeline's call.
+        settings: Further arguments of the pipeline's call.
+
+    Yields:
+        [`Progress`]: Every `PAUSE` seconds, and at the end.
+
+    Raises:
+        Refusal: The pipeline does not accept its arguments.
+    """
+    results: queue.Queue[Progress | Exception] = queue.Queue()
+
+    def report(pipe: PFGMPPPipeline, index: int, timestep: Any, tensors: dict) -> dict:
+        total = len(pipe.scheduler.timesteps)
+        if index + 1 < total:
+            results.put(Progress(index + 1, total, tensors["pred_original_sample"]))
+        if callback_on_step_end is None:
+            return {}
+        return callback_on_step_end(pipe, index, timestep, tensors)
+
+    def work() -> None:
+        try:
+            output = pipe(
+                count,
+                output_type="latent",
+                callback_on_step_end=report,
+                callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"],
+                **settings,
+            )
+            total = len(pipe.scheduler.timesteps)
+            results.put(Progress(total, total, output.images))
+        except Exception as error:
+            results.put(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    shown = -math.inf
+    try:
+        while True:
+            progress = results.get()
+            if isinstance(progress, ValueError):
+                raise Refusal(str(progress))
+            if isinstance(progress, Exception):
+                raise progress
+            if progress.finished or time.monotonic() - shown > PAUSE:
+                shown = time.monotonic()
+                yield progress
+            if progress.finished:
+                return
+    finally:
+        pipe._interrupt = True  # how diffusers' pipelines are asked to stop
+        thread.join()
+
+
+def make_generators(seed: int, count: int) -> list[torch.Generator]:
+    """
+    Make one generator per image, with consecutive seeds.
+
+    Args:
+        seed (`int`): The first seed.
+        count (`int`): Images.
+
+    Returns:
+        `list[torch.Generator]`: The generators.
+    """
+    return [torch.Generator().manual_seed(seed + index) for index in range(count)]
+
+
+def count_calls(pipe: PFGMPPPipeline, steps: int, guidance: float = 1.0) -> int:
+    """
+    Count the network calls per image.
+
+    Args:
+        pipe ([`PFGMPPPipeline`]): The pipeline.
+        steps (`int`): Steps of the solver.
+        guidance (`float`, defaults to 1): The guidance scale; any other than 1 doubles the calls.
+
+    Returns:
+        `int`: The number of calls.
+    """
+    pipe.scheduler.set_timesteps(steps)
+    calls = len(pipe.scheduler.timesteps)
+    return calls if guidance == 1 else 2 * calls
