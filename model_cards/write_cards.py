@@ -25,8 +25,8 @@ TRAINING_IMAGES = 200_000_000
 
 FFHQ_LIMITS = """
 
-The people in FFHQ did not consent to being part of it, and they do not represent people in general; the
-generated faces belong to nobody. Do not use the model to recognise, judge or imitate people."""
+The people in FFHQ were not asked whether they want to be part of it, and they do not represent people in
+general; the generated faces belong to nobody. Do not use the model to recognise, judge or imitate people."""
 
 
 class Checkpoint(NamedTuple):

@@ -1,6 +1,7 @@
 """Model cards: valid, true to their models, and generated."""
 
 import re
+import runpy
 
 import pytest
 import yaml
@@ -8,7 +9,7 @@ from conftest import ROOT
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 
-from pipeline_pfgmpp.hub.cards import PUBLISHED, describe_base, write_model_card, write_published_cards
+from pipeline_pfgmpp.hub.cards import describe_base, write_model_card
 from pipeline_pfgmpp.records.commands import format_command
 from pipeline_pfgmpp.records.dimensions import format_dimension
 
@@ -40,20 +41,20 @@ def test_every_card_is_complete(path):
 
 
 def test_published_cards_are_generated_and_hold_no_weights(tmp_path):
-    write_published_cards(tmp_path)
-    for name, _, D, classes, (dataset, _), file, fid, _ in PUBLISHED:
-        text = (tmp_path / name / "README.md").read_text()
-        assert (CARDS / name / "README.md").read_text() == text, (
-            "run python -m pipeline_pfgmpp.hub.cards model_cards"
-        )
-        assert [each.name for each in (CARDS / name).iterdir()] == ["README.md"]
-        assert f"D = {format_dimension(D)}" in text
-        assert f"pfgmpp convert {file} {name}" in text
-        assert f"| {fid} |" in text
-        assert "the paper's number, not measured here" in text
-        assert dataset in text
+    script = runpy.run_path(str(CARDS / "write_cards.py"))
+    script["write_published_cards"](tmp_path)
+    for checkpoint in script["PUBLISHED"]:
+        folder = CARDS / checkpoint.name
+        text = (tmp_path / checkpoint.name / "README.md").read_text()
+        assert (folder / "README.md").read_text() == text, "run python model_cards/write_cards.py"
+        assert [each.name for each in folder.iterdir()] == ["README.md"]
+        assert f"D = {format_dimension(checkpoint.D)}" in text
+        assert f"pfgmpp convert {checkpoint.file} {checkpoint.name}" in text
+        assert f"| {checkpoint.fid} |" in text
+        assert "This is the paper's figure; it was not measured here." in text
+        assert checkpoint.dataset in text
         assert text.startswith("---\n")
-        assert ("Class-conditional" in text) == bool(classes)
+        assert ("Class-conditional" in text) == bool(checkpoint.num_classes)
     assert (CARDS / "collection.yaml").read_text() == (tmp_path / "collection.yaml").read_text()
     items = yaml.safe_load((CARDS / "collection.yaml").read_text())["items"]
     assert {item["item_id"] for item in items} == {
@@ -68,8 +69,8 @@ def test_the_card_of_a_network_for_every_d_says_so(tmp_path):
     write_model_card(tmp_path, pipe, "## Training\n\nNone.")
     text = (tmp_path / "README.md").read_text()
     assert "any augmented dimension D" in text
-    assert "`D=` picks the augmented dimension" in text
-    assert "Not stated: that of the data" in text
+    assert "`D=` selects the augmented dimension" in text
+    assert "Not stated: it depends on the data" in text
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def build_card(
         tags=["pfgmpp", "poisson-flow", "diffusion"],
         **metadata,
     )
-    return ModelCard.from_template(
+    card = ModelCard.from_template(
         card_data,
         template_str=TEMPLATE,
         name=name,
@@ -147,6 +147,8 @@ def build_card(
             metadata.get("license"), metadata.get("license_name"), metadata.get("license_link")
         ),
     )
+    card.text = card.text.rstrip() + "\n"  # the template engine drops the last line's end
+    return card
 
 
 def _describe_licence(licence: str | list[str] | None, name: str | None, link: str | None) -> str:
