@@ -1,7 +1,10 @@
 """The published networks against tensors computed by the authors' own program."""
 
+import copy
+
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 
@@ -160,14 +163,51 @@ def test_from_config_and_outputs():
     assert torch.equal(unet(x, torch.tensor([-0.5, 0.5]), return_dict=False)[0], expected)
 
 
-def test_channels_last_and_other_sizes():
+def has_layout(unet, memory_format):
+    convolutions = [parameter for parameter in unet.parameters() if parameter.ndim == 4]
+    return all(parameter.is_contiguous(memory_format=memory_format) for parameter in convolutions)
+
+
+def test_on_a_cpu_weights_are_channels_last_from_the_start(tmp_path):
+    """New, loaded in every way that diffusers offers, cast, compiled and copied."""
+    unet = network()
+    assert has_layout(unet, torch.channels_last)
+    expected = outputs(unet)
+    pipe = PFGMPPPipeline(unet, PFGMPPScheduler())
+    pipe.save_pretrained(tmp_path)
+    with_information, _ = PFGMPPUNet2DModel.from_pretrained(tmp_path / "unet", output_loading_info=True)
+    loaded = [
+        PFGMPPUNet2DModel.from_pretrained(tmp_path / "unet"),
+        with_information,
+        DiffusionPipeline.from_pretrained(tmp_path).unet,
+        copy.deepcopy(unet),
+    ]
+    for each in loaded:
+        assert has_layout(each, torch.channels_last)
+        assert torch.equal(outputs(each), expected)
+    half = PFGMPPUNet2DModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.bfloat16)
+    assert has_layout(half, torch.channels_last)
+    assert has_layout(half.to(torch.float32), torch.channels_last)
+    assert has_layout(torch.compile(unet, backend="eager"), torch.channels_last)
+    assert torch.equal(outputs(torch.compile(unet, backend="eager")), expected)
+
+
+def test_weights_leave_the_cpu_in_the_usual_layout():
+    """The meta device stands in for a GPU."""
+    assert has_layout(network().to("meta"), torch.contiguous_format)
+    assert has_layout(network().to("meta", memory_format=torch.channels_last), torch.channels_last)
+
+
+def test_the_layout_changes_no_number_beyond_rounding_and_any_size_runs():
     unet = network()
     x, c_noise = torch.randn(1, 3, 16, 12), torch.tensor([0.1])
-    plain = unet(x, c_noise).sample
-    fast = unet.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), c_noise).sample
-    assert plain.shape == x.shape
+    fast = unet(x, c_noise).sample
+    assert fast.shape == x.shape
     assert fast.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-4)
+    for parameter in unet.parameters():
+        parameter.data = parameter.data.contiguous()
+    assert has_layout(unet, torch.contiguous_format)
+    torch.testing.assert_close(fast, unet(x, c_noise).sample, atol=1e-5, rtol=1e-4)
 
 
 def test_a_step_of_training_reaches_every_parameter():
