@@ -1,0 +1,137 @@
+"""Markdown tables of the report, from the JSON that the studies and the benchmarks write."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline_pfgmpp.evaluation.reports import format_mean
+
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def format_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """
+    Format a table.
+
+    Args:
+        header (`Iterable[str]`): Titles of the columns.
+        rows (`Iterable`): Cells of each row, as many as there are titles.
+
+    Returns:
+        `str`: The table, without a newline at its end.
+    """
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    text = [f"| {' | '.join(cells)} |" for cells in lines]
+    text[1] = text[1].replace(" ", "")
+    return "\n".join(line.replace("|  |", "| |") for line in text)
+
+
+def format_values(values: list[float] | str) -> str:
+    """
+    Format the values of one figure.
+
+    Args:
+        values (`list[float]` or `str`): One value per group of images, or the mean and the deviation
+            as they were printed, where only these were kept.
+
+    Returns:
+        `str`: Such as `"6.60 ± 0.44"`.
+    """
+    return values if isinstance(values, str) else format_mean(values)
+
+
+def format_printed(results: dict[str, Any]) -> str:
+    """Format a table of which only the text was kept, as `header` and `rows`."""
+    return format_table(results["header"], results["rows"])
+
+
+def format_single_dimensions(results: list[dict[str, Any]]) -> str:
+    """Format the comparison of one network for every D with networks of a single D."""
+    rows = [
+        [row["D"], *(format_values(row[name]) for name in ("every", "single", "ratio"))] for row in results
+    ]
+    return format_table(["D", "one network for every D", "a network of this D", "ratio per group"], rows)
+
+
+def format_continuity(results: list[dict[str, Any]]) -> str:
+    """Format how far images of the same seeds are apart at neighboring D."""
+    rows = []
+    for row in results:
+        largest = f"{row['largest']:.4f}" if "largest" in row else ""
+        rows.append([row["step"], f"{row['root_mean_square']:.4f}", largest])
+    header = ["step in D", "root mean square between neighbors", "largest for one image"]
+    return format_table(header, rows)
+
+
+def format_plane(results: list[dict[str, Any]]) -> str:
+    """Format the share of samples that end far from every charge of the plane."""
+    rows = [[row["name"], *(f"{row[name]:.1%}" for name in ("mean", "least", "most"))] for row in results]
+    return format_table(["samples farther than 0.1 from every charge", "mean", "least", "most"], rows)
+
+
+def format_clothes(results: list[dict[str, Any]]) -> str:
+    """Format the metrics of PFGM on Fashion-MNIST."""
+    metrics = {"fid": "Fréchet distance", "kid": "KID", "precision": "precision", "recall": "recall"}
+    rows = [[row["images"], *(format_values(row[metric]) for metric in metrics)] for row in results]
+    return format_table(["images", *metrics.values()], rows)
+
+
+def format_solvers(results: dict[str, Any]) -> str:
+    """Format the comparison of the fast setting with Heun's method."""
+    compared = results["compared"]
+    baseline = next(iter(compared.values()))
+    rows = []
+    for name, row in compared.items():
+        distances = ", ".join(f"{value:.2f}" for value in row["frechet_distances"])
+        ratio = sum(row["frechet_distances"]) / sum(baseline["frechet_distances"])
+        rows.append([name, distances, f"{ratio:.3f}", f"{row['rmse']:.4f}"])
+    count = results["settings"]["num_images"]
+    header = [
+        "setting",
+        f"Fréchet distance, {count:,} images each",
+        "to the first",
+        "RMSE to a fine solution",
+    ]
+    return format_table(header, rows)
+
+
+def format_sampling(results: dict[str, Any]) -> str:
+    """Format the cost of sampling over the bare calls of the network, one column per network."""
+    cases = results["cases"]
+    header = [f"{case['network']}, batch {case['batch_size']}" for case in cases]
+    names = {
+        "PFGMPPPipeline": "`PFGMPPPipeline`",
+        "DDPMPipeline": "diffusers' `DDPMPipeline` with as many calls",
+        "EDMEulerScheduler": "a plain loop around diffusers' `EDMEulerScheduler`",
+    }
+    rows = [
+        [title, *(f"{case['over_bare_calls'][name]:.3f}" for case in cases)] for name, title in names.items()
+    ]
+    shares = [f"{100 * case['share_of_scheduler_and_noise']:.2f} %" for case in cases]
+    memory = [f"{case['peak_memory_over_forward_pass']:.3f}" for case in cases]
+    rows.append(["share of scheduler and noise in the pipeline", *shares])
+    rows.append(["peak memory over that of one forward pass", *memory])
+    return format_table(["time over the bare calls of the network", *header], rows)
+
+
+def format_settings(results: dict[str, Any]) -> str:
+    """Format the speed of the bundled network in other settings."""
+    names = {
+        "float32, compiled": "`torch.compile(pipe.unet, fullgraph=True)`",
+        "bfloat16": "bfloat16",
+        "bfloat16, compiled": "bfloat16, compiled",
+    }
+    speeds = results["settings"][0]["over_eager_float32"]
+    rows = [[title, f"{speeds[name]:.2f}"] for name, title in names.items()]
+    return format_table(["one call of the bundled network over eager float32", "speed"], rows)
+
+
+def format_network(results: dict[str, Any]) -> str:
+    """Format the speed of the full-size network over a transcription of its description."""
+    rows = []
+    for entry in results["ratios"]:
+        rows.append([f"{entry['dtype']}, {entry['pass']}", f"{entry['over_transcription']:.2f}"])
+    header = f"NCSN++ over a plain transcription of its description, batch {results['batch_size']}"
+    return format_table([header, "speed"], rows)
