@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline_pfgmpp.training import SCHEDULES, HalfLifeEMA, PowerFunctionEMA, learning_rate_factor
-from pipeline_pfgmpp.training.ema import power_of_width, reconstruct, reconstruction_weights
+from pipeline_pfgmpp.training import SCHEDULES, HalfLifeEMA, PowerFunctionEMA, compute_learning_rate_factor
+from pipeline_pfgmpp.training.ema import combine_snapshots, compute_exponent, fit_profile
 
 
 def test_ema_half_life_in_images():
@@ -42,12 +42,12 @@ def test_a_power_function_average_is_as_wide_as_it_says(width):
 def test_widths_and_powers():
     for gamma in (0.5, 6.94, 16.97):  # the latter two are the paper's for widths 0.1 and 0.05
         width = math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
-        assert power_of_width(width) == pytest.approx(gamma, rel=1e-9)
-    assert power_of_width(0.1) == pytest.approx(6.94, abs=0.01)
-    assert power_of_width(0.05) == pytest.approx(16.97, abs=0.01)
+        assert compute_exponent(width) == pytest.approx(gamma, rel=1e-9)
+    assert compute_exponent(0.1) == pytest.approx(6.94, abs=0.01)
+    assert compute_exponent(0.05) == pytest.approx(16.97, abs=0.01)
     for width in (0, 0.3, -1):
         with pytest.raises(ValueError, match="must lie in"):
-            power_of_width(width)
+            compute_exponent(width)
 
 
 def test_an_average_of_any_width_is_put_together_afterwards(tmp_path):
@@ -64,22 +64,22 @@ def test_an_average_of_any_width_is_put_together_afterwards(tmp_path):
         if step % 40 == 0:
             for average in averages:
                 average.save_snapshot(tmp_path, step, ["weight", "bias"])
-    error = (reconstruct(tmp_path, wanted)["bias"] - whole.shadow_params[1]).square().mean().sqrt()
+    error = (combine_snapshots(tmp_path, wanted)["bias"] - whole.shadow_params[1]).square().mean().sqrt()
     nearest = min(
         (average.shadow_params[1] - whole.shadow_params[1]).square().mean().sqrt() for average in averages
     )
     assert error < 0.1 * nearest
-    assert reconstruction_weights([(400, 0.1)], 400, 0.1).item() == pytest.approx(1)
+    assert fit_profile([(400, 0.1)], 400, 0.1).item() == pytest.approx(1)
     with pytest.raises(ValueError, match="must not be after the last snapshot"):
-        reconstruct(tmp_path, wanted, step=401)
+        combine_snapshots(tmp_path, wanted, step=401)
     with pytest.raises(ValueError, match="holds no snapshots"):
-        reconstruct(tmp_path / "none", wanted)
+        combine_snapshots(tmp_path / "none", wanted)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_learning_rates_in_images(schedule):
     def factor(images):
-        return learning_rate_factor(schedule, images, 10_000, warmup_images=1000, decay_images=4000)
+        return compute_learning_rate_factor(schedule, images, 10_000, warmup_images=1000, decay_images=4000)
 
     assert [factor(images) for images in (0, 500, 1000)] == [0, 0.5, 1]
     half, end = {
@@ -91,4 +91,4 @@ def test_learning_rates_in_images(schedule):
     assert factor(5500) == pytest.approx(half)
     assert factor(10_000) == pytest.approx(end)
     with pytest.raises(ValueError, match="`schedule` must be one of constant"):
-        learning_rate_factor("stepwise", 0, 1)
+        compute_learning_rate_factor("stepwise", 0, 1)

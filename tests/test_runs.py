@@ -1,22 +1,28 @@
 """
-A folder belongs to one run: no training changes what another one left, and none goes on from
-another's checkpoints.
+A folder belongs to one run: no training changes what another one left, or resumes from another's
+checkpoints.
 """
 
 import json
 import math
-import runpy
 import shutil
 from pathlib import Path
 
 import PIL.Image
 import pytest
 import torch
-from conftest import ROOT, run_training
+from conftest import run_training
 from diffusers import DiffusionPipeline
 
-from pipeline_pfgmpp.training import open_run, read_run, remove_run, write_run
-from pipeline_pfgmpp.training.run import list_checkpoints
+from pipeline_pfgmpp.training import (
+    TrainingConfig,
+    list_checkpoints,
+    open_run,
+    read_run,
+    remove_run,
+    write_run,
+)
+from pipeline_pfgmpp.training.result import read_best_distance
 
 
 SMALL = [
@@ -84,8 +90,8 @@ def test_a_second_training_changes_nothing_of_the_first(finished):
     folder, args = finished
     before = contents(folder)
     end, _ = train_here(*args, "--output_dir", folder)
-    assert f"--output_dir {folder} holds this run already: --resume_from_checkpoint latest goes on" in end
-    assert "--overwrite_output_dir" in end
+    assert f"`output_dir` {folder} already holds this run: to resume it, set `resume_from_checkpoint`" in end
+    assert "`overwrite_output_dir`" in end
     other = [*args, "--D", "32", "--seed", "7", "--train_batch_size", "4", "--output_dir", folder]
     for resume in (
         [],
@@ -94,9 +100,9 @@ def test_a_second_training_changes_nothing_of_the_first(finished):
     ):
         end, _ = train_here(*other, *resume)
         assert f"{folder} holds another run" in end
-        assert "--D: it has 64, this one 32; " in end
-        assert "--seed: it has 0, this one 7; " in end
-        assert "(--train_batch_size): it has 8, this one 4)" in end
+        assert "--D is 64 there and 32 here; " in end
+        assert "--seed is 0 there and 7 here; " in end
+        assert "(--train_batch_size) is 8 there and 4 here)" in end
     assert contents(folder) == before
 
 
@@ -110,12 +116,13 @@ def test_checkpoints_of_another_run_are_refused_wherever_they_are(finished, tmp_
         tmp_path / "elsewhere",
     ]
     end, _ = train_here(*elsewhere, "--learning_rate", "0.5")
-    assert f"{folder / 'checkpoint-2'} is of another run (--learning_rate: it has 0.002, this one 0.5)" in end
+    assert f"{folder / 'checkpoint-2'} belongs to another run" in end
+    assert "(--learning_rate is 0.002 there and 0.5 here)" in end
     assert not (tmp_path / "elsewhere").exists()
     # what only says how long, how often and how it is computed may change
     end, output = train_here(
-        *elsewhere, "--max_train_steps", "3", "--checkpointing_steps", "0", "--logging_steps", "1", "--train_batch_size", "4",
-        "--gradient_accumulation_steps", "2", "--gradient_checkpointing",
+        *elsewhere, "--max_train_steps", "3", "--checkpointing_steps", "0", "--logging_steps", "1",
+        "--train_batch_size", "4", "--gradient_accumulation_steps", "2", "--gradient_checkpointing",
     )  # fmt: skip
     assert end == ""
     assert "The learning rate falls to 0 at step 3, no longer at 2." in output
@@ -123,7 +130,7 @@ def test_checkpoints_of_another_run_are_refused_wherever_they_are(finished, tmp_
     assert read_run(tmp_path / "elsewhere")["--D"] == "64"
     missing = folder / "checkpoint-9"
     end, _ = train_here(*args, "--resume_from_checkpoint", missing, "--output_dir", tmp_path / "other")
-    assert end == f"--resume_from_checkpoint {missing}: there is no such checkpoint."
+    assert end == f"`resume_from_checkpoint`: there is no checkpoint {missing}."
 
 
 def test_other_data_at_the_same_place_make_another_run(finished, pictures, tmp_path):
@@ -133,8 +140,8 @@ def test_other_data_at_the_same_place_make_another_run(finished, pictures, tmp_p
     again = [*args, "--train_data_dir", changed, "--output_dir", folder, "--resume_from_checkpoint", "latest"]
     PIL.Image.new("L", (8, 8), 255).save(changed / "3.png")
     end, _ = train_here(*again)
-    assert f"data: it has {pictures}, split train, digest " in end
-    assert f"this one {changed}, split train, digest " in end
+    assert f"data is {pictures}, split train (digest " in end
+    assert f" there and {changed}, split train (digest " in end
     assert contents(folder) == before
     # the same images from another place make the same run
     shutil.copy(pictures / "3.png", changed / "3.png")
@@ -157,7 +164,7 @@ def test_other_weights_at_the_same_place_make_another_run(finished, pictures, tm
     torch.nn.init.ones_(pipe.unet.map_layer0.bias)
     pipe.save_pretrained(start)
     end, _ = train_here(*args, "--resume_from_checkpoint", "latest")
-    assert f"pretrained model: it has {start}, digest " in end
+    assert f"pretrained model is {start} (digest " in end
 
 
 def test_overwriting_leaves_nothing_of_the_other_run(finished, tmp_path):
@@ -203,11 +210,11 @@ def test_overwriting_does_not_remove_what_the_run_needs(finished):
     ):
         (folder / "samples").mkdir(exist_ok=True)
         end, _ = train_here(*args, name, path, "--output_dir", folder, "--overwrite_output_dir")
-        assert end == f"--overwrite_output_dir: {path}, which the run needs, lies in the folder."
+        assert end == f"--overwrite_output_dir would remove {path}, which the run needs."
     end, _ = train_here(
         *args, "--resume_from_checkpoint", "latest", "--output_dir", folder, "--overwrite_output_dir"
     )
-    assert "removes what --resume_from_checkpoint latest goes on from" in end
+    assert "removes the checkpoints that --resume_from_checkpoint latest looks for" in end
     assert contents(folder) == before
 
 
@@ -226,7 +233,7 @@ IDENTITY = {"--D": "64", "--seed": 0}
 @pytest.mark.parametrize("name", ["model_index.json", "notes.txt", ".hidden"])
 def test_a_folder_of_something_else_is_refused(resume, name, tmp_path):
     (tmp_path / name).write_text("{}")
-    with pytest.raises(ValueError, match=f"is not empty, it holds {name}, and no run that could go on"):
+    with pytest.raises(ValueError, match=rf"is not empty \(it holds {name}\), and it holds no run to resume"):
         open_run(tmp_path, IDENTITY, resume)
     assert open_run(tmp_path, IDENTITY, overwrite=True) == []
     with pytest.raises(ValueError, match="is a file"):
@@ -248,10 +255,10 @@ def test_what_may_go_on(tmp_path):
     assert open_run(tmp_path, IDENTITY, "latest") == []  # it was killed before its first checkpoint
     first, second = checkpoint(tmp_path, 9, IDENTITY), checkpoint(tmp_path, 10, IDENTITY)
     assert open_run(tmp_path, IDENTITY, "latest") == [first, second]
-    with pytest.raises(ValueError, match=r"holds another run \(--D: it has 64, this one inf\)"):
+    with pytest.raises(ValueError, match=r"holds another run \(--D is 64 there and inf here\)"):
         open_run(tmp_path, {"--D": "inf"}, "latest")
     write_run(second, {"--seed": 1})
-    with pytest.raises(ValueError, match=r"checkpoint-10 is of another run \(--seed: it has 1, this one 0\)"):
+    with pytest.raises(ValueError, match=r"checkpoint-10 belongs .*\(--seed is 1 there and 0 here\)"):
         open_run(tmp_path, IDENTITY, "latest")
     (second / "run.json").write_text("[")  # damaged: found when it is loaded, and the one before it is used
     assert open_run(tmp_path, IDENTITY, "latest") == [first, second]
@@ -263,7 +270,7 @@ def test_what_may_go_on(tmp_path):
 def test_a_result_without_checkpoints_is_not_trained_anew(tmp_path):
     write_run(tmp_path, IDENTITY)
     (tmp_path / "model_index.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds the result of this run, but no checkpoint to go on from"):
+    with pytest.raises(ValueError, match="holds the result of this run, but no checkpoint to resume from"):
         open_run(tmp_path, IDENTITY, "latest")
 
 
@@ -280,24 +287,20 @@ def test_checkpoints_that_name_no_run_are_taken_by_name_alone(finished):
         )
     again = [*args, "--max_train_steps", "3", "--output_dir", folder, "--resume_from_checkpoint"]
     newest = folder / "checkpoint-2"
-    assert f"{newest} does not say of which run it is" in train_here(*again, "latest")[0]
+    assert f"{newest} does not name its run" in train_here(*again, "latest")[0]
     end, output = train_here(*again, newest)
     assert end == ""
-    assert "It does not say of which run it is: it is taken for this one's." in output
+    assert "The checkpoint does not name its run; it is assumed to be of this one." in output
     assert open_run(folder, read_run(folder), "latest") == list_checkpoints(folder)
 
 
-def test_distances_over_other_features_are_not_compared(tmp_path, pictures):
-    script = runpy.run_path(str(ROOT / "train_accelerate.py"))
-    common = ["--train_data_dir", str(pictures), "--output_dir", str(tmp_path), "--max_train_steps", "1"]
+def test_distances_over_other_features_are_not_compared(tmp_path):
     (tmp_path / "best").mkdir()
     measured = {"frechet_distance": 3.5, "features": "fashion-mnist", "num_images": 2000, "step": 1}
     (tmp_path / "best" / "distance.json").write_text(json.dumps(measured))
-    best = {
-        options: script["best_distance"](script["parse_args"]([*common, *options]))
-        for options in ((), ("--fid_features", "inception"), ("--fid_images", "50"))
-    }
-    assert list(best.values()) == [3.5, math.inf, math.inf]
+    assert read_best_distance(TrainingConfig(tmp_path, 1)) == 3.5
+    assert read_best_distance(TrainingConfig(tmp_path, 1, fid_features="inception")) == math.inf
+    assert read_best_distance(TrainingConfig(tmp_path, 1, fid_images=50)) == math.inf
 
 
 def test_removing_touches_no_folder_without_a_run(tmp_path):

@@ -20,10 +20,9 @@ from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DMode
 from hub_server import WRITER
 from huggingface_hub import ModelCard
 
-from pipeline_pfgmpp.conversion.convert import convert_diffusers
+from pipeline_pfgmpp.conversion import convert_diffusers
 from pipeline_pfgmpp.data import load_images
-from pipeline_pfgmpp.training import RECIPES
-from pipeline_pfgmpp.training.log import read_log
+from pipeline_pfgmpp.training import RECIPES, read_log
 from pipeline_pfgmpp.unet_pfgmpp import UNetBlock
 
 
@@ -323,7 +322,7 @@ def test_a_file_of_arguments_goes_between_the_preset_and_the_command_line(tmp_pa
     for text, message in (
         ("learning_rat: 1", "unrecognized arguments: --learning_rat=1"),
         ("preset: vgg", "argument --preset: invalid choice: 'vgg'"),
-        ("- a", "cannot be read: it is no list of `name: value`"),
+        ("- a", "cannot be read: it does not hold `name: value` pairs"),
         ("a: [", "cannot be read"),
     ):
         config.write_text(text)
@@ -367,13 +366,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(damage, stoppe
     ]
     result = train(*again, "latest")
     assert f"{newest} is damaged: " in result.stdout
-    assert "The one before it is used." in result.stdout
+    assert "Trying the checkpoint before it." in result.stdout
     assert f"Resuming from {newest.with_name('checkpoint-2')}" in result.stdout
     assert json.loads(result.stdout.strip().splitlines()[-1])["steps"] == 5
     refused = train(*again, newest, check=False)
     assert refused.returncode != 0
     assert f"{newest} is damaged: " in refused.stderr
-    assert "It cannot be resumed from." in refused.stderr
+    assert "There is no checkpoint to resume from." in refused.stderr
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(stopped_run, tmp_path):
@@ -398,7 +397,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(stopped_run, tmp_path):
     ]
     result = subprocess.run([*command, *map(str, args)], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1
-    assert "The checkpoint of step 5 cannot be written, the ones before it are as they were" in result.stderr
+    assert "The checkpoint of step 5 cannot be written; the ones before it are intact" in result.stderr
     assert "Traceback" not in result.stderr
     assert not list((tmp_path / "out").glob(".checkpoint-*"))
     kept = {path.name: (path / "model.safetensors").read_bytes() for path in folder.glob("checkpoint-*")}
@@ -447,7 +446,7 @@ def test_training_goes_on_from_a_ddpm_of_diffusers(fashion_mnist, tmp_path):
     common += ["--max_train_steps", "2", "--checkpointing_steps", "0", "--output_dir", tmp_path / "out"]
     output = train(*common, "--learning_rate", "1e-3", "--augment", "0.1").stdout
     assert "takes no augmentation labels" in output
-    assert "--preset fashion-mnist-small gives the recipe alone" in output
+    assert "--preset fashion-mnist-small only gives the recipe" in output
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert pipe.scheduler.config.D == 64
     assert pipe.scheduler.config.sigma_data == 1
@@ -568,18 +567,20 @@ def test_training_from_a_data_set_of_the_hub(hub, fashion_mnist, tmp_path):
             "argument --D: `D` must be a positive number, inf, or a range such as 16:inf, but is '0'",
         ),
         (["--D", "16:inf"], "--D 16:inf is a range, which needs --d_conditioning"),
-        (["--class_conditional", "--reference_batch_size", "32"], "--reference_batch_size needs --augment 0"),
-        (["--report_to", "none"], "--report_to none: accelerate finds no such tracker"),
-        (["--augment", "2"], "--augment must lie in [0, 1]"),
+        (["--class_conditional", "--reference_batch_size", "32"], "--reference_batch_size needs a network without"),
+        (["--augment", "0.1", "--reference_batch_size", "32"], "`reference_batch_size` needs `augment` 0"),
+        (["--max_train_steps", "0"], "`max_train_steps` must be at least 1"),
+        (["--report_to", "none"], "`report_to` none: accelerate does not find this tracker"),
+        (["--augment", "2"], "`augment` must lie in [0, 1]"),
         (["--dataset_name", "also"], "give one of --dataset_name and --train_data_dir"),
         (["--new_classes"], "--new_classes needs --pretrained_model_name_or_path"),
         (
             ["--pretrained_model_name_or_path", "start", "--sigma_data", "1"],
-            "--sigma_data is that of the pretrained network",
+            "--sigma_data belongs to the pretrained network",
         ),
         (
             ["--ema_width", "0.5"],
-            "argument --ema_width: the width of a power function must lie in (0, 0.289)",
+            "The width of a power-function average must lie in (0, 0.289)",
         ),
     ],
 )
@@ -593,7 +594,7 @@ def test_bad_arguments_end_in_one_sentence(args, message, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--fid_steps", "1"], "--fid_steps: `images` must be of shape (batch, 1, 28, 28)"),
+        (["--fid_steps", "1"], "`fid_steps`: `images` must be of shape (batch, 1, 28, 28)"),
         (["--image_column", "picture"], "cannot be used: `image_column` is 'picture'"),
     ],
 )

@@ -1,20 +1,31 @@
-"""What train_accelerate.py is made of."""
+"""Training: the loop, and everything that it consists of."""
 
 from .augment import Augmentation
 from .checkpoint import load_checkpoint, save_checkpoint
-from .ema import HalfLifeEMA, PowerFunctionEMA, power_of_width
-from .finetune import adapt_network, choose_classes, trained_range
+from .config import TrainingConfig
+from .ema import HalfLifeEMA, PowerFunctionEMA, reconstruct_average
+from .finetune import adapt_network, choose_classes, read_trained_range
 from .frechet import FrechetDistance
 from .gradients import replace_nonfinite_gradients
-from .log import JSONLTracker, LossMeter
-from .loss import DimensionRange, PFGMPPLoss, UncertaintyWeighting
-from .recipes import OF_THE_NETWORK, RECIPES
-from .run import identify_run, lies_in, list_checkpoints, open_run, read_run, remove_run, write_run
-from .schedule import SCHEDULES, learning_rate_factor
+from .log import JSONLTracker, LossMeter, read_log
+from .loop import Trainer, create_accelerator
+from .loss import DimensionRange, Perturbation, PFGMPPLoss, UncertaintyWeighting
+from .recipes import INHERITED, RECIPES
+from .run import (
+    RunRecord,
+    identify_run,
+    is_inside,
+    list_checkpoints,
+    open_run,
+    read_run,
+    remove_run,
+    write_run,
+)
+from .schedule import SCHEDULES, compute_learning_rate_factor
 
 
 __all__ = [
-    "OF_THE_NETWORK",
+    "INHERITED",
     "RECIPES",
     "SCHEDULES",
     "Augmentation",
@@ -24,21 +35,27 @@ __all__ = [
     "JSONLTracker",
     "LossMeter",
     "PFGMPPLoss",
+    "Perturbation",
     "PowerFunctionEMA",
+    "RunRecord",
+    "Trainer",
+    "TrainingConfig",
     "UncertaintyWeighting",
     "adapt_network",
     "choose_classes",
+    "compute_learning_rate_factor",
+    "create_accelerator",
     "identify_run",
-    "learning_rate_factor",
-    "lies_in",
+    "is_inside",
     "list_checkpoints",
     "load_checkpoint",
     "open_run",
-    "power_of_width",
+    "read_log",
     "read_run",
+    "read_trained_range",
+    "reconstruct_average",
     "remove_run",
     "replace_nonfinite_gradients",
     "save_checkpoint",
-    "trained_range",
     "write_run",
 ]

@@ -2,9 +2,9 @@ r"""
 Non-leaking augmentation (https://huggingface.co/papers/2206.00364, app. F.2;
 https://huggingface.co/papers/2006.06676).
 
-Images are transformed at random and the network is told how, by nine labels that are zero where
-nothing was done. So it learns from more images than there are, and with all labels zero it draws
-the data as they are.
+Images are transformed at random, and the network receives nine labels that describe the transform
+and are zero if there is none. So the network learns from more images than the data hold, and
+with all labels zero it generates images like the original ones.
 
 | transform | drawn | labels | strength |
 |---|---|---|---|
@@ -12,8 +12,10 @@ the data as they are.
 | y-flip | {0, 1} | w | |
 | isotropic scale | w ~ N(0, 1) | w | factor 2^(0.2 w) |
 | rotation | w ~ U(-π, π) | cos w - 1, sin w | |
-| anisotropic scale | w ~ N(0, 1), axis r ~ U(-π, π) in half of the cases, else 0 | w cos r, w sin r | factors 2^(±0.2 w) |
+| anisotropic scale | w ~ N(0, 1), axis r | w cos r, w sin r | factors 2^(±0.2 w) |
 | translation | w ~ N(0, 1)² | w_x, w_y | 0.125 size w |
+
+The axis r is drawn from U(-π, π) in half of the cases, and is 0 in the others.
 """
 
 import math
@@ -22,8 +24,8 @@ import torch
 import torch.nn.functional as F
 
 
-# The orthonormal wavelet filter sym6: its shifts by two are orthonormal, so going up and down by
-# two with it changes nothing.
+# The orthonormal wavelet filter sym6: its shifts by two are orthonormal, so upsampling and
+# downsampling by two with it changes nothing.
 SYM6 = (
     0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633,
     0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263752278646252,
@@ -33,14 +35,14 @@ SYM6 = (
 
 class Augmentation:
     """
-    Draws transforms for a batch and applies them.
+    Draws random transforms for a batch and applies them.
 
     Args:
-        p (`float`): Probability of each transform but the x-flip, which is tried for every image
-            unless `p` is 0.
+        p (`float`): Probability of each transform except the x-flip, which half of the images
+            undergo unless `p` is 0.
 
     Raises:
-        ValueError: `p` is no probability.
+        ValueError: `p` is not a probability.
     """
 
     num_labels = 9
@@ -54,42 +56,43 @@ class Augmentation:
         self, count: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> torch.Tensor:
         """
-        Draws the transforms of some images.
+        Draw the transforms of a batch.
 
         Args:
             count (`int`): Number of images.
-            generator (`torch.Generator`, *optional*): Source of randomness, on the device.
-            device (`torch.device`, *optional*): Where it draws.
+            generator (`torch.Generator`, *optional*): Source of randomness, on `device`.
+            device (`torch.device` or `str`, *optional*): Where the numbers are drawn.
 
         Returns:
             `torch.Tensor` of shape `(count, 8)`: Flips along x and y, scale, rotation, stretch and
-                its axis, and shifts along x and y; zero where nothing is done.
+                its axis, and shifts along x and y; zero for no transform.
         """
 
-        def chance(p):
+        def draw_chance(p: float) -> torch.Tensor:
             return torch.rand(count, generator=generator, device=device) < p
 
-        def normal():
+        def draw_normal() -> torch.Tensor:
             return torch.randn(count, generator=generator, device=device)
 
-        def angle():
+        def draw_angle() -> torch.Tensor:
             return (2 * torch.rand(count, generator=generator, device=device) - 1) * math.pi
 
-        x_flip = (chance(1.0 if self.p else 0.0) & chance(0.5)).float()
-        y_flip = (chance(self.p) & chance(0.5)).float()
-        scale = normal() * chance(self.p)
-        rotation = angle() * chance(self.p)
-        stretch = normal() * chance(self.p)
-        axis = angle() * chance(0.5)
-        shift = torch.stack([normal(), normal()]) * chance(self.p)
+        x_flip = (draw_chance(1.0 if self.p else 0.0) & draw_chance(0.5)).float()
+        y_flip = (draw_chance(self.p) & draw_chance(0.5)).float()
+        scale = draw_normal() * draw_chance(self.p)
+        rotation = draw_angle() * draw_chance(self.p)
+        stretch = draw_normal() * draw_chance(self.p)
+        axis = draw_angle() * draw_chance(0.5)
+        shift = torch.stack([draw_normal(), draw_normal()]) * draw_chance(self.p)
         return torch.stack([x_flip, y_flip, scale, rotation, stretch, axis, *shift], dim=1)
 
     def __call__(self, images: torch.Tensor, transforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
+        Apply transforms to images.
+
         Args:
             images (`torch.Tensor` of shape `(batch, C, H, W)`): The images.
-            transforms (`torch.Tensor` of shape `(batch, 8)`): What is done to each, from
-                [`~Augmentation.draw`].
+            transforms (`torch.Tensor` of shape `(batch, 8)`): From [`~Augmentation.draw`].
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: The transformed images, and labels of shape
@@ -104,36 +107,39 @@ class Augmentation:
             dim=1,
         )  # fmt: skip
 
-        # Flips are exact; the rest is one affine map and one resampling, of the images that have any.
+        # Flips are exact. The rest is one affine map and one resampling of the images that need it.
         for column, dim in ((0, -1), (1, -2)):
             images = torch.where(labels[:, column].bool()[:, None, None, None], images.flip(dim), images)
         moved = (labels[:, 2:] != 0).any(1).nonzero().squeeze(1)
         if len(moved):
             size = labels.new_tensor([images.shape[-1], images.shape[-2]])
-            matrix = (
-                _stretched(stretch, axis) @ _rotated(rotation) * (2 ** (0.2 * labels[:, 2]))[:, None, None]
-            )
-            images = images.index_copy(
-                0, moved, resample(images[moved], matrix[moved], (0.125 * size * labels[:, 7:])[moved])
-            )
+            factor = (2 ** (0.2 * labels[:, 2]))[:, None, None]
+            matrix = _build_stretch(stretch, axis) @ _build_rotation(rotation) * factor
+            pixels = 0.125 * size * labels[:, 7:]
+            resampled = resample(images[moved], matrix[moved], pixels[moved])
+            images = images.index_copy(0, moved, resampled)
         return images, labels
 
 
-def _rotated(angle):
-    cos, sin = angle.cos(), angle.sin()
+def _build_rotation(angle: torch.Tensor) -> torch.Tensor:
+    """Build matrices of shape `(batch, 2, 2)`."""
+    cos = angle.cos()
+    sin = angle.sin()
     return torch.stack([cos, -sin, sin, cos], dim=1).view(-1, 2, 2)
 
 
-def _stretched(weight, axis):
+def _build_stretch(weight: torch.Tensor, axis: torch.Tensor) -> torch.Tensor:
+    """Build matrices of shape `(batch, 2, 2)` that stretch along an axis and shrink across it."""
     factors = torch.stack([2 ** (0.2 * weight), 2 ** (-0.2 * weight)], dim=1)
-    return _rotated(axis) @ torch.diag_embed(factors) @ _rotated(-axis)
+    return _build_rotation(axis) @ torch.diag_embed(factors) @ _build_rotation(-axis)
 
 
 def resample(images: torch.Tensor, matrix: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     """
-    Moves what is at v to `matrix` v + `shift`, both from the centre in pixels, with mirrored
-    borders and without aliasing: by bilinear interpolation at twice the resolution, to which and
-    from which the wavelet filter sym6 leads.
+    Move the pixel at v to `matrix` v + `shift`, where both positions count from the centre.
+
+    Borders are mirrored. To avoid aliasing, images are upsampled to twice the resolution with the
+    wavelet filter sym6, interpolated bilinearly there, and downsampled with the same filter.
 
     Args:
         images (`torch.Tensor` of shape `(batch, C, H, W)`): The images.
@@ -141,28 +147,34 @@ def resample(images: torch.Tensor, matrix: torch.Tensor, shift: torch.Tensor) ->
         shift (`torch.Tensor` of shape `(batch, 2)`): Translations (x, y), in pixels.
 
     Returns:
-        `torch.Tensor` of shape `(batch, C, H, W)`: The moved images; unchanged by the identity.
+        `torch.Tensor` of shape `(batch, C, H, W)`: The moved images; the identity changes nothing.
     """
     count, channels, height, width = images.shape
     taps = images.new_tensor(SYM6)
-    delay = (
-        (taps * torch.arange(len(taps), device=taps.device)).sum() / taps.sum()
-    ).item()  # where a pixel lies among its taps
+    positions = torch.arange(len(taps), device=taps.device)
+    delay = ((taps * positions).sum() / taps.sum()).item()  # where a pixel lies among its taps
     kernel = taps.outer(taps).expand(channels, 1, -1, -1)
 
-    padding = (height // 2, width // 2)
-    padded = F.pad(images, (padding[1], padding[1], padding[0], padding[0]), mode="reflect")
+    pad_y = height // 2
+    pad_x = width // 2
+    padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y), mode="reflect")
     fine = 2 * F.conv_transpose2d(padded, kernel, stride=2, groups=channels)
 
     # Where each fine pixel of the result comes from, among the fine pixels of the padded images
-    rows, columns = (torch.arange(2 * n + len(taps) - 2, device=images.device) for n in (height, width))
-    y, x = ((index - delay) / 2 - (n - 1) / 2 for index, n in ((rows, height), (columns, width)))
+    y = _place_fine_pixels(height, delay, images.device)
+    x = _place_fine_pixels(width, delay, images.device)
     target = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], dim=-1).to(images)
-    source = torch.einsum("bij,hwj->bhwi", torch.linalg.inv(matrix), target) - torch.einsum(
-        "bij,bj->bi", torch.linalg.inv(matrix), shift
-    ).view(count, 1, 1, 2)
-    centre = source.new_tensor([(width - 1) / 2 + padding[1], (height - 1) / 2 + padding[0]])
+    inverse = torch.linalg.inv(matrix)
+    offset = torch.einsum("bij,bj->bi", inverse, shift).view(count, 1, 1, 2)
+    source = torch.einsum("bij,hwj->bhwi", inverse, target) - offset
+    centre = source.new_tensor([(width - 1) / 2 + pad_x, (height - 1) / 2 + pad_y])
     index = 2 * (source + centre) + delay
     grid = 2 * index / (source.new_tensor([fine.shape[3], fine.shape[2]]) - 1) - 1
     moved = F.grid_sample(fine, grid, mode="bilinear", padding_mode="reflection", align_corners=True)
     return F.conv2d(moved, kernel / 2, stride=2, groups=channels)
+
+
+def _place_fine_pixels(size: int, delay: float, device: torch.device) -> torch.Tensor:
+    """Compute the positions of the fine pixels along one side, in pixels from the centre."""
+    index = torch.arange(2 * size + len(SYM6) - 2, device=device)
+    return (index - delay) / 2 - (size - 1) / 2

@@ -1,7 +1,4 @@
-"""
-Checkpoints of a run: folders `checkpoint-N`, written beside their place, checked when they are
-read.
-"""
+"""Checkpoints of a run: folders `checkpoint-N`, complete or absent, and verified when they are loaded."""
 
 import contextlib
 import hashlib
@@ -15,13 +12,13 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from ..records.writing import replace_folder
-from .run import list_checkpoints, step_of, write_run
+from .run import list_checkpoints, parse_step, write_run
 
 
 CHECKSUMS = "checksums.json"
 
 
-def _checksum(path):
+def _compute_checksum(path: Path) -> str:
     with open(path, "rb") as file:
         digest = hashlib.blake2b(digest_size=16)
         while chunk := file.read(2**20):
@@ -38,19 +35,20 @@ def save_checkpoint(
     run: dict,
 ) -> None:
     """
-    Writes `checkpoint-N` beside its place, moves it there, then removes the oldest over the limit.
-    Every process calls it.
+    Save `checkpoint-N`, then remove the oldest checkpoints beyond the limit.
+
+    Every process must call this.
 
     Args:
         accelerator (`Accelerator`): Holds what is saved.
         output_dir (`str` or `os.PathLike`): The run's folder.
-        step (`int`): N, the optimisation steps done.
-        data_state (JSON value): Where this process stands in its data.
-        limit (`int`): Checkpoints to keep; 0 for all.
-        run (`dict`): What run it is of, for [`write_run`].
+        step (`int`): N, the number of optimisation steps done.
+        data_state (JSON value): Where this process resumes its data.
+        limit (`int`): Number of checkpoints to keep; 0 for all.
+        run (`dict`): The identity of the run, for [`write_run`].
 
     Raises:
-        OSError: It cannot be written; the ones before it are as they were.
+        OSError: It cannot be written. The checkpoints before it are intact.
     """
     final = Path(output_dir) / f"checkpoint-{step}"
     main = accelerator.is_main_process
@@ -65,15 +63,10 @@ def save_checkpoint(
             accelerator.wait_for_everyone()
             if main:
                 write_run(partial, run)
-                sums = {
-                    path.relative_to(partial).as_posix(): _checksum(path)
-                    for path in partial.rglob("*")
-                    if path.is_file()
-                }
-                (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1))
-    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk comes as any of them
+                _write_checksums(partial)
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of them
         raise OSError(
-            f"The checkpoint of step {step} cannot be written, the ones before it are as they were: {error}"
+            f"The checkpoint of step {step} cannot be written; the ones before it are intact: {error}"
         ) from error
     if main and limit:
         for old in list_checkpoints(output_dir)[:-limit]:
@@ -81,30 +74,38 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
 
 
+def _write_checksums(checkpoint: Path) -> None:
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    sums = {path.relative_to(checkpoint).as_posix(): _compute_checksum(path) for path in files}
+    (checkpoint / CHECKSUMS).write_text(json.dumps(sums, indent=1))
+
+
 def load_checkpoint(accelerator: Accelerator, checkpoint: str | os.PathLike) -> tuple[int, object]:
     """
-    Checks a checkpoint and loads it.
+    Verify a checkpoint and load it.
 
     Args:
         accelerator (`Accelerator`): Holds what is loaded into.
         checkpoint (`str` or `os.PathLike`): A folder `checkpoint-N`.
 
     Returns:
-        `tuple[int, object]`: N, and where this process stood in its data.
+        `tuple[int, object]`: N, and where this process resumes its data.
 
     Raises:
-        ValueError: A file is missing or is not what was written, or the folder is no such checkpoint.
+        ValueError: A file is missing or changed, or the folder is not a checkpoint of these networks.
     """
     checkpoint = Path(checkpoint)
     try:
-        step = step_of(checkpoint)
+        step = parse_step(checkpoint)
         for name, checksum in json.loads((checkpoint / CHECKSUMS).read_text()).items():
-            if _checksum(checkpoint / name) != checksum:
-                raise ValueError(f"{name} is not as it was written")
+            if _compute_checksum(checkpoint / name) != checksum:
+                raise ValueError(f"{name} has changed since it was written")
         saved = [checkpoint / f"data_{process}.json" for process in range(accelerator.num_processes)]
         states = [json.loads(path.read_text()) for path in saved if path.is_file()]
         accelerator.load_state(str(checkpoint))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{checkpoint} is damaged: {error}") from error
-    accelerator.step = 0  # a checkpoint lies between optimisation steps, whatever their number of passes
-    return step, states[accelerator.process_index if len(states) == accelerator.num_processes else 0]
+    accelerator.step = 0  # a checkpoint lies between optimisation steps, however many passes they have
+    if len(states) == accelerator.num_processes:
+        return step, states[accelerator.process_index]
+    return step, states[0]

@@ -1,12 +1,10 @@
 r"""
-Moving averages of the weights, on diffusers' [`EMAModel`]: EDM's, whose half-life is counted in
-images, and EDM2's power function, whose width can be chosen when training is over:
+Moving averages of the weights, on top of diffusers' [`EMAModel`].
 
-    python -m pipeline_pfgmpp.training.ema outputs/run --width 0.08    # writes it beside the run's
-    weights, as a variant
+There are two kinds: EDM's, with a half-life in images, and EDM2's power functions, whose width can
+be chosen after the training from the snapshots that the run left (`pfgmpp average RUN --width W`).
 """
 
-import argparse
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,27 +16,29 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..records.writing import replace_file
+from ..unet_pfgmpp import PFGMPPUNet2DModel
 
 
 class _ShardedEMAModel(EMAModel):
-    """diffusers' average, also of parameters that FSDP shards: then its state is saved whole."""
+    """An [`EMAModel`] that also averages parameters sharded by FSDP; its state is saved unsharded."""
 
-    def __init__(self, parameters):
+    shadow_params: list[torch.Tensor]
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter]):
         parameters = list(parameters)
-        super().__init__(
-            parameters, foreach=not any(isinstance(parameter, DTensor) for parameter in parameters)
-        )
+        sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
+        super().__init__(parameters, foreach=not sharded)
 
-    def state_dict(self):
-        """The state, the same on every process; under FSDP every process calls it."""
+    def state_dict(self) -> dict:
+        """Return the state, the same on every process; under FSDP every process must call this."""
         state = super().state_dict()
-        whole = [
+        state["shadow_params"] = [
             tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in self.shadow_params
         ]
-        return {**state, "shadow_params": whole}
+        return state
 
-    def load_state_dict(self, state_dict):
-        """Takes the state, each process its shards."""
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Load a state; under FSDP each process takes its own shards of it."""
         sharded = self.shadow_params
         super().load_state_dict(state_dict)
         self.shadow_params = [
@@ -56,9 +56,9 @@ class HalfLifeEMA(_ShardedEMAModel):
 
     Args:
         parameters (`Iterable[torch.nn.Parameter]`): The parameters to average.
-        batch_size (`int`): Images in an optimisation step, over all processes and accumulated batches.
-        halflife (`float`, defaults to 500_000): Longest half-life, in images.
-        rampup (`float`, defaults to 0.05): Half-life as a part of the images seen so far.
+        batch_size (`int`): Images per optimisation step, over all processes and forward passes.
+        halflife (`float`, defaults to 500,000): Longest half-life, in images.
+        rampup (`float`, defaults to 0.05): Half-life as a fraction of the images seen so far.
     """
 
     def __init__(
@@ -69,10 +69,12 @@ class HalfLifeEMA(_ShardedEMAModel):
         rampup: float = 0.05,
     ):
         super().__init__(parameters)
-        self.batch_size, self.halflife, self.rampup = batch_size, halflife, rampup
+        self.batch_size = batch_size
+        self.halflife = halflife
+        self.rampup = rampup
 
     def get_decay(self, optimization_step: int) -> float:
-        """Decay of the given step, counted from 1."""
+        """Return the decay at an optimisation step, counted from 1."""
         images_seen = optimization_step * self.batch_size
         return 0.5 ** (self.batch_size / min(self.halflife, self.rampup * images_seen))
 
@@ -80,32 +82,33 @@ class HalfLifeEMA(_ShardedEMAModel):
 class PowerFunctionEMA(_ShardedEMAModel):
     r"""
     EDM2's average: decay $(1 - 1/t)^{\gamma + 1}$ at step t, so that the weights of step $\tau$
-    count as $\tau^\gamma$ and the average is as wide, relative to the training, at every time
-    (https://huggingface.co/papers/2312.02696, sec. 3.1).
+    count in proportion to $\tau^\gamma$. Relative to the length of the training so far, the average
+    is equally wide at every time (https://huggingface.co/papers/2312.02696, sec. 3.1).
 
     Args:
         parameters (`Iterable[torch.nn.Parameter]`): The parameters to average.
-        width (`float`): Standard deviation of the profile as a part of the training, sigma_rel of
-            the paper; in (0, 0.289).
+        width (`float`): Standard deviation of the profile as a fraction of the training, the paper's
+            sigma_rel, in (0, 0.289).
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], width: float):
         super().__init__(parameters)
-        self.width, self.exponent = width, power_of_width(width)
+        self.width = width
+        self.exponent = compute_exponent(width)
 
     def get_decay(self, optimization_step: int) -> float:
-        """Decay of the given step, counted from 1."""
+        """Return the decay at an optimisation step, counted from 1."""
         return (1 - 1 / optimization_step) ** (self.exponent + 1)
 
     def save_snapshot(self, run: str | os.PathLike, step: int, names: list[str], write: bool = True) -> None:
         """
-        Keeps the average as `ema/STEP-WIDTH.safetensors`; every process calls it.
+        Save the average as `ema/STEP-WIDTH.safetensors`; every process must call this.
 
         Args:
             run (`str` or `os.PathLike`): The run's folder.
-            step (`int`): The optimisation steps done.
-            names (`list[str]`): The names of the parameters.
-            write (`bool`, defaults to `True`): Whether this process is the one that writes.
+            step (`int`): Number of optimisation steps done.
+            names (`list[str]`): Names of the parameters.
+            write (`bool`, defaults to `True`): Whether this process writes the file.
         """
         average = self.state_dict()["shadow_params"]
         if not write:
@@ -116,13 +119,13 @@ class PowerFunctionEMA(_ShardedEMAModel):
             save_file(tensors, partial)
 
 
-def power_of_width(width: float) -> float:
+def compute_exponent(width: float) -> float:
     r"""
-    The exponent of a power function of the given width: the largest root of
+    Compute the exponent of the power function of a given width: the largest root of
     $\sigma_{rel}^2 = (\gamma + 1) / ((\gamma + 2)^2 (\gamma + 3))$.
 
     Args:
-        width (`float`): sigma_rel, in (0, 0.289): at the upper end all steps count alike.
+        width (`float`): sigma_rel, in (0, 0.289); at the upper end all steps count alike.
 
     Returns:
         `float`: gamma.
@@ -131,89 +134,99 @@ def power_of_width(width: float) -> float:
         ValueError: The width is out of range.
     """
     if not 0 < width < 12**-0.5:
-        raise ValueError(f"the width of a power function must lie in (0, 0.289), but is {width:g}.")
+        raise ValueError(f"The width of a power-function average must lie in (0, 0.289), but is {width:g}.")
     return float(np.roots([1, 7, 16 - width**-2, 12 - width**-2]).real.max())
 
 
-def reconstruction_weights(snapshots: Sequence[tuple[int, float]], step: int, width: float) -> torch.Tensor:
+def fit_profile(snapshots: Sequence[tuple[int, float]], step: int, width: float) -> torch.Tensor:
     r"""
-    How to sum power-function averages into one of another width: the least-squares fit of its
-    profile $p(\tau) = (\gamma + 1) \tau^\gamma / t^{\gamma + 1}$ by theirs
-    (https://huggingface.co/papers/2312.02696, app. C).
+    Compute the weights that sum power-function averages into one of another width.
+
+    They are the least-squares fit of its profile $p(\tau) = (\gamma + 1) \tau^\gamma / t^{\gamma + 1}$
+    by those of the snapshots (https://huggingface.co/papers/2312.02696, app. C).
 
     Args:
-        snapshots (list of `tuple[int, float]`): Step and width of each average.
-        step (`int`): Step of the wanted one.
+        snapshots (list of `tuple[int, float]`): Step and width of each snapshot.
+        step (`int`): Step of the average to reconstruct.
         width (`float`): Its width.
 
     Returns:
-        `torch.Tensor` of shape `(len(snapshots),)`, float64: The weights; they sum to 1 up to the
+        `torch.Tensor` of shape `(len(snapshots),)`, float64: The weights. They sum to 1 up to the
             error of the fit.
 
     Raises:
         ValueError: A width is out of range, or `step` is after the last snapshot.
     """
-    if step > max(time for time, _ in snapshots):
-        raise ValueError(f"`step` must not be after the last snapshot, but is {step}.")
-    times = np.array([time for time, _ in snapshots] + [step], np.float64)
-    powers = np.array([power_of_width(width) for _, width in [*snapshots, (step, width)]])
+    last = max(time for time, _ in snapshots)
+    if step > last:
+        raise ValueError(f"`step` must not be after the last snapshot, that of step {last}, but is {step}.")
+    profiles = [*snapshots, (step, width)]
+    times = np.array([time for time, _ in profiles], np.float64)
+    powers = np.array([compute_exponent(each) for _, each in profiles])
+    # The inner product of two profiles, in logarithms because the powers are large
     total = powers[:, None] + powers + 1
-    # The inner product of two profiles, in logarithms, for the powers are large
     common = np.log(np.minimum(times[:, None], times)) * total
-    own = np.log(powers + 1) - (powers + 1) * np.log(times)
-    products = np.exp(common + own[:, None] + own - np.log(total))
-    return torch.from_numpy(np.linalg.lstsq(products[:-1, :-1], products[:-1, -1], rcond=None)[0])
+    norms = np.log(powers + 1) - (powers + 1) * np.log(times)
+    products = np.exp(common + norms[:, None] + norms - np.log(total))
+    solution = np.linalg.lstsq(products[:-1, :-1], products[:-1, -1], rcond=None)
+    return torch.from_numpy(solution[0])
 
 
-def reconstruct(run: str | os.PathLike, width: float, step: int | None = None) -> dict[str, torch.Tensor]:
+def combine_snapshots(
+    run: str | os.PathLike, width: float, step: int | None = None
+) -> dict[str, torch.Tensor]:
     """
-    The power-function average of any width, from a run's snapshots.
+    Combine a run's snapshots into the power-function average of any width.
 
     Args:
         run (`str` or `os.PathLike`): The run's folder, with the snapshots in `ema/`.
         width (`float`): sigma_rel, in (0, 0.289).
-        step (`int`, *optional*): The optimisation step of which to take it; by default that of the
-            last snapshot.
+        step (`int`, *optional*): The optimisation step at which to take the average; by default that
+            of the last snapshot.
 
     Returns:
-        `dict[str, torch.Tensor]`: The parameters by name.
+        `dict[str, torch.Tensor]`: The parameters by name, in float32.
 
     Raises:
-        ValueError: There are no snapshots, or none as late as `step`, or the width is out of range.
+        ValueError: There are no snapshots, `step` is after the last one, or the width is out of range.
     """
     paths = sorted((Path(run) / "ema").glob("*.safetensors"))
     if not paths:
         raise ValueError(f"{run} holds no snapshots of a power-function average (see --ema_width).")
-    snapshots = [(int(time), float(found)) for time, found in (path.stem.split("-", 1) for path in paths)]
-    weights = reconstruction_weights(snapshots, step or max(time for time, _ in snapshots), width)
-    total = {}
+    snapshots = []
+    for path in paths:
+        time, found = path.stem.split("-", 1)
+        snapshots.append((int(time), float(found)))
+    weights = fit_profile(snapshots, step or max(time for time, _ in snapshots), width)
+    total: dict[str, torch.Tensor] = {}
     for path, weight in zip(paths, weights.tolist()):
         for name, tensor in load_file(path).items():
-            total[name] = total.get(name, 0) + weight * tensor.double()
+            weighted = weight * tensor.double()
+            total[name] = total[name] + weighted if name in total else weighted
     return {name: tensor.float() for name, tensor in total.items()}
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, help="the --output_dir of a finished training with --ema_width")
-    parser.add_argument("--width", type=float, required=True, help="sigma_rel, between 0 and 0.289")
-    parser.add_argument("--step", type=int, help="optimisation step (default: the last)")
-    args = parser.parse_args()
+def reconstruct_average(run: str | os.PathLike, width: float, step: int | None = None) -> str:
+    """
+    Write the power-function average of any width into a finished run, as a variant of its weights.
 
-    from .. import PFGMPPUNet2DModel
+    Args:
+        run (`str` or `os.PathLike`): The run's folder, with the pipeline and the snapshots in `ema/`.
+        width (`float`): sigma_rel, in (0, 0.289).
+        step (`int`, *optional*): The optimisation step at which to take the average; by default that
+            of the last snapshot.
 
-    try:
-        parameters = reconstruct(args.run, args.width, args.step)
-        unet = PFGMPPUNet2DModel.from_pretrained(args.run, subfolder="unet")
-    except (ValueError, OSError) as error:
-        parser.exit(1, f"{error}\n")
-    unet.load_state_dict(parameters, strict=False)  # buffers are no part of an average
-    variant = f"power{1000 * args.width:.0f}"  # diffusers takes letters and digits
-    unet.save_pretrained(args.run / "unet", variant=variant)
-    print(f'Load it with DiffusionPipeline.from_pretrained("{args.run}", variant="{variant}")')
+    Returns:
+        `str`: The name of the variant, such as `"power80"`, for
+            `DiffusionPipeline.from_pretrained(run, variant=...)`.
 
-
-if __name__ == "__main__":
-    main()
+    Raises:
+        OSError: The run's network cannot be loaded.
+        ValueError: As [`combine_snapshots`].
+    """
+    parameters = combine_snapshots(run, width, step)
+    unet = PFGMPPUNet2DModel.from_pretrained(run, subfolder="unet")
+    unet.load_state_dict(parameters, strict=False)  # buffers are not averaged
+    variant = f"power{1000 * width:.0f}"  # diffusers accepts letters and digits
+    unet.save_pretrained(Path(run) / "unet", variant=variant)
+    return variant

@@ -1,4 +1,4 @@
-"""Fine-tuning: a pretrained network made to fit other data, with all that it can keep kept."""
+"""Fine-tuning: adapt a pretrained network to other data, and keep whatever can be kept."""
 
 import math
 import re
@@ -21,20 +21,22 @@ def choose_classes(
     new_classes: bool = False,
 ) -> list[str]:
     """
-    Decides which classes a pretrained network is trained on.
+    Decide which classes a pretrained network is trained on.
 
     Args:
-        pipeline ([`PFGMPPPipeline`]): Holds the network.
+        pipeline ([`PFGMPPPipeline`]): The pipeline with the network.
         class_names (`list[str]`, *optional*): The classes of the data.
-        class_conditional (`bool`, *optional*): Whether there are to be classes; None is what fits.
-        new_classes (`bool`, defaults to `False`): Whether the network's classes give way to those
-            of the data, to none where these have none.
+        class_conditional (`bool`, *optional*): Whether there are to be classes; by default if the
+            network has them.
+        new_classes (`bool`, defaults to `False`): Whether to replace the network's classes by those
+            of the data, or by none if the data have none.
 
     Returns:
         `list[str]`: Their names; empty for a network without classes.
 
     Raises:
-        ValueError: The network's classes are not those of the data, or it has none.
+        ValueError: The classes of the network and of the data differ, or only one of them has
+            classes. The message is to follow the name of the network.
     """
     count = pipeline.num_classes
     names = list((pipeline.config.id2label or {}).values())
@@ -42,28 +44,35 @@ def choose_classes(
     if new_classes:
         return [] if class_conditional is False else found
     if not count and class_conditional:
-        raise ValueError(f"has no classes, but the data have {len(found)}: --new_classes gives it theirs.")
+        raise ValueError(
+            f"has no classes, but the data have {len(found)}: --new_classes adds the classes of the data."
+        )
     if count and class_conditional is False:
         raise ValueError(
-            f"has {count} classes: to leave them out, give --new_classes as well as --no-class_conditional."
+            f"has {count} classes: to remove them, give --new_classes together with --no-class_conditional."
         )
-    if count and (len(found) != count or (names and _spell(names) != _spell(found))):
+    if count and (len(found) != count or (names and _normalize(names) != _normalize(found))):
         raise ValueError(
-            f"has {_list_classes(count, names)}, but the data have {_list_classes(len(found), found)}: --new_classes gives it"
-            " theirs and keeps the rest of the network."
+            f"has {_list_classes(count, names)}, but the data have {_list_classes(len(found), found)}:"
+            " --new_classes replaces its classes by those of the data and keeps the rest of the network."
         )
-    return (names or found) if count else []
+    if not count:
+        return []
+    return names or found
 
 
-def _spell(names):
-    """Names in one spelling: `T-shirt/top` is `T - shirt / top`."""
+def _normalize(names: list[str]) -> list[str]:
+    """Spell names alike: `T-shirt/top` and `T - shirt / top` are the same class."""
     return [re.sub(r"[\W_]", "", name).lower() for name in names]
 
 
-def _list_classes(count, names):
+def _list_classes(count: int, names: list[str]) -> str:
     if not count:
         return "no classes"
-    return f"{count} classes" + (f" ({', '.join(names[:3])}{', …' if count > 3 else ''})" if names else "")
+    if not names:
+        return f"{count} classes"
+    more = ", …" if count > 3 else ""
+    return f"{count} classes ({', '.join(names[:3])}{more})"
 
 
 def adapt_network(
@@ -73,65 +82,85 @@ def adapt_network(
     d_conditioning: bool = False,
 ) -> ModelMixin:
     """
-    Changes what a network is told, and keeps its weights: a new embedding begins at zero, where the
-    network is what it was without a class, or at D = infinity.
+    Change what a network is conditioned on, and keep its weights.
+
+    A new embedding starts at zero, so that the network starts as it was without a class, or at
+    D = infinity.
 
     Args:
         unet (`ModelMixin`): The network.
-        num_classes (`int`, *optional*): Classes, with a fresh embedding; 0 for none, None to leave
-            those that it has.
-        label_dropout (`float`, *optional*): Probability of training without the class; None leaves it.
-        d_conditioning (`bool`, defaults to `False`): Whether it is told D; what is told it already
-            stays so.
+        num_classes (`int`, *optional*): Number of classes, with a new embedding; 0 for none. By
+            default the classes stay as they are.
+        label_dropout (`float`, *optional*): Probability of training without the class; by default
+            it stays as it is.
+        d_conditioning (`bool`, defaults to `False`): Whether to condition the network on D. A network
+            that is conditioned on D already stays so.
 
     Returns:
-        `ModelMixin`: The network, itself where there is nothing to change.
+        `ModelMixin`: The adapted network, or `unet` itself if there is nothing to change.
 
     Raises:
-        ValueError: A network of diffusers takes no such option.
+        ValueError: A network of diffusers does not have such an option. The message is to follow the
+            name of the network.
     """
-    own, options = isinstance(unet, PFGMPPUNet2DModel), {}
-    if num_classes is not None:
-        options["label_dim" if own else "num_class_embeds"] = num_classes if own else num_classes or None
-    if label_dropout is not None:
-        options["label_dropout"] = label_dropout
-    if d_conditioning and not unet.config.get("d_conditioning"):
-        options["d_conditioning"] = True
-    if not own and "d_conditioning" in options:
-        raise ValueError("cannot be told D (see --d_conditioning).")
-    if not own and "label_dropout" in options:
-        raise ValueError("cannot be trained without the class now and then (see --label_dropout).")
+    options = _list_options(unet, num_classes, label_dropout, d_conditioning)
     if not options:
         return unet
-    adapted, known = type(unet).from_config(unet.config, **options), unet.state_dict()
+    adapted = type(unet).from_config(unet.config, **options)
+    known = unet.state_dict()
     for name, tensor in adapted.state_dict().items():
-        fresh = name in CLASS_EMBEDDINGS and (num_classes is not None or name not in known)
-        if fresh:
+        is_new = name in CLASS_EMBEDDINGS and (num_classes is not None or name not in known)
+        if is_new:
             torch.nn.init.zeros_(tensor)
         elif name in known:
             tensor.copy_(known[name])
     return adapted
 
 
-def trained_range(pipeline: PFGMPPPipeline) -> DimensionRange:
+def _list_options(
+    unet: ModelMixin, num_classes: int | None, label_dropout: float | None, d_conditioning: bool
+) -> dict[str, object]:
+    """List the entries of the network's configuration that change."""
+    options: dict[str, object] = {}
+    if label_dropout is not None:
+        options["label_dropout"] = label_dropout
+    if d_conditioning and not unet.config.get("d_conditioning"):
+        options["d_conditioning"] = True
+    if isinstance(unet, PFGMPPUNet2DModel):
+        if num_classes is not None:
+            options["label_dim"] = num_classes
+        return options
+    if "d_conditioning" in options:
+        raise ValueError("cannot be conditioned on D (see --d_conditioning).")
+    if "label_dropout" in options:
+        raise ValueError("cannot be trained without the class at random (see --label_dropout).")
+    if num_classes is not None:
+        options["num_class_embeds"] = num_classes or None
+    return options
+
+
+def read_trained_range(pipeline: PFGMPPPipeline) -> DimensionRange:
     """
-    Reads what D a pretrained network was trained at.
+    Read for which D a pretrained network was trained.
 
     Args:
-        pipeline ([`PFGMPPPipeline`]): Holds the network and the scheduler.
+        pipeline ([`PFGMPPPipeline`]): The pipeline with the network and the scheduler.
 
     Returns:
-        [`DimensionRange`]: The range of a network that is told D, else the scheduler's D.
+        [`DimensionRange`]: The range of a network conditioned on D, else the scheduler's D.
 
     Raises:
-        ValueError: The network is told D, and its range is not stated.
+        ValueError: The network is conditioned on D, but its range is not known. The message is to
+            follow the name of the network.
     """
     config = pipeline.scheduler.config
-    low, high = config.D, config.D
+    low = config.D
+    high = config.D
     if pipeline.unet.config.get("d_conditioning"):
         if not config.get("D_range"):
             raise ValueError(
-                "is told D, but does not state for which it was trained: give --D, such as 16:inf."
+                "is conditioned on D, but does not state the range that it was trained for: give --D,"
+                " such as 16:inf."
             )
         low, high = config.D_range
     return DimensionRange(*(math.inf if D is None else D for D in (low, high)))

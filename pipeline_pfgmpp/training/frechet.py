@@ -1,4 +1,4 @@
-"""The Fréchet distance of a model in training."""
+"""The Fréchet distance of a network during its training."""
 
 from itertools import islice
 
@@ -14,44 +14,46 @@ from ..pipeline_pfgmpp import PFGMPPPipeline
 
 class FrechetDistance:
     """
-    Draws images for the seeds 0, 1, …, shared among the processes, and measures their distance from
-    10,000 of the data.
+    The distance between generated images and 10,000 images of the data.
+
+    The generated images belong to the seeds 0, 1, …, which the processes share.
 
     Args:
         data ([`ImageDataset`] or [`ImageStream`]): The data.
-        num_images (`int`): Images to draw, rounded up to fill the processes.
-        features (`str`): What they are measured over, as
-            [`~pipeline_pfgmpp.evaluation.load_features`] takes it.
+        num_images (`int`): Number of images to generate, rounded up to a multiple of the number of
+            processes.
+        features (`str`): The features to compare, as
+            [`~pipeline_pfgmpp.evaluation.load_features`] takes them.
         accelerator (`Accelerator`): The processes.
 
     Raises:
         OSError: There are no such features.
-        ValueError: They are not of such images.
+        ValueError: The features are not of such images.
     """
 
     def __init__(
         self, data: ImageDataset | ImageStream, num_images: int, features: str, accelerator: Accelerator
     ):
         batches = [batch["images"] for batch, _ in islice(data.batches(500), 20)]
-        self.accelerator, self.seeds_a_process = accelerator, -(-num_images // accelerator.num_processes)
-        with (
-            accelerator.main_process_first()
-        ):  # the others find its features of the data, where those are the same
+        self.accelerator = accelerator
+        self.seeds_per_process = -(-num_images // accelerator.num_processes)
+        # The others find the features of the data in the cache.
+        with accelerator.main_process_first():
             extractor = load_features(features, accelerator.device)
             self.metrics = ImageMetrics(extractor, torch.cat(batches), gather=gather_features)
 
     def __call__(self, pipeline: PFGMPPPipeline, batch_size: int) -> float:
         """
+        Measure the distance; every process must call this.
+
         Args:
-            pipeline ([`PFGMPPPipeline`]): What draws; every process calls it.
-            batch_size (`int`): Images at a time.
+            pipeline ([`PFGMPPPipeline`]): The pipeline that generates the images.
+            batch_size (`int`): Images per call of the pipeline.
 
         Returns:
             `float`: The distance.
         """
-        first = self.accelerator.process_index * self.seeds_a_process
-        seeds = list(range(first, first + self.seeds_a_process))
-        images = torch.cat(
-            [images for _, images in generate(pipeline, seeds, batch_size, "Fréchet distance")]
-        )
-        return self.metrics(images)["fid"]
+        first = self.accelerator.process_index * self.seeds_per_process
+        seeds = list(range(first, first + self.seeds_per_process))
+        generated = generate(pipeline, seeds, batch_size, "Fréchet distance")
+        return self.metrics(torch.cat([images for _, images in generated]))["fid"]

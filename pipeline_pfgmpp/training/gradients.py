@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 @torch.no_grad()
 def replace_nonfinite_gradients(parameters: Iterable[torch.nn.Parameter]) -> int:
     """
-    Replaces NaN by 0 and infinities by ±1e5 in the gradients
+    Replace NaN by 0 and infinities by ±1e5 in the gradients
     (https://huggingface.co/papers/2206.00364, app. F).
 
     Args:
@@ -23,7 +23,8 @@ def replace_nonfinite_gradients(parameters: Iterable[torch.nn.Parameter]) -> int
     if torch.nn.utils.get_total_norm(gradients).isfinite():
         return 0
     count = sum((~gradient.isfinite()).sum() for gradient in gradients)
-    count = (count.full_tensor() if isinstance(count, DTensor) else count).item()  # under FSDP, of all shards
+    if isinstance(count, DTensor):
+        count = count.full_tensor()  # over all shards of FSDP
     for gradient in gradients:
         gradient.nan_to_num_(nan=0.0, posinf=1e5, neginf=-1e5)
-    return count
+    return int(count)

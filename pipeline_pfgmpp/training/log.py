@@ -1,14 +1,10 @@
-"""
-What a run tells of itself: one JSON object a line in `log.jsonl`, and their plot:
+"""The log of a run: `log.jsonl` in its folder, one JSON object per line."""
 
-    python -m pipeline_pfgmpp.training.log outputs/run    # writes outputs/run/log.png
-"""
-
-import argparse
 import json
 import os
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
@@ -19,13 +15,14 @@ LOG = "log.jsonl"
 
 class JSONLTracker(GeneralTracker):
     """
-    A tracker of accelerate that needs nothing: it appends to `log.jsonl`.
+    A tracker of accelerate that needs no further package: it appends to `log.jsonl`.
 
     Args:
         folder (`str` or `os.PathLike`): The run's folder.
     """
 
-    name, requires_logging_directory = "jsonl", False
+    name = "jsonl"
+    requires_logging_directory = False
 
     def __init__(self, folder: str | os.PathLike):
         super().__init__()
@@ -33,52 +30,74 @@ class JSONLTracker(GeneralTracker):
 
     @property
     def tracker(self) -> Path:
-        """The file."""
+        """The log file."""
         return self.folder / LOG
 
     @on_main_process
-    def log(self, values: dict, step: int | None = None, **kwargs) -> None:
-        """Appends a line."""
+    def log(self, values: dict, step: int | None = None, **kwargs: object) -> None:
+        """
+        Append a line.
+
+        Args:
+            values (`dict`): Numbers by name.
+            step (`int`, *optional*): Number of optimisation steps done.
+            kwargs: Options of other trackers, ignored.
+        """
+        rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
         with open(self.tracker, "a") as file:
-            file.write(
-                json.dumps({"step": step, **{name: float(f"{value:.6g}") for name, value in values.items()}})
-                + "\n"
-            )
+            file.write(json.dumps({"step": step, **rounded}) + "\n")
 
 
 def read_log(folder: str | os.PathLike) -> list[dict]:
     """
-    Reads a run's log in the order of its steps; of what was logged twice, because the run was
-    resumed, the later counts.
+    Read a run's log in the order of its steps.
+
+    If a resumed run logged a step twice, the later values count.
 
     Args:
         folder (`str` or `os.PathLike`): The run's folder.
 
     Returns:
-        `list[dict]`: An entry a step.
+        `list[dict]`: One entry per logged step.
 
     Raises:
         OSError: There is no log.
     """
-    entries = {}
+    entries: dict[int, dict] = {}
     for line in (Path(folder) / LOG).read_text().splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:  # cut off where the run was killed
+        except ValueError:  # cut off when the run was killed
             continue
         entries[entry["step"]] = {**entries.get(entry["step"], {}), **entry}
     return [entries[step] for step in sorted(entries)]
 
 
+def measure_memory(device: torch.device) -> float:
+    """
+    Measure the memory that this process uses.
+
+    Args:
+        device (`torch.device`): Where it computes.
+
+    Returns:
+        `float`: GiB, rounded to two decimals: the peak on a GPU, the current use on a CPU.
+    """
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    return round(psutil.Process().memory_info().rss / 2**30, 2)
+
+
 class LossMeter:
     """
-    Mean loss since it was last read, of all images and by noise level, summed on the device:
-    reading it is the one time that waits for the device.
+    Mean loss since the last reading, over all images and by noise level.
+
+    The sums stay on the device, so that only a reading waits for it.
 
     Args:
         P_mean (`float`): Mean of ln(sigma).
-        P_std (`float`): Standard deviation of ln(sigma); the bins end at -1.5, -0.75, 0, 0.75 and
-            1.5 of them from the mean.
+        P_std (`float`): Standard deviation of ln(sigma). The noise levels are divided at -1.5,
+            -0.75, 0, 0.75 and 1.5 standard deviations from the mean.
         device (`torch.device`): Where the losses are.
     """
 
@@ -89,78 +108,30 @@ class LossMeter:
         self.sums = torch.zeros(2, len(self.names), device=device)
 
     def add(self, loss: torch.Tensor, sigma: torch.Tensor) -> None:
-        """Takes the losses of shape `(batch,)` at noise levels of shape `(batch,)`."""
+        """
+        Add the losses of a batch.
+
+        Args:
+            loss (`torch.Tensor` of shape `(batch,)`): The loss of each image.
+            sigma (`torch.Tensor` of shape `(batch,)`): The noise level of each image.
+        """
         values = torch.stack([loss.detach().float(), torch.ones_like(loss, dtype=torch.float32)])
         self.sums.index_add_(1, torch.bucketize(sigma.log(), self.edges), values)
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over all processes, which then begin anew; every process calls it."""
-        total, count = accelerator.reduce(self.sums, "sum").tolist()
+        """
+        Return the means over all processes, and start again from zero; every process must call this.
+
+        Args:
+            accelerator (`Accelerator`): The processes.
+
+        Returns:
+            `dict[str, float]`: `loss`, and `loss/sigma_LOW-HIGH` for each interval that had images.
+        """
+        totals, counts = accelerator.reduce(self.sums, "sum").tolist()
         self.sums.zero_()
-        means = {
-            f"loss/{name}": value / number for name, value, number in zip(self.names, total, count) if number
-        }
-        return {"loss": sum(total) / sum(count), **means}
-
-
-def plot(entries: list[dict], path: str | os.PathLike) -> None:
-    """
-    Draws what a log holds: loss, also by noise level, gradient norm and learning rate, speed, and
-    distance if measured.
-
-    Args:
-        entries (`list[dict]`): What [`read_log`] returned.
-        path (`str` or `os.PathLike`): The picture.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    bins = [
-        name
-        for name in dict.fromkeys(name for entry in entries for name in entry)
-        if name.startswith("loss/")
-    ]
-    panels = [
-        ("loss", {"loss": "mean"}),
-        ("loss by noise level", {name: name.removeprefix("loss/sigma_") for name in bins}),
-        ("gradient norm, learning rate", {"grad_norm": "gradient norm", "lr": "learning rate"}),
-        ("images a second", {"images_per_second": ""}),
-        ("Fréchet distance", {"frechet_distance": ""}),
-    ]
-    panels = [
-        (title, names) for title, names in panels if any(name in entry for name in names for entry in entries)
-    ]
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4 * len(panels), 3.4), constrained_layout=True, squeeze=False
-    )
-    for axis, (title, names) in zip(axes[0], panels):
-        for name, label in names.items():
-            points = [(entry["step"], entry[name]) for entry in entries if name in entry]
-            axis.plot(*zip(*points), label=label, marker="." if len(points) < 30 else None)
-        axis.set(xlabel="optimisation steps", title=title)
-        axis.grid(alpha=0.3)
-        if title != "images a second":
-            axis.set_yscale("log")
-        if len(names) > 1:
-            axis.legend(fontsize=8, title="σ" if title == "loss by noise level" else None)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, help="the --output_dir of a training")
-    args = parser.parse_args()
-    try:
-        plot(read_log(args.run), args.run / "log.png")
-    except OSError as error:
-        parser.exit(1, f"{args.run} holds no log of a training: {error}\n")
-    print(f"Wrote {args.run / 'log.png'}")
-
-
-if __name__ == "__main__":
-    main()
+        means = {"loss": sum(totals) / sum(counts)}
+        for name, total, count in zip(self.names, totals, counts):
+            if count:
+                means[f"loss/{name}"] = total / count
+        return means

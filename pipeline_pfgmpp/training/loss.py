@@ -2,15 +2,16 @@ r"""
 The perturbation objective of PFGM++ (https://huggingface.co/papers/2302.04265, eq. 10) in EDM's
 variables:
 
-$$\mathbb{E}_{y, \sigma, \varepsilon}\; \lambda(\sigma)\, \lVert F(y + \sigma\varepsilon, \sigma) - y \rVert^2, \qquad
-  \ln\sigma \sim \mathcal{N}(P_{mean}, P_{std}^2), \quad \lambda(\sigma) = \frac{\sigma^2 +
-  \sigma_d^2}{(\sigma\sigma_d)^2},$$
+$$\mathbb{E}_{y, \sigma, \varepsilon}\;
+  \lambda(\sigma)\, \lVert F(y + \sigma\varepsilon, \sigma) - y \rVert^2, \qquad
+  \ln\sigma \sim \mathcal{N}(P_{mean}, P_{std}^2), \quad
+  \lambda(\sigma) = \frac{\sigma^2 + \sigma_d^2}{(\sigma\sigma_d)^2},$$
 
 with $\varepsilon$ the Student-t noise of D degrees of freedom. At D = infinity it is EDM's.
 
-Over a reference batch the posterior mean takes the place of $y$: PFGM's Poisson field at D = 1
-(https://huggingface.co/papers/2209.11178), the stable target field at D = infinity
-(https://huggingface.co/papers/2302.00670). It has nearly the same expectation, and less variance.
+With a reference batch, the posterior mean over the batch replaces $y$: this is PFGM's Poisson field
+at D = 1 (https://huggingface.co/papers/2209.11178) and the stable target field at D = infinity
+(https://huggingface.co/papers/2302.00670). Its expectation is nearly the same, and its variance smaller.
 """
 
 import math
@@ -18,12 +19,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..noise import parse_dimension, field_target
+from ..noise import field_target, parse_dimension
 from ..scheduling_pfgmpp import PFGMPPScheduler
 
 
-# Beyond it the kernel of an image is as good as Gaussian; what lies between it and infinity is
-# drawn as infinity.
+# Beyond this D the kernel of an image is practically Gaussian, so larger ones are drawn as infinity.
 LARGEST_FINITE_D = 2.0**18
 SHARE_OF_INFINITY = 0.1
 
@@ -31,30 +31,43 @@ SHARE_OF_INFINITY = 0.1
 @dataclass(frozen=True)
 class DimensionRange:
     """
-    A law of D for networks that are conditioned on it: log-uniform from `low` to `high`; where
-    `high` is infinite, log-uniform up to 2^18 for nine images in ten, and infinite for the tenth.
+    The distribution of D for networks that are conditioned on it: log-uniform from `low` to `high`.
+
+    If `high` is infinite, D is log-uniform up to 2^18 for 90 % of the images, and infinite for the rest.
 
     Args:
-        low (`float`): The least D.
-        high (`float`): The largest D, `inf` for infinity; `low` itself for a single D.
+        low (`float`): The smallest D.
+        high (`float`): The largest D, `inf` for infinity; equal to `low` for a single D.
 
     Raises:
-        ValueError: The two are no range of positive numbers.
+        ValueError: The two do not form a range of positive numbers.
     """
 
     low: float
     high: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         parse_dimension(torch.tensor([self.low, self.high]))
-        if not self.low <= self.high or (self.low < self.high == math.inf and self.low >= LARGEST_FINITE_D):
+        is_open = self.low < self.high == math.inf
+        if not self.low <= self.high or (is_open and self.low >= LARGEST_FINITE_D):
             raise ValueError(
                 f"`D` must be a range low:high with low < high, but is {self.low:g}:{self.high:g}."
             )
 
     @classmethod
     def parse(cls, text: str) -> "DimensionRange":
-        """Reads `"128"`, `"inf"`, `"16:2048"` or `"16:inf"`."""
+        """
+        Parse a D or a range.
+
+        Args:
+            text (`str`): Such as `"128"`, `"inf"`, `"16:2048"` or `"16:inf"`.
+
+        Returns:
+            [`DimensionRange`]: The range.
+
+        Raises:
+            ValueError: The text is not of this form.
+        """
         low, *high = text.split(":", 1)
         try:
             return cls(float(low), float(high[0] if high else low))
@@ -63,24 +76,29 @@ class DimensionRange:
                 f"`D` must be a positive number, inf, or a range such as 16:inf, but is {text!r}."
             ) from None
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.low:g}" if self.low == self.high else f"{self.low:g}:{self.high:g}"
 
     @property
     def middle(self) -> float:
-        """The D to sample at when none is asked for: the geometric mean of the finite part."""
-        return self.low if self.low == self.high else math.sqrt(self.low * min(self.high, LARGEST_FINITE_D))
+        """The D to sample at by default: the geometric mean of the finite part."""
+        if self.low == self.high:
+            return self.low
+        return math.sqrt(self.low * min(self.high, LARGEST_FINITE_D))
 
     def draw(
-        self, count: int, generator: torch.Generator | None = None, device: torch.device | None = None
+        self,
+        count: int,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
     ) -> torch.Tensor:
         """
-        Draws a D an image.
+        Draw one D per image.
 
         Args:
             count (`int`): Number of images.
-            generator (`torch.Generator`, *optional*): Source of randomness.
-            device (`torch.device`, *optional*): Where it draws.
+            generator (`torch.Generator`, *optional*): Source of randomness, on `device`.
+            device (`torch.device` or `str`, *optional*): Where the numbers are drawn.
 
         Returns:
             `torch.Tensor` of shape `(count,)`: The dimensions, in float64 on the CPU.
@@ -90,18 +108,20 @@ class DimensionRange:
         top = min(self.high, LARGEST_FINITE_D)
         position, chance = torch.rand(2, count, generator=generator, device=device).double().cpu()
         D = self.low * (top / self.low) ** position
-        return torch.where(chance < SHARE_OF_INFINITY, math.inf, D) if self.high == math.inf else D
+        if self.high < math.inf:
+            return D
+        return torch.where(chance < SHARE_OF_INFINITY, math.inf, D)
 
 
 @dataclass(frozen=True)
 class Perturbation:
     """
-    What is random in the loss of some images; `perturbation[part]` is that of a part of them.
+    What is random in the loss of a batch; `perturbation[part]` belongs to a slice of the batch.
 
     Args:
         sigma (`torch.Tensor` of shape `(batch,)`): The noise levels.
         D (`torch.Tensor` of shape `(batch,)`, `float` or `None`): The augmented dimension of each
-            image, or of all.
+            image, or of all of them; None is infinity.
         noise (`torch.Tensor` of shape `(batch, C, H, W)`): Unit noise.
     """
 
@@ -119,11 +139,12 @@ class PFGMPPLoss:
     The training loss of a network under a scheduler, which owns D, sigma_data and the preconditioning.
 
     Args:
-        scheduler ([`PFGMPPScheduler`]): Its D draws the noise, its preconditioning wraps the network.
+        scheduler ([`PFGMPPScheduler`]): Its D determines the noise; its preconditioning wraps the
+            network.
         P_mean (`float`, defaults to -1.2): Mean of ln(sigma).
         P_std (`float`, defaults to 1.2): Standard deviation of ln(sigma).
-        dimensions ([`DimensionRange`], *optional*): The law of D for a network conditioned on it,
-            which is told each image's.
+        dimensions ([`DimensionRange`], *optional*): Distribution of D for a network conditioned on
+            it, which receives the D of each image.
     """
 
     def __init__(
@@ -133,7 +154,10 @@ class PFGMPPLoss:
         P_std: float = 1.2,
         dimensions: DimensionRange | None = None,
     ):
-        self.scheduler, self.P_mean, self.P_std, self.dimensions = scheduler, P_mean, P_std, dimensions
+        self.scheduler = scheduler
+        self.P_mean = P_mean
+        self.P_std = P_std
+        self.dimensions = dimensions
 
     def draw(
         self,
@@ -143,25 +167,26 @@ class PFGMPPLoss:
         dtype: torch.dtype | None = None,
     ) -> Perturbation:
         """
-        Draws what is random: noise levels, dimensions and noise.
+        Draw what is random: noise levels, dimensions and noise.
 
         Args:
             shape (`tuple[int, ...]`): Shape of the images, `(batch, C, H, W)`.
-            generator (`torch.Generator`, *optional*): Source of randomness, on the device.
-            device (`torch.device`, *optional*): Where it draws; the dimensions are on the CPU.
-            dtype (`torch.dtype`, *optional*): Type of noise levels and noise; by default torch's.
+            generator (`torch.Generator`, *optional*): Source of randomness, on `device`.
+            device (`torch.device` or `str`, *optional*): Where the noise is drawn. A tensor of
+                dimensions is on the CPU.
+            dtype (`torch.dtype`, *optional*): Type of noise levels and noise; by default torch's
+                default type.
 
         Returns:
             [`Perturbation`]: The draws.
         """
-        draw = {"generator": generator, "device": device, "dtype": dtype}
-        sigma = (self.P_mean + self.P_std * torch.randn(shape[0], **draw)).exp()
-        D = (
-            self.scheduler.config.D
-            if self.dimensions is None
-            else self.dimensions.draw(shape[0], generator, device)
-        )
-        return Perturbation(sigma, D, self.scheduler.sample_noise(shape, D=D, **draw))
+        normal = torch.randn(shape[0], generator=generator, device=device, dtype=dtype)
+        sigma = (self.P_mean + self.P_std * normal).exp()
+        D = self.scheduler.config.D
+        if self.dimensions is not None:
+            D = self.dimensions.draw(shape[0], generator, device)
+        noise = self.scheduler.sample_noise(shape, generator, device, dtype, D)
+        return Perturbation(sigma, D, noise)
 
     def __call__(
         self,
@@ -172,29 +197,32 @@ class PFGMPPLoss:
         **conditioning: torch.Tensor,
     ) -> torch.Tensor:
         """
+        Compute the loss of each image.
+
         Args:
             unet (`torch.nn.Module`): Called as `unet(c_in * x, c_noise, **conditioning)`.
             images (`torch.Tensor` of shape `(batch, C, H, W)`): Data in [-1, 1].
             perturbation ([`Perturbation`]): What is random, from [`~PFGMPPLoss.draw`].
-            references (`torch.Tensor` of shape `(M, C, H, W)`, *optional*): A larger batch with the
-                images among them, whose posterior mean is the target.
-            conditioning (`torch.Tensor`): What else the network takes, such as `class_labels`.
+            references (`torch.Tensor` of shape `(M, C, H, W)`, *optional*): A larger batch that
+                contains the images. The posterior mean over it is then the target.
+            conditioning (`torch.Tensor`): Further inputs of the network, such as `class_labels`.
 
         Returns:
             `torch.Tensor` of shape `(batch,)`: The weighted squared error of each image, averaged
-                over its pixels.
+                over its pixels and channels.
         """
-        scheduler, D = self.scheduler, perturbation.D
+        scheduler = self.scheduler
+        D = perturbation.D
         sigma = perturbation.sigma.view(-1, 1, 1, 1)
         x = images + sigma * perturbation.noise
-        target = images if references is None else field_target(x, references, perturbation.sigma, D)
-        if self.dimensions is not None:
+        target = images
+        if references is not None:
+            target = field_target(x, references, perturbation.sigma, D)
+        if isinstance(D, torch.Tensor):
             conditioning["D"] = D.to(images)
 
-        model_input, c_noise = (
-            scheduler.precondition_inputs(x, sigma),
-            scheduler.precondition_noise(perturbation.sigma),
-        )
+        model_input = scheduler.precondition_inputs(x, sigma)
+        c_noise = scheduler.precondition_noise(perturbation.sigma)
         output = unet(model_input, c_noise, return_dict=False, **conditioning)[0]
         denoised = scheduler.precondition_outputs(x, output.to(x.dtype), sigma)
 
@@ -205,15 +233,19 @@ class PFGMPPLoss:
 
 class UncertaintyWeighting(torch.nn.Module):
     r"""
-    Weighs noise levels by how uncertain the network is about them, which is learned beside it
-    (https://huggingface.co/papers/2312.02696, eq. 14 and 21): the loss becomes $L e^{-u(\sigma)} +
-    u(\sigma)$, which is least where $u$ is the logarithm of the mean loss at that level, so every
-    level contributes alike.
+    Weights noise levels by the network's uncertainty about them, which is learned together with it
+    (https://huggingface.co/papers/2312.02696, eq. 14 and 21).
+
+    The loss becomes $L e^{-u(\sigma)} + u(\sigma)$. It is smallest if $u$ is the logarithm of the mean
+    loss at that level, so that every level contributes equally.
 
     Args:
-        num_frequencies (`int`, defaults to 64): Random Fourier features of ln(sigma) / 4 that u is
-            linear in.
+        num_frequencies (`int`, defaults to 64): Number of random Fourier features of ln(sigma) / 4,
+            of which u is a linear function.
     """
+
+    frequencies: torch.Tensor
+    phases: torch.Tensor
 
     def __init__(self, num_frequencies: int = 64):
         super().__init__()
@@ -226,6 +258,8 @@ class UncertaintyWeighting(torch.nn.Module):
 
     def forward(self, loss: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """
+        Weight the losses of a batch.
+
         Args:
             loss (`torch.Tensor` of shape `(batch,)`): The loss of each image.
             sigma (`torch.Tensor` of shape `(batch,)`): Its noise level.

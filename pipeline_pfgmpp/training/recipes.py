@@ -1,17 +1,27 @@
 """
-Recipes that go with the networks of the same names in [`PFGMPPUNet2DModel.from_preset`]: arguments
-of train_accelerate.py, which a command line overrides (https://huggingface.co/papers/2206.00364,
-tab. 7; https://huggingface.co/papers/2302.04265, app. C; the last two are ours). `fine-tuning` goes
-with a pretrained network of whatever kind.
+Training recipes: arguments of train_accelerate.py, which a command line overrides.
+
+Each recipe goes with the network of the same name in [`PFGMPPUNet2DModel.from_preset`]
+(https://huggingface.co/papers/2206.00364, tab. 7; https://huggingface.co/papers/2302.04265, app. C).
+`fashion-mnist-small` and `fine-tuning` are this package's own; the latter fits any pretrained network.
 """
 
-# What a pretrained network brings itself, whatever recipe it is trained by: None is as it has it.
-OF_THE_NETWORK = dict.fromkeys(("D", "resolution", "class_conditional", "label_dropout"))
+from typing import Any
 
-_PUBLISHED = {"lr_warmup_images": 10_000_000, "max_grad_norm": 0.0}
-_CIFAR10 = {**_PUBLISHED, "train_batch_size": 512, "learning_rate": 1e-3, "resolution": 32, "augment": 0.12}
 
-RECIPES = {
+# Arguments that a pretrained network answers itself, whatever the recipe; None leaves its answer.
+INHERITED = dict.fromkeys(("D", "resolution", "class_conditional", "label_dropout"))
+
+_PUBLISHED: dict[str, Any] = {"lr_warmup_images": 10_000_000, "max_grad_norm": 0.0}
+_CIFAR10: dict[str, Any] = {
+    **_PUBLISHED,
+    "train_batch_size": 512,
+    "learning_rate": 1e-3,
+    "resolution": 32,
+    "augment": 0.12,
+}
+
+RECIPES: dict[str, dict[str, Any]] = {
     "cifar10-ncsnpp": _CIFAR10,
     "cifar10-ddpmpp": _CIFAR10,
     "ffhq64-ddpmpp": {
@@ -37,7 +47,7 @@ RECIPES = {
         "resolution": 28,
     },
     "fine-tuning": {
-        **OF_THE_NETWORK,
+        **INHERITED,
         "train_batch_size": 32,
         "learning_rate": 3e-4,
         "lr_warmup_images": 320,

@@ -1,201 +1,313 @@
 """
-What a run is: the folder that holds it, its checkpoints, its log and its result belong to it alone,
-and a file `run.json` in the folder and in each checkpoint says which run that is.
+The identity of a run. Its folder, with checkpoints, log and result, belongs to it alone: a file
+`run.json` in the folder and in each checkpoint says which run that is.
 """
 
-import argparse
+import hashlib
 import json
+import math
 import os
 import re
 import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..records.writing import replace_file
 
 
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+    from ..data import ImageDataset, ImageStream
+    from ..scheduling_pfgmpp import PFGMPPScheduler
+    from .config import TrainingConfig
+    from .loss import DimensionRange
+
 RUN = "run.json"
 
-# The arguments that may change between a run and its continuation: how long it and its warm-up
-# take, what it tells, where it is and how it is computed. Every other one makes the run what it is.
-# The batch is told over all processes and passes, and the data and the pretrained network by what
-# they hold.
+# The settings that may change when a run is resumed: how long it and its warm-up take, what it
+# reports, where it is and how it is computed. Every other setting is part of the run's identity.
+# The batch is identified by its size over all processes and passes, and the data and the pretrained
+# network by their content.
 CHANGEABLE = {
-    "config", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "max_train_steps", "max_train_time",
-    "lr_warmup_steps", "lr_warmup_images", "checkpointing_steps", "checkpoints_total_limit", "logging_steps", "report_to",
-    "sample_steps", "ema_snapshot_steps", "fid_steps", "fid_images", "fid_features", "save_dtype", "push_to_hub",
-    "hub_model_id", "dataloader_num_workers", "strict", "mixed_precision", "gradient_checkpointing", "compile",
-    "train_batch_size", "gradient_accumulation_steps", "dataset_name", "dataset_config_name", "train_data_dir", "split",
-    "image_column", "label_column", "pretrained_model_name_or_path",
+    "config", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "max_train_steps",
+    "max_train_time", "lr_warmup_steps", "lr_warmup_images", "checkpointing_steps",
+    "checkpoints_total_limit", "logging_steps", "report_to", "sample_steps", "ema_snapshot_steps",
+    "fid_steps", "fid_images", "fid_features", "save_dtype", "push_to_hub", "hub_model_id",
+    "dataloader_num_workers", "strict", "mixed_precision", "gradient_checkpointing", "compile",
+    "train_batch_size", "gradient_accumulation_steps", "dataset_name", "dataset_config_name",
+    "train_data_dir", "split", "image_column", "label_column", "pretrained_model_name_or_path",
 }  # fmt: skip
 
-# What a run leaves in its folder beside checkpoints: its result included, and what was measured of that.
+# What a run leaves in its folder besides checkpoints, including its result and measurements of it.
 LEFT = (
-    ".checkpoint-*.partial", "best", ".best.*.partial", "samples", "samples.png", "ema", "logs", "log.jsonl", "log.png",
-    "arguments.yaml", RUN, f".{RUN}.*.partial", "model_index.json", "unet", "scheduler", "guidance_unet", "README.md",
-    "pipeline.py", "scheduling_pfgmpp.py", "noise.py", "evaluation.json", "robustness.json", "robustness.png", "noise.png",
+    ".checkpoint-*.partial", "best", ".best.*.partial", "samples", "samples.png", "ema", "logs",
+    "log.jsonl", "log.png", "arguments.yaml", RUN, f".{RUN}.*.partial", "model_index.json", "unet",
+    "scheduler", "guidance_unet", "README.md", "pipeline.py", "scheduling_pfgmpp.py", "noise.py",
+    "evaluation.json", "robustness.json", "robustness.png", "noise.png",
 )  # fmt: skip
-MARKS = (RUN, "arguments.yaml", "log.jsonl", "model_index.json")  # by which the folder of a run is known
+MARKS = (RUN, "arguments.yaml", "log.jsonl", "model_index.json")  # each of them marks the folder of a run
 
 
-def identify_run(args: argparse.Namespace, images_per_step: int) -> dict:
+@dataclass
+class RunRecord:
     """
-    Collects what makes a run what it is, as far as its arguments tell.
+    What identifies a run, and what its card says of it.
 
     Args:
-        args (`argparse.Namespace`): The arguments, as they were parsed.
-        images_per_step (`int`): Images in an optimisation step, over all processes and passes.
+        identity (`dict`): What makes the run what it is, ready for JSON; a resumed run must agree.
+        arguments (`dict`): What is written to `arguments.yaml` and given to the trackers.
+        source (`str`, defaults to `"a data set"`): Name or folder of the data.
+        dataset_id (`str`, *optional*): Hub id of the data.
+        pretrained (`str`, *optional*): Folder or Hub id of the pretrained model.
+        command (`str`, *optional*): The command that started the run.
+    """
+
+    identity: dict
+    arguments: dict = field(default_factory=dict)
+    source: str = "a data set"
+    dataset_id: str | None = None
+    pretrained: str | None = None
+    command: str | None = None
+
+
+def describe_run(
+    unet: "ModelMixin",
+    scheduler: "PFGMPPScheduler",
+    data: "ImageDataset | ImageStream",
+    config: "TrainingConfig",
+    images_per_step: int,
+    dimensions: "DimensionRange | None" = None,
+) -> RunRecord:
+    """
+    Describe a run that was started from Python.
+
+    Args:
+        unet (`ModelMixin`): The network; its configuration is part of the run's identity.
+        scheduler ([`PFGMPPScheduler`]): The scheduler.
+        data ([`ImageDataset`] or [`ImageStream`]): The images.
+        config ([`TrainingConfig`]): The settings.
+        images_per_step (`int`): Images per optimisation step, over all processes and passes.
+        dimensions ([`DimensionRange`], *optional*): Distribution of D.
 
     Returns:
-        `dict`: Values by the arguments' names, ready for JSON.
+        [`RunRecord`]: The description.
     """
-    identity = {f"--{name}": value for name, value in vars(args).items() if name not in CHANGEABLE}
+    settings = asdict(config)
+    identity = identify_run(settings, images_per_step)
+    public = {name: value for name, value in unet.config.items() if not name.startswith("_")}
+    digest = hashlib.blake2b(json.dumps(public, default=str).encode(), digest_size=8).hexdigest()
+    identity["network"] = {"name": type(unet).__name__, "digest": digest}
+    identity["--D"] = str(dimensions or f"{scheduler.config.D or math.inf:g}")
+    identity["data"] = {"name": type(data).__name__, "digest": data.digest()}
+    arguments = json.loads(json.dumps(settings, default=str))
+    return RunRecord(
+        identity, arguments | {"resume_from_checkpoint": "latest", "overwrite_output_dir": False}
+    )
+
+
+def identify_run(settings: Mapping[str, Any], images_per_step: int) -> dict:
+    """
+    Collect what makes a run what it is, as far as its settings tell.
+
+    Args:
+        settings (`Mapping[str, Any]`): Settings by name.
+        images_per_step (`int`): Images per optimisation step, over all processes and passes.
+
+    Returns:
+        `dict`: Values by argument (`--name`), ready for JSON.
+    """
+    identity = {f"--{name}": value for name, value in settings.items() if name not in CHANGEABLE}
     identity["images per step (--train_batch_size)"] = images_per_step
-    if args.D is None:
-        del identity["--D"]  # the pretrained network's, which is to be seen
+    if identity.get("--D") is None:
+        identity.pop("--D", None)  # that of the pretrained network, which is not loaded yet
     return json.loads(json.dumps(identity, default=str))
 
 
 def read_run(folder: str | os.PathLike) -> dict | None:
     """
-    Reads whose a folder is.
+    Read which run a folder belongs to.
 
     Args:
         folder (`str` or `os.PathLike`): A run's folder or a checkpoint.
 
     Returns:
-        `dict` or `None`: What [`write_run`] wrote; None where nothing did.
+        `dict` or `None`: What [`write_run`] wrote; None if there is no `run.json`.
 
     Raises:
         ValueError: The file is damaged.
     """
+    path = Path(folder, RUN)
     try:
-        run = json.loads(Path(folder, RUN).read_text())
+        run = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{Path(folder, RUN)} is damaged: {error}") from None
+        raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(run, dict):
-        raise ValueError(f"{Path(folder, RUN)} is damaged: it holds no object.")
+        raise ValueError(f"{path} is damaged: it does not hold a JSON object.")
     return run
 
 
 def write_run(folder: str | os.PathLike, run: dict) -> None:
     """
-    Writes whose a folder is.
+    Write which run a folder belongs to.
 
     Args:
         folder (`str` or `os.PathLike`): A run's folder or a checkpoint.
-        run (`dict`): The run's identity, and what else is kept with it.
+        run (`dict`): The run's identity, and what else is to be kept with it.
     """
     with replace_file(Path(folder, RUN)) as partial:
         partial.write_text(json.dumps(run, indent=1))
 
 
 def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
-    """Lists the folders `checkpoint-N` of a run, oldest first."""
+    """
+    List the folders `checkpoint-N` of a run.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): The run's folder.
+
+    Returns:
+        `list[Path]`: The folders, oldest first.
+    """
     found = [
-        path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)
+        path
+        for path in Path(output_dir).glob("checkpoint-*")
+        if path.is_dir() and re.fullmatch(r"checkpoint-\d+", path.name)
     ]
-    return sorted((path for path in found if path.is_dir()), key=step_of)
+    return sorted(found, key=parse_step)
 
 
-def step_of(checkpoint: Path) -> int:
-    """Reads N of a folder `checkpoint-N`."""
+def parse_step(checkpoint: Path) -> int:
+    """
+    Parse the step N of a folder `checkpoint-N`.
+
+    Args:
+        checkpoint (`Path`): The folder.
+
+    Returns:
+        `int`: N.
+
+    Raises:
+        ValueError: The folder has another name.
+    """
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def open_run(
-    output_dir: str | os.PathLike, identity: dict, resume: str | None = None, overwrite: bool = False
+    output_dir: str | os.PathLike,
+    identity: dict,
+    resume: str | os.PathLike | None = None,
+    overwrite: bool = False,
 ) -> list[Path]:
     """
-    Checks that a run may have its folder, changes nothing, and finds the checkpoints to go on from.
+    Check, without changing anything, that a run may use a folder, and find its checkpoints.
 
     Args:
         output_dir (`str` or `os.PathLike`): The run's folder.
-        identity (`dict`): What makes the run what it is, or as much of that as is known already.
-        resume (`str`, *optional*): `"latest"`, or the path of a checkpoint.
-        overwrite (`bool`, defaults to `False`): Whether what the folder holds may go.
+        identity (`dict`): What makes the run what it is, or the part of it that is known already.
+        resume (`str` or `os.PathLike`, *optional*): `"latest"`, or the path of a checkpoint.
+        overwrite (`bool`, defaults to `False`): Whether what the folder holds may be removed.
 
     Returns:
-        `list[Path]`: The checkpoints, of which the last is the newest.
+        `list[Path]`: The checkpoints to resume from, oldest first.
 
     Raises:
-        ValueError: The folder holds something else, or a checkpoint is of another run.
+        ValueError: The folder holds something else, or a checkpoint belongs to another run.
     """
-    folder, latest = Path(output_dir), resume == "latest"
+    folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output_dir {folder} is a file.")
-    checkpoints = list_checkpoints(folder) if latest else [Path(resume)] if resume else []
+        raise ValueError(f"`output_dir` {folder} is a file.")
+    checkpoints: list[Path] = []
+    if resume == "latest":
+        checkpoints = list_checkpoints(folder)
+    elif resume:
+        checkpoints = [Path(resume)]
     if not overwrite:
-        _check_folder(folder, identity, resume, checkpoints)
-    unclaimed = latest and read_run(folder) is None
+        _check_folder(folder, identity, bool(resume), checkpoints)
+    unclaimed = resume == "latest" and read_run(folder) is None
     for checkpoint in reversed(checkpoints):
         _check_checkpoint(checkpoint, identity, unclaimed)
     return checkpoints
 
 
-def _check_folder(folder, identity, resume, checkpoints):
-    """Raises unless the folder is empty or this run, which goes on, has it."""
+def _check_folder(folder: Path, identity: dict, resume: bool, checkpoints: list[Path]) -> None:
+    """Raise an error unless the folder is empty or holds this run, which is to be resumed."""
     held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if not held:
         return
-    anew = "choose another folder, or --overwrite_output_dir to have it removed"
+    otherwise = "choose another folder, or set `overwrite_output_dir` to remove what it holds"
     run = read_run(folder)
     if run is None and list_checkpoints(folder) and resume:
-        return  # of a run from before they had an identity: its checkpoints decide
+        return  # written before runs had an identity; _check_checkpoint decides
     if run is None:
         raise ValueError(
-            f"--output_dir {folder} is not empty, it holds {held[0]}, and no run that could go on: {anew}."
+            f"`output_dir` {folder} is not empty (it holds {held[0]}), and it holds no run to resume:"
+            f" {otherwise}."
         )
     if differences := _list_differences(run, identity):
-        raise ValueError(f"--output_dir {folder} holds another run ({differences}): {anew}.")
+        raise ValueError(f"`output_dir` {folder} holds another run ({differences}): {otherwise}.")
     if not resume:
         raise ValueError(
-            f"--output_dir {folder} holds this run already: --resume_from_checkpoint latest goes on, or {anew}."
+            f"`output_dir` {folder} already holds this run: to resume it, set `resume_from_checkpoint` to"
+            f" latest; otherwise {otherwise}."
         )
     if not checkpoints and (folder / "model_index.json").exists():
         raise ValueError(
-            f"--output_dir {folder} holds the result of this run, but no checkpoint to go on from: {anew}."
+            f"`output_dir` {folder} holds the result of this run, but no checkpoint to resume from:"
+            f" {otherwise}."
         )
 
 
-def _check_checkpoint(checkpoint, identity, unclaimed):
-    """Raises unless a checkpoint is of this run. Whether it is whole is seen when it is loaded."""
+def _check_checkpoint(checkpoint: Path, identity: dict, unclaimed: bool) -> None:
+    """
+    Raise an error unless a checkpoint belongs to this run.
+
+    Whether it is complete is found out when it is loaded.
+    """
     if not checkpoint.is_dir():
-        raise ValueError(f"--resume_from_checkpoint {checkpoint}: there is no such checkpoint.")
+        raise ValueError(f"`resume_from_checkpoint`: there is no checkpoint {checkpoint}.")
     try:
         run = read_run(checkpoint)
     except ValueError:
         return
     if run is None and unclaimed:
         raise ValueError(
-            f"{checkpoint} does not say of which run it is: if it is this one's, --resume_from_checkpoint {checkpoint} takes"
-            " it."
+            f"{checkpoint} does not name its run. If it belongs to this one, set `resume_from_checkpoint` to"
+            " its path."
         )
     if differences := _list_differences(run or {}, identity):
-        raise ValueError(f"--resume_from_checkpoint: {checkpoint} is of another run ({differences}).")
+        raise ValueError(f"`resume_from_checkpoint`: {checkpoint} belongs to another run ({differences}).")
 
 
-def _list_differences(run, identity):
-    """
-    How a run differs from another in what both say: the argument, its value there, and its value
-    here.
-    """
+def _list_differences(run: dict, identity: dict) -> str:
+    """Put into words where two runs differ, of what both state."""
+    parts = []
+    for name in identity:
+        if name in run and _get_key(run[name]) != _get_key(identity[name]):
+            there = _format_value(run[name])
+            here = _format_value(identity[name])
+            parts.append(f"{name} is {there} there and {here} here")
+    return "; ".join(parts)
 
-    def key(value):
-        return value["digest"] if isinstance(value, dict) else value
 
-    def show(value):
-        return f"{value['name']}, digest {value['digest']}" if isinstance(value, dict) else value
+def _get_key(value: Any) -> Any:
+    """Return what must agree: the digest of data and networks, whatever they are called."""
+    return value["digest"] if isinstance(value, dict) else value
 
-    names = [name for name in identity if name in run and key(run[name]) != key(identity[name])]
-    return "; ".join(f"{name}: it has {show(run[name])}, this one {show(identity[name])}" for name in names)
+
+def _format_value(value: Any) -> str:
+    return f"{value['name']} (digest {value['digest']})" if isinstance(value, dict) else str(value)
 
 
 def remove_run(output_dir: str | os.PathLike) -> None:
     """
-    Removes what a run left in its folder. Where none did, nothing is removed, so that what else
-    lies there stays.
+    Remove what a run left in its folder, and nothing else.
+
+    From a folder that holds no run, nothing is removed.
 
     Args:
         output_dir (`str` or `os.PathLike`): The folder.
@@ -204,17 +316,25 @@ def remove_run(output_dir: str | os.PathLike) -> None:
     checkpoints = list_checkpoints(folder)
     if not checkpoints and not any((folder / mark).exists() for mark in MARKS):
         return
-    for path in [*checkpoints, *(path for name in LEFT for path in folder.glob(name))]:
+    left = [path for pattern in LEFT for path in folder.glob(pattern)]
+    for path in [*checkpoints, *left]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
 
 
-def lies_in(path: str | os.PathLike | None, folder: str | os.PathLike) -> bool:
-    """Tells whether a path is a folder, or something in it, on this machine."""
-    return (
-        path is not None
-        and Path(path).exists()
-        and Path(path).resolve().is_relative_to(Path(folder).resolve())
-    )
+def is_inside(path: str | os.PathLike | None, folder: str | os.PathLike) -> bool:
+    """
+    Tell whether a local path is a folder or lies in it.
+
+    Args:
+        path (`str`, `os.PathLike` or `None`): A path; a Hub id or None is in no folder.
+        folder (`str` or `os.PathLike`): The folder.
+
+    Returns:
+        `bool`: Whether it does.
+    """
+    if path is None or not Path(path).exists():
+        return False
+    return Path(path).resolve().is_relative_to(Path(folder).resolve())

@@ -1,4 +1,4 @@
-"""Learning rates as functions of the images seen, so that a restart has nothing to restore."""
+"""Learning rates as functions of the images seen, so that there is no state to restore."""
 
 import math
 
@@ -6,7 +6,7 @@ import math
 SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt")
 
 
-def learning_rate_factor(
+def compute_learning_rate_factor(
     schedule: str,
     images: float,
     total_images: float,
@@ -14,15 +14,15 @@ def learning_rate_factor(
     decay_images: float = math.inf,
 ) -> float:
     r"""
-    What the learning rate is multiplied by: a linear warm-up, then the schedule.
+    Compute the factor of the learning rate: a linear warm-up, then the schedule.
 
     Args:
-        schedule (`str`): `"constant"`; `"cosine"` or `"linear"`, which fall to 0 at the end;
+        schedule (`str`): `"constant"`; `"cosine"` or `"linear"`, which fall to 0 at the end; or
             `"inverse_sqrt"`, EDM2's $1/\sqrt{\max(\text{images} / \text{decay\_images}, 1)}$
             (https://huggingface.co/papers/2312.02696, eq. 67).
         images (`float`): Images seen before this step.
         total_images (`float`): Images of the whole training.
-        warmup_images (`float`, defaults to 0): Images over which it rises from 0.
+        warmup_images (`float`, defaults to 0): Images over which the factor rises from 0.
         decay_images (`float`, defaults to infinity): Images after which `"inverse_sqrt"` falls.
 
     Returns:
