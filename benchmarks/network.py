@@ -14,7 +14,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -131,10 +131,10 @@ class Contender(NamedTuple):
     zero_grad: Callable[[], None]
 
 
-def build_network(preset: str, device: str) -> PFGMPPUNet2DModel:
+def build_network(preset: str, device: str, **options: Any) -> PFGMPPUNet2DModel:
     """Build a network with random weights in which every part counts."""
     torch.manual_seed(0)
-    unet = PFGMPPUNet2DModel.from_preset(preset, dropout=0.0).to(device)
+    unet = PFGMPPUNet2DModel.from_preset(preset, dropout=0.0, **options).to(device)
     for parameter in unet.parameters():
         if parameter.ndim > 1:  # as initialized, the last layers are near zero
             torch.nn.init.xavier_uniform_(parameter)

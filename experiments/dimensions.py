@@ -50,8 +50,8 @@ def draw_along_dimensions(pipe: PFGMPPPipeline, num_seeds: int) -> torch.Tensor:
     return torch.stack(images)
 
 
-def compare_neighbors(images: torch.Tensor) -> list[dict[str, Any]]:
-    """Measure how far images of the same seeds are apart at neighboring D, for finer and finer steps."""
+def compare_neighbours(images: torch.Tensor) -> list[dict[str, Any]]:
+    """Measure how far images of the same seeds are apart at neighbouring D, for finer and finer steps."""
     pixels = images.float() / 127.5 - 1
     finite = pixels[:-1]
     rows = []
@@ -93,7 +93,7 @@ def main() -> None:
         pipe.scheduler.config, solver_type="dpmpp_3m", rho=10.0, sigma_min=0.06
     )
     images = draw_along_dimensions(pipe, args.seeds)
-    results = compare_neighbors(images)
+    results = compare_neighbours(images)
     command = format_command("python experiments/dimensions.py", sys.argv[1:])
     write_measurement(RESULTS / "dimensions.json", command, results)
     draw_picture(images, Path(__file__).with_suffix(".png"))

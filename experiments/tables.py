@@ -56,12 +56,12 @@ def format_single_dimensions(results: list[dict[str, Any]]) -> str:
 
 
 def format_continuity(results: list[dict[str, Any]]) -> str:
-    """Format how far images of the same seeds are apart at neighboring D."""
+    """Format how far images of the same seeds are apart at neighbouring D."""
     rows = []
     for row in results:
         largest = f"{row['largest']:.4f}" if "largest" in row else ""
         rows.append([row["step"], f"{row['root_mean_square']:.4f}", largest])
-    header = ["step in D", "root mean square between neighbors", "largest for one image"]
+    header = ["step in D", "root mean square between neighbours", "largest for one image"]
     return format_table(header, rows)
 
 
@@ -132,6 +132,51 @@ def format_network(results: dict[str, Any]) -> str:
     """Format the speed of the full-size network over a transcription of its description."""
     rows = []
     for entry in results["ratios"]:
-        rows.append([f"{entry['dtype']}, {entry['pass']}", f"{entry['over_transcription']:.2f}"])
+        name = entry["dtype"]
+        if entry["pass"]:
+            name += f", {entry['pass']}"
+        rows.append([name, f"{entry['over_transcription']:.2f}"])
     header = f"NCSN++ over a plain transcription of its description, batch {results['batch_size']}"
     return format_table([header, "speed"], rows)
+
+
+def format_training(runs: list[dict[str, Any]], two_processes: dict[str, Any]) -> str:
+    """Format what a training step costs, one column per network; two processes have the last network."""
+    names = {
+        "step_over_bare_step": "`train_accelerate.py`",
+        "diffusers_over_bare_step": "diffusers' loop",
+    }
+    rows = [[title, *(f"{run[name]:.2f}" for run in runs)] for name, title in names.items()]
+    shares = [f"{100 * run['share_beyond_network']:.1f} %" for run in runs]
+    empty = [""] * (len(runs) - 1)
+    rows.append(["share of data, noise, loss and average", *shares])
+    rows.append(["two processes over twice one", *empty, f"{two_processes['processes_over_one']:.2f}"])
+    columns = [f"`{run['preset']}`, batch {run['batch_size']}" for run in runs]
+    header = "time of a step over forward, backward and Adam of the bare network"
+    return format_table([header, *columns], rows)
+
+
+def format_waits(results: dict[str, Any]) -> str:
+    """Format what a visitor of the Space waits for, as a share of the limit."""
+    rows = []
+    for wait in results["waits"]:
+        rows.append([wait["name"], f"{wait['limit_in_seconds']:g} s", f"{wait['share']:.2f}"])
+    return format_table(["a visitor waits for", "limit", "share of the limit"], rows)
+
+
+def format_visitors(results: dict[str, Any]) -> str:
+    """Format how the Space serves many visitors at once, without and with two hostile ones."""
+    rounds = results["rounds"]
+    peaks = [f"{peak:.2f}" for peak in results["peak_memory_over_before"]]
+    accepted = results["accepted_shares"]
+    rows = [
+        ["errors, and images of another visitor", results["failures"], results["failures_under_attack"]],
+        ["time for all over one visitor after the other", f"{results['together_over_one_by_one']:.2f}", ""],
+        ["time with the hostile visitors over time without", "", f"{results['attacked_over_calm']:.2f}"],
+        ["the same for loading the page", "", f"{results['page_attacked_over_calm']:.2f}"],
+        ["peak memory per round over memory before", ", ".join(peaks[:rounds]), ", ".join(peaks[rounds:])],
+        ["share of the large jobs that is accepted", "", f"{accepted['large jobs']:.3f}"],
+        ["share of the garbage that is accepted", "", f"{accepted['garbage']:.3f}"],
+    ]
+    header = f"{results['visitors']} visitors at once, {rounds} drawings each"
+    return format_table([header, "alone", "with two hostile visitors"], [map(str, row) for row in rows])

@@ -1,0 +1,169 @@
+"""The report is what its command writes from the measurements, and every script says what it does."""
+
+import importlib
+import json
+import re
+import runpy
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+
+EXPERIMENTS = ROOT / "experiments"
+SCRIPTS = [
+    path
+    for folder in ("benchmarks", "experiments")
+    for path in sorted((ROOT / folder).glob("*.py"))
+    if "__main__" in path.read_text()
+]
+MEASUREMENTS = sorted((EXPERIMENTS / "results").glob("*.json"))
+
+
+@pytest.fixture
+def load_script(monkeypatch):
+    """Import a script of one of the folders as a module, next to its neighbours."""
+
+    def load(folder, name):
+        monkeypatch.syspath_prepend(ROOT / folder)
+        return importlib.import_module(name)
+
+    yield load
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if file.startswith((str(EXPERIMENTS), str(ROOT / "benchmarks"))):
+            del sys.modules[name]
+
+
+def test_the_report_is_what_its_command_writes(load_script):
+    assert load_script("experiments", "write_results").render_report() == (
+        EXPERIMENTS / "RESULTS.md"
+    ).read_text(encoding="utf-8")
+
+
+def test_the_command_writes_the_report(load_script, tmp_path, monkeypatch):
+    script = load_script("experiments", "write_results")
+    monkeypatch.setattr(script, "REPORT", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(sys, "argv", ["write_results.py"])
+    script.main()
+    assert (tmp_path / "RESULTS.md").read_text(encoding="utf-8") == script.render_report()
+
+
+@pytest.mark.parametrize("path", MEASUREMENTS, ids=lambda path: path.stem)
+def test_a_measurement_names_its_command_machine_and_day(path):
+    measurement = json.loads(path.read_text(encoding="utf-8"))
+    assert set(measurement) - {"note"} == {"command", "machine", "date", "results"}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", measurement["date"])
+    for script in re.findall(r"\S+\.py\b", measurement["command"]):
+        assert (ROOT / script).is_file(), script
+    assert measurement["command"] in (EXPERIMENTS / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def list_anchors(text):
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_into_the_report_lead_somewhere():
+    report = (EXPERIMENTS / "RESULTS.md").read_text(encoding="utf-8")
+    anchors = list_anchors(report)
+    assert anchors >= {"speed", "when-sampling-is-disturbed"}
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "space").glob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    linked = {*re.findall(r"RESULTS\.md#([\w-]+)", text), *re.findall(r"\]\(#([\w-]+)\)", report)}
+    assert linked <= anchors
+
+
+def test_the_report_shows_every_picture():
+    report = (EXPERIMENTS / "RESULTS.md").read_text(encoding="utf-8")
+    shown = re.findall(r"!\[.*?\]\((.*?)\)", report)
+    assert all((EXPERIMENTS / picture).is_file() for picture in shown)
+    assert {path.name for path in EXPERIMENTS.glob("*.png")} <= set(shown)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_script_says_what_it_does(path, load_script, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(path.parent)
+    monkeypatch.setattr(sys, "argv", [path.name, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(path), run_name="__main__")
+    assert stopped.value.code == 0
+    assert f"python {path.relative_to(ROOT).as_posix()}" in capsys.readouterr().out
+
+
+def test_a_study_writes_what_the_report_reads(load_script, tmp_path, monkeypatch, capsys):
+    study = load_script("experiments", "pfgm")
+    tables = load_script("experiments", "tables")
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    monkeypatch.setattr(study, "__file__", str(tmp_path / "pfgm.py"))
+    monkeypatch.setattr(study, "VARIANTS", study.VARIANTS[:1])
+    arguments = ["--train_steps", "2", "--num_inference_steps", "4", "--num_samples", "50", "--seeds", "2"]
+    monkeypatch.setattr(sys, "argv", ["pfgm.py", *arguments])
+    study.main()
+    measurement = json.loads((tmp_path / "pfgm.json").read_text(encoding="utf-8"))
+    assert measurement["command"] == " ".join(["python experiments/pfgm.py", *arguments])
+    table = tables.format_plane(measurement["results"])
+    assert table in capsys.readouterr().out
+    assert "| D = 1, one charge as target, no limit |" in table
+    assert (tmp_path / "pfgm.png").is_file()
+
+
+def test_distances_of_several_networks_become_a_table(load_script, tmp_path, monkeypatch, capsys):
+    folders = {
+        "every": {"16": [2.0, 4.0], "∞": [3.0, 3.0]},
+        "one": {"16": [4.0, 8.0]},
+        "two": {"∞": [2.0, 4.0]},
+    }
+    for name, distances in folders.items():
+        (tmp_path / name).mkdir()
+        results = [{"D": D, "fid": values} for D, values in distances.items()]
+        report = {"results": [*results, {"images": "real ones", "fid": [0.1]}]}
+        (tmp_path / name / "evaluation.json").write_text(json.dumps(report))
+    study = load_script("experiments", "single_dimensions")
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["x", *(str(tmp_path / name) for name in folders)])
+    study.main()
+    printed = capsys.readouterr().out
+    assert "| 16 | 3.0 ± 1.4 | 6.0 ± 2.8 | 0.5 ± 0 |" in printed
+    assert str(tmp_path) not in (tmp_path / "single_dimensions.json").read_text()
+
+
+def test_neighbours_along_dimensions(load_script):
+    """Images that change in proportion to log D: the distance is in proportion to the step."""
+    study = load_script("experiments", "dimensions")
+    slope = torch.arange(len(study.DIMENSIONS))[:, None, None, None, None]
+    rows = study.compare_neighbours((slope + torch.zeros(1, 3, 1, 4, 4)).to(torch.uint8))
+    distances = [row["root_mean_square"] * 127.5 for row in rows]
+    assert distances == pytest.approx([8, 4, 2, 1, 1, 0], abs=1e-4)
+    assert [row["step"] for row in rows[:2]] == ["× 2.00", "× 1.41"]
+
+
+def test_the_benchmarks_write_their_ratios(load_script, tmp_path, monkeypatch):
+    benchmark = load_script("benchmarks", "noise")
+    monkeypatch.setattr(benchmark, "compare_noise", lambda device: 1.25)
+    monkeypatch.setattr(benchmark, "compare_field_target", lambda device: 1.5)
+    monkeypatch.setattr(sys, "argv", ["noise.py", "--json", str(tmp_path / "noise.json")])
+    benchmark.main()
+    measurement = json.loads((tmp_path / "noise.json").read_text(encoding="utf-8"))
+    assert list(measurement["results"].values()) == [1.25, 1.5]
+    assert measurement["command"] == "python benchmarks/noise.py --json noise.json"
+
+
+def test_rounds_are_interleaved_and_the_first_does_not_count(load_script):
+    calls = []
+    contenders = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    times = load_script("benchmarks", "timing").time_rounds(contenders, 2, "Timing")
+    assert calls == ["a", "b"] * 3
+    assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2}
+
+
+def test_the_transcription_computes_what_the_network_computes(load_script):
+    benchmark = load_script("benchmarks", "network")
+    unet = benchmark.build_network("cifar10-ncsnpp", "cpu", model_channels=32)
+    x = torch.randn(2, 3, 32, 32)
+    c_noise = torch.zeros(2)
+    with torch.no_grad():
+        expected = unet(x, c_noise).sample
+        torch.testing.assert_close(benchmark.Transcription(unet)(x, c_noise), expected, atol=1e-4, rtol=1e-4)
