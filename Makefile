@@ -34,7 +34,7 @@ data: data/fashion-mnist/train.parquet
 
 data/fashion-mnist/train.parquet: | .venv/installed
 	@test -d $(SOURCE) || { echo "$(SOURCE) is missing: run 'sudo apt-get install dataset-fashion-mnist' first."; exit 1; }
-	$(BIN)/python -m pipeline_pfgmpp.data.fashion_mnist $(SOURCE) data/fashion-mnist
+	$(BIN)/pfgmpp data fashion-mnist $(SOURCE) data/fashion-mnist
 
 clean:
 	rm -rf .venv outputs/demo.png

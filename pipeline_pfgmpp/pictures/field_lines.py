@@ -1,18 +1,16 @@
 r"""
 Pictures of what the method does: the exact field of a few charges, without a network.
 
-    python -m pipeline_pfgmpp.pictures.field_lines pictures
+    pfgmpp field-lines pictures
 
 The data are charges on the hyperplane at height $r = \sigma\sqrt{D} = 0$. Field lines lead from the
 prior down to them: $dx/d\sigma = (x - F(x, \sigma))/\sigma$, where F is the posterior mean
 (https://huggingface.co/papers/2302.04265).
 """
 
-import argparse
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -255,25 +253,3 @@ def _make_figure(columns: int, **options: Any) -> tuple[Any, Any]:
 def _draw_latents(count: int, D: float | None) -> torch.Tensor:
     """Draw unit noise in the plane, always the same."""
     return sample_noise((count, 2), D, torch.Generator().manual_seed(0))
-
-
-def main() -> None:
-    """Write all pictures into a folder."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("output", type=Path, help="folder for the pictures")
-    parser.add_argument(
-        "--shape", choices=SHAPES, default="heart", help="shape of the data (default: %(default)s)"
-    )
-    args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
-    plot_field_lines(args.output / "field_lines.png")
-    plot_trajectories(args.output / "trajectories.png", args.shape)
-    plot_norms(args.output / "norms.png")
-    animate_trajectories(args.output / "trajectories.gif", args.shape)
-    print(f"Wrote field_lines.png, trajectories.png, trajectories.gif and norms.png to {args.output}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,58 @@
+"""
+Turn a published checkpoint into a pipeline folder.
+
+The checkpoint is a PFGM++ or EDM file (.pt or .pkl), of which no code is run, or a DDPM of diffusers.
+"""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """
+    Add the arguments of `pfgmpp convert`.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The parser of the command.
+    """
+    parser.add_argument("checkpoint", help="the file; with --from-diffusers, a Hub id or a pipeline folder")
+    parser.add_argument("output_dir", help="the folder to write; it must not exist or be empty")
+    parser.add_argument(
+        "--from-diffusers", action="store_true", help="convert a DDPM of diffusers instead of a file"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "float16", "bfloat16"],
+        default="float32",
+        help="type of the weights (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=["ema", "net"],
+        default="ema",
+        help="ema for the moving average, net for the network as trained (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--D", type=float, help="augmented dimension, if the file does not state it; inf is diffusion"
+    )
+    parser.add_argument(
+        "--sigma-data", type=float, help="standard deviation of the data, if the file does not state it"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """
+    Convert a checkpoint.
+
+    Args:
+        args (`argparse.Namespace`): Arguments of [`add_arguments`].
+    """
+    import torch
+
+    from ..conversion import convert_checkpoint, convert_diffusers
+
+    dtype = getattr(torch, args.dtype)
+    if args.from_diffusers:
+        convert_diffusers(args.checkpoint, args.output_dir, dtype, args.D)
+    else:
+        convert_checkpoint(args.checkpoint, args.output_dir, dtype, args.weights, args.D, args.sigma_data)
+    print(f"Converted {args.checkpoint}: {args.output_dir}")

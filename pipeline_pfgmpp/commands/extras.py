@@ -1,0 +1,40 @@
+"""The optional packages that commands need, and the extras that install them."""
+
+import importlib.util
+
+
+# The modules of each extra, which are named like the packages in setup.cfg.
+MODULES = {
+    "evaluate": ("datasets", "matplotlib", "torchmetrics", "transformers"),
+    "plot": ("matplotlib",),
+    "train": ("datasets", "matplotlib", "torchmetrics"),
+}
+# The extra of each command that needs more than the package itself.
+EXTRAS = {
+    "data": "train",
+    "evaluate": "evaluate",
+    "field-lines": "plot",
+    "plot": "plot",
+    "robustness": "evaluate",
+    "verify": "evaluate",
+}
+
+
+def check_extra(command: str) -> None:
+    """
+    Refuse to start a command whose optional packages are not installed.
+
+    Args:
+        command (`str`): Name of the command, such as `"evaluate"`.
+
+    Raises:
+        ValueError: A package is missing; the message names it, and the extra that installs it.
+    """
+    extra = EXTRAS.get(command)
+    if extra is None:
+        return
+    missing = [module for module in MODULES[extra] if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ValueError(
+            f"pfgmpp {command} needs {', '.join(missing)}: pip install 'pipeline-pfgmpp[{extra}]'."
+        )

@@ -1,0 +1,121 @@
+"""
+Measure how quality falls under noise, rounded weights and fewer steps, at several D.
+
+Measures the Fréchet distance against injected noise, bits per weight and calls of the network, and
+writes tables, plots and pictures with one line per D. Processes share the work under
+`accelerate launch -m pipeline_pfgmpp robustness ...`. Interrupted runs resume.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from .shared import (
+    add_measuring_arguments,
+    check_card,
+    check_counts,
+    load_metrics,
+    load_pipeline,
+    parse_numbers,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """
+    Add the arguments of `pfgmpp robustness`.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The parser of the command.
+    """
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="Hub ids or pipeline folders")
+    add_measuring_arguments(parser)
+    parser.add_argument(
+        "--D",
+        type=parse_numbers,
+        default="16,64,128,2048,inf",
+        help="augmented dimensions, for networks that are conditioned on D (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--noise",
+        type=parse_numbers,
+        default="0,0.1,0.2,0.3",
+        help="strengths α of the noise that is injected before each step (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--bits", type=parse_numbers, default="9,8,7,6,5", help="bits per weight (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--nfe",
+        type=parse_numbers,
+        default="35,19,11,7",
+        help="calls of the network; the largest number is used for noise and bits (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num-images", type=int, default=1000, help="images per distance (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--groups", type=int, default=3, help="distances per point, for error bars (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=50, help="images per batch and process (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output",
+        help="folder for the results (default: outputs/robustness/MODEL-DIGEST, where the digest covers"
+        " everything that they depend on)",
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="also store the results in the model's folder and card"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """
+    Measure models under every disturbance and report.
+
+    Args:
+        args (`argparse.Namespace`): Arguments of [`add_arguments`].
+    """
+    from accelerate import PartialState
+
+    from ..evaluation import robustness
+    from ..evaluation.evaluate import choose_dimensions
+    from ..evaluation.reports import format_robustness, list_panels, write_robustness
+    from ..pictures.plots import plot_robustness
+    from ..records.digests import default_output, describe
+
+    settings = robustness.list_settings(args.noise, args.bits, args.nfe)
+    check_counts(args)
+    if args.write:
+        if len(args.models) > 1:
+            raise ValueError("--write needs one model, because each model has a card of its own.")
+        check_card(args.models[0])
+    pipelines = {name: load_pipeline(model) for name, model in zip(_name_models(args.models), args.models)}
+    first = next(iter(pipelines.values()))
+    metrics = load_metrics(
+        first, args.features, args.data, args.split, trust_remote_code=args.trust_remote_code
+    )
+    description = {
+        "models": {name: describe(pipeline) for name, pipeline in pipelines.items()},
+        "reference": metrics.reference,
+        "num_images": args.num_images,
+    }
+    output = Path(args.output or default_output("robustness", args.models[0], description))
+    entries = robustness.measure(
+        pipelines, args.D, settings, metrics, output, args.num_images, args.groups, args.batch_size
+    )
+    if not PartialState().is_main_process:
+        return
+    (output / "robustness.md").write_text(format_robustness(entries))
+    plot_robustness(list_panels(entries), output / "robustness.png")
+    dimensions = choose_dimensions(first, args.D)
+    robustness.draw_noise_grid(first, dimensions, args.noise, output / "noise.png", nfe=settings[0].nfe)
+    if args.write:
+        write_robustness(args.models[0], entries, output, args.command_line)
+    print(f"Wrote robustness.json, robustness.md, robustness.png and noise.png: {output.resolve()}")
+
+
+def _name_models(models: Sequence[str]) -> Sequence[str]:
+    """Name models by the last part of their paths, or by whole paths if the last parts are not unique."""
+    names = [Path(model).name for model in models]
+    return names if len(set(names)) == len(names) else models

@@ -1,0 +1,72 @@
+"""
+Measure the figures of a model's card again, with few images.
+
+Draws images with the settings that the model's evaluation.json and robustness.json name, measures them
+and tells whether they agree with the card. Exits with code 1 if they do not.
+"""
+
+import argparse
+
+from .shared import add_trust_argument, load_metrics, load_pipeline
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """
+    Add the arguments of `pfgmpp verify`.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The parser of the command.
+    """
+    parser.add_argument("model", help="a Hub id or a pipeline folder")
+    parser.add_argument("--data", help="data set of real images (default: the one in evaluation.json)")
+    parser.add_argument("--split", help="its split (default: the one in evaluation.json)")
+    parser.add_argument(
+        "--num-images",
+        type=int,
+        default=1000,
+        help="images per figure of evaluation.json (default: %(default)s)",
+    )
+    parser.add_argument("--batch-size", type=int, default=50, help="images per batch (default: %(default)s)")
+    add_trust_argument(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """
+    Measure the figures again and compare them.
+
+    Args:
+        args (`argparse.Namespace`): Arguments of [`add_arguments`].
+    """
+    from ..evaluation.verify import format_figures, verify_evaluation, verify_robustness
+    from ..records.reports import check_weights, list_weights, read_report
+    from ..scheduling_pfgmpp import PFGMPPScheduler
+
+    if args.num_images < 8:
+        raise ValueError(f"--num-images must be at least 8, but is {args.num_images}.")
+    evaluation = read_report(args.model, "evaluation.json")
+    robustness = read_report(args.model, "robustness.json") or []
+    if evaluation is None:
+        raise ValueError(f"{args.model} holds no evaluation.json, so there is nothing to verify.")
+    data = args.data or evaluation.get("data")
+    if data is None:
+        raise ValueError("evaluation.json does not say which data it is about: name them with --data.")
+    split = args.split or evaluation.get("split", "test")
+    pipeline = load_pipeline(args.model)
+    for name, report in (("evaluation.json", evaluation), ("robustness.json", robustness)):
+        check_weights(list_weights(report) - {None}, name, args.model, pipeline)
+    metrics = load_metrics(
+        pipeline, evaluation["features"], data, split, trust_remote_code=args.trust_remote_code
+    )
+    own_scheduler = pipeline.scheduler
+    pipeline.scheduler = PFGMPPScheduler.from_config(evaluation["settings"]["scheduler"])
+    figures = verify_evaluation(pipeline, metrics, evaluation, args.num_images, args.batch_size)
+    print(format_figures("evaluation.json", figures))
+    if robustness:
+        pipeline.scheduler = own_scheduler
+        repeated = verify_robustness(pipeline, metrics, robustness, args.batch_size)
+        print(format_figures("robustness.json", repeated))
+        figures += repeated
+    wrong = [figure.name for figure in figures if not figure.agrees]
+    if wrong:
+        raise ValueError(f"{args.model} does not agree with its card at {', '.join(wrong)}.")
+    print("All figures agree.")
