@@ -24,9 +24,8 @@ from safetensors.torch import load_file
 
 from pipeline_pfgmpp import DDPMUNet2DModel, PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, sample_noise
 from pipeline_pfgmpp.commands import main
-from pipeline_pfgmpp.conversion import inert_pickle
-from pipeline_pfgmpp.conversion.convert import convert_checkpoint, convert_diffusers
-from pipeline_pfgmpp.conversion.inert_pickle import load
+from pipeline_pfgmpp.conversion import convert_checkpoint, convert_diffusers, inert_pickle
+from pipeline_pfgmpp.conversion.torch_files import load
 
 
 GOLDEN = ["ddpmpp_uncond", "ncsnpp_uncond", "ncsnpp_cond", "adm_cond"]
@@ -159,7 +158,7 @@ def test_nan_weights_are_converted_with_a_warning(checkpoint, tensors_and_config
 MEASURE = """
 import sys
 from diffusers import DiffusionPipeline
-from pipeline_pfgmpp.conversion.convert import convert_checkpoint
+from pipeline_pfgmpp.conversion import convert_checkpoint
 
 def memory(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
@@ -199,11 +198,11 @@ def refusal(path, tmp_path, **options):
 
 
 def test_what_the_file_lacks_is_asked_for_by_name(checkpoint, tmp_path):
-    assert "does not state `D`; give it (--D" in refusal(
+    assert "does not state `D`: give it (--D" in refusal(
         checkpoint(config={"pfgmpp": True}, drop=["D"]), tmp_path
     )
     path = checkpoint(sigma_data=None)
-    assert "does not state `sigma_data`; give it (--sigma-data" in refusal(path, tmp_path)
+    assert "does not state `sigma_data`: give it (--sigma-data" in refusal(path, tmp_path)
     convert_checkpoint(path, tmp_path / "out", sigma_data=0.25)
     assert PFGMPPPipeline.from_pretrained(tmp_path / "out").scheduler.config.sigma_data == 0.25
 
@@ -235,7 +234,7 @@ def test_a_file_that_calls_functions_is_refused(function, name, suffix, checkpoi
     mark = tmp_path / "mark"
     call = Reduce(function, f"touch {mark}") if function is os.system else Reduce(function, "1")
     message = refusal(checkpoint(suffix, contents={"extra": call}), tmp_path)
-    assert f".{name}, which no network needs; nothing of it was run" in message
+    assert f".{name}, which no network needs; none of it was run" in message
     assert not mark.exists()
 
 
@@ -300,7 +299,7 @@ def test_pickle_bombs_are_refused_in_time(tmp_path, monkeypatch):
     monkeypatch.setattr(inert_pickle, "MAX_OPCODES", 1000)
     path = tmp_path / "file.pkl"
     for content, message in (
-        (b"}" + bomb + b"Ns.", "a tuple for a key"),
+        (b"}" + bomb + b"Ns.", "a tuple as a key"),
         (b"}\x8c\x03ema" + bomb + b"s.", "it holds no network"),
         (b"(" + b"N" * 1000 + b"t.", "more than 1,000 objects"),
     ):
@@ -460,7 +459,7 @@ def test_what_is_no_ddpm_is_refused(ddpm, tmp_path):
     )
     for name, message in (
         ("v", "predicts v_prediction"),
-        ("own", "it is no UNet2DModel with a DDPM schedule"),
+        ("own", "it is not a UNet2DModel with a DDPM schedule"),
     ):
         with pytest.raises(ValueError, match=message):
             convert_diffusers(tmp_path / name, tmp_path / "out")

@@ -1,6 +1,7 @@
-"""Published checkpoints in, without running anything of them."""
+"""Conversion of published checkpoints into pipelines, without running any of their code."""
 
-from .convert import convert_checkpoint, convert_diffusers
+from .checkpoints import convert_checkpoint
+from .ddpm import convert_diffusers
 
 
 __all__ = ["convert_checkpoint", "convert_diffusers"]

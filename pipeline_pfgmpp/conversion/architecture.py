@@ -1,0 +1,98 @@
+"""Networks of the published kinds, built from the names and shapes of their tensors alone."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..unet_pfgmpp import PFGMPPUNet2DModel
+
+
+def build_network(state: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> PFGMPPUNet2DModel:
+    """
+    Build the network that tensors belong to, around these tensors.
+
+    Args:
+        state (`Mapping[str, torch.Tensor]`): The tensors by their published names.
+        options (`Mapping[str, Any]`): Options that the tensors do not determine, such as `dropout`.
+
+    Returns:
+        [`PFGMPPUNet2DModel`]: The network; it shares the memory of the tensors.
+
+    Raises:
+        ValueError: The tensors are not those of a DDPM++, NCSN++ or ADM network.
+    """
+    try:
+        with torch.device("meta"):
+            unet = PFGMPPUNet2DModel(**read_architecture(state), **options)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
+        raise ValueError("its tensors are not those of DDPM++, NCSN++ or ADM") from None
+    expected = unet.state_dict()
+    for name in sorted(expected.keys() | state.keys()):
+        if name not in state:
+            raise ValueError(f"the tensor {name} is missing")
+        if name not in expected:
+            raise ValueError(f"the tensor {name} does not belong to DDPM++, NCSN++ or ADM")
+        if state[name].shape != expected[name].shape:
+            shapes = f"{tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
+            raise ValueError(f"the tensor {name} is of shape {shapes}")
+    unet.load_state_dict(state, assign=True)  # takes the tensors themselves, without a copy
+    return unet.eval()
+
+
+def read_architecture(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """
+    Read the options of a network from the names and shapes of its tensors.
+
+    Args:
+        state (`Mapping[str, torch.Tensor]`): The tensors by their published names.
+
+    Returns:
+        `dict[str, Any]`: Options of [`PFGMPPUNet2DModel`].
+
+    Raises:
+        LookupError or ValueError: Tensors of a published network are missing or of a wrong shape.
+    """
+    blocks: dict[int, set[str]] = {}  # the blocks of each resolution
+    for name in state:
+        found = re.match(r"enc\.(\d+)x\d+_block(\d+)\.", name)
+        if found:
+            blocks.setdefault(int(found[1]), set()).add(found[2])
+    resolutions = sorted(blocks, reverse=True)
+    size = resolutions[0]
+    emb_channels, noise_channels = state["map_layer0.weight"].shape
+    model_channels = emb_channels // 4
+    widths = [state[f"enc.{r}x{r}_block0.conv1.weight"].shape[0] for r in resolutions]
+    is_adm = "out_conv.weight" in state
+    last = "out_conv.weight" if is_adm else f"dec.{size}x{size}_aux_conv.weight"
+    has_residual_skips = any("aux_residual" in name for name in state)
+    return {
+        "sample_size": size,
+        "in_channels": state[f"enc.{size}x{size}_conv.weight"].shape[1],
+        "out_channels": state[last].shape[0],
+        "model_type": "DhariwalUNet" if is_adm else "SongUNet",
+        "model_channels": model_channels,
+        "channel_mult": [width // model_channels for width in widths],
+        "num_blocks": len(blocks[size]),
+        "attn_resolutions": [r for r in resolutions if f"enc.{r}x{r}_block0.qkv.weight" in state],
+        "label_dim": _count_inputs(state, "map_label.weight"),
+        "augment_dim": _count_inputs(state, "map_augment.weight"),
+        "embedding_type": "fourier" if "map_noise.freqs" in state else "positional",
+        "channel_mult_noise": noise_channels // model_channels,
+        "encoder_type": "residual" if has_residual_skips else "standard",
+        "resample_filter": _read_filter(state),
+    }
+
+
+def _count_inputs(state: Mapping[str, torch.Tensor], name: str) -> int:
+    return state[name].shape[1] if name in state else 0
+
+
+def _read_filter(state: Mapping[str, torch.Tensor]) -> list[int]:
+    """Read the taps of the resampling filter, whose smallest is 1."""
+    for name, tensor in state.items():
+        if name.endswith(".resample_filter"):
+            taps = tensor[0, 0].sum(0)
+            return (taps / taps.min()).round().int().tolist()
+    return [1, 1]
