@@ -3,7 +3,6 @@ import io
 import json
 import os
 import runpy
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,8 +25,12 @@ ROOT = Path(__file__).parent.parent
 # The code files of a pipeline with a network of ours, and the package's modules that they are copies of.
 CODE = {
     "pipeline.py": "pipeline_pfgmpp.py",
-    "scheduling_pfgmpp.py": "scheduling_pfgmpp.py",
+    "code_files.py": "code_files.py",
+    "conditioning.py": "conditioning.py",
+    "images.py": "images.py",
+    "likelihood.py": "likelihood.py",
     "noise.py": "noise.py",
+    "scheduling_pfgmpp.py": "scheduling_pfgmpp.py",
     "scheduler/pipeline_pfgmpp.py": "scheduling_pfgmpp.py",
     "scheduler/noise.py": "noise.py",
     "unet/pipeline_pfgmpp.py": "unet_pfgmpp.py",
@@ -37,11 +40,12 @@ CODE = {
 
 def run_training(*args):
     """
-    Runs train_accelerate.py in this process, for a new one takes seconds to begin; returns what
-    that would.
+    Run train_accelerate.py in this process, since a new one takes seconds to start, and return what a
+    new one would.
     """
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    output, errors, code = io.StringIO(), io.StringIO(), 0
+    output = io.StringIO()
+    errors = io.StringIO()
+    code = 0
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stdout(output),
@@ -56,10 +60,22 @@ def run_training(*args):
         finally:
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
     message = f"\n{code}\n" if isinstance(code, str) else ""
     return subprocess.CompletedProcess(args, int(bool(code)), output.getvalue(), errors.getvalue() + message)
+
+
+def make_tiny_pipeline(seed=0, D=128, **options):
+    """Make a pipeline for clothes, with a tiny network for every D and weights drawn from the seed."""
+    from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
+
+    options = {"model_channels": 16, "channel_mult": (1,), "num_blocks": 1, "d_conditioning": True, **options}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = PFGMPPUNet2DModel(sample_size=28, in_channels=1, out_channels=1, **options).eval()
+        torch.nn.init.xavier_uniform_(unet.dec["28x28_aux_conv"].weight)
+    pipe = PFGMPPPipeline(unet, PFGMPPScheduler(D=D))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """Metrics in closed form and against SciPy, features of every kind, and what the cards state."""
 
 import json
+import os
+import runpy
 import subprocess
 import sys
 
@@ -8,17 +10,21 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from conftest import ROOT
+from conftest import ROOT, make_tiny_pipeline
 from datasets import load_dataset
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from transformers import Dinov2Config, Dinov2Model
 
-from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
+from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler, commands
 from pipeline_pfgmpp.data import load_images
 from pipeline_pfgmpp.evaluation import ImageMetrics, extract_features, frechet_distance, load_features
-from pipeline_pfgmpp.evaluation.evaluate import evaluate
-from pipeline_pfgmpp.evaluation.fashion_mnist_classifier import WEIGHTS, measure_accuracy
+from pipeline_pfgmpp.evaluation.evaluate import check_num_images, evaluate
+from pipeline_pfgmpp.evaluation.fashion_mnist_classifier import (
+    WEIGHTS,
+    FashionMNISTClassifier,
+    measure_accuracy,
+)
 from pipeline_pfgmpp.evaluation.features import digest_images, extract_features_once
 from pipeline_pfgmpp.evaluation.inception import InceptionV3
 from pipeline_pfgmpp.evaluation.metrics import inception_score, kernel_distance, precision_recall
@@ -144,7 +150,20 @@ def test_the_classifier_is_small_and_knows_clothes(classifier, fashion_mnist):
         classifier.extract(torch.zeros(2, 3, 32, 32))
 
 
-def inception_weights():
+def test_the_classifier_can_be_trained_again(fashion_mnist, tmp_path, monkeypatch, capsys):
+    script = ROOT / "experiments" / "fashion_mnist_classifier.py"
+    arguments = [str(fashion_mnist), str(tmp_path / "weights"), "--epochs", "2", "--batch-size", "24"]
+    monkeypatch.setattr("sys.argv", [str(script), *arguments])
+    with torch.random.fork_rng(devices=[]):
+        runpy.run_path(str(script), run_name="__main__")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("Test accuracy after epoch 2: ")
+    assert float(last.split()[-1]) > 0.3  # chance is 0.1
+    model = FashionMNISTClassifier.from_pretrained(tmp_path / "weights")
+    assert model.config == FashionMNISTClassifier.from_pretrained(WEIGHTS).config
+
+
+def draw_inception_weights():
     """Draw weights by a rule that the golden file was made with, so small that activations stay in bounds."""
     rng = torch.Generator().manual_seed(0)
     weights = {}
@@ -164,7 +183,7 @@ def test_inception_is_the_network_of_fid(golden, tmp_path):
     """The golden file holds what torch-fidelity 0.4.0 makes of these images with these weights."""
     tensors, _ = golden("inception")
     path = tmp_path / "weights.pth"
-    torch.save(inception_weights(), path)
+    torch.save(draw_inception_weights(), path)
     extractor = load_features(str(path))
     found = extract_features(extractor, tensors["images"])
     spread = tensors["features"].std(0).mean()
@@ -227,9 +246,14 @@ def backbone(tmp_path):
     )
     Dinov2Model(config).save_pretrained(tmp_path / "backbone")
     processor = {
-        "image_processor_type": "BitImageProcessor", "resample": 3, "size": {"shortest_edge": 28}, "do_resize": True,
-        "crop_size": {"height": 28, "width": 28}, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25],
-    }  # fmt: skip
+        "image_processor_type": "BitImageProcessor",
+        "resample": 3,
+        "size": {"shortest_edge": 28},
+        "do_resize": True,
+        "crop_size": {"height": 28, "width": 28},
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.25, 0.25, 0.25],
+    }
     (tmp_path / "backbone" / "preprocessor_config.json").write_text(json.dumps(processor))
     return tmp_path / "backbone"
 
@@ -310,7 +334,7 @@ def test_evaluate_tells_good_from_bad(classifier, fashion_mnist, tmp_path):
         [batch for _, batch in generate(pipe, list(range(60)), batch_size=32, D=128, **settings)]
     )
     assert good["fid"][0] == pytest.approx(metrics(drawn)["fid"], rel=1e-3)
-    # What was drawn is not drawn again, and not mixed with what is drawn in another way
+    # Images on disk are not generated again, and not mixed with images of other settings.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "D-128").iterdir()}
     assert evaluate(pipe, metrics, [128], tmp_path, 60, num_groups=2, **settings) == [good]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "D-128").iterdir()} == before
@@ -318,32 +342,21 @@ def test_evaluate_tells_good_from_bad(classifier, fashion_mnist, tmp_path):
         evaluate(pipe, metrics, [128], tmp_path, 60, num_inference_steps=6, guidance_scale=1.0)
 
 
-@pytest.fixture
-def model(tmp_path):
-    """A tiny untrained model that is conditioned on D, on disk."""
-    unet = PFGMPPUNet2DModel(
-        sample_size=28,
-        in_channels=1,
-        out_channels=1,
-        model_channels=16,
-        channel_mult=(1,),
-        num_blocks=1,
-        d_conditioning=True,
+def test_processes_share_the_work(fashion_mnist, tmp_path):
+    make_tiny_pipeline(D=16).save_pretrained(tmp_path / "model")
+    arguments = ["evaluate", str(tmp_path / "model"), "--data", str(fashion_mnist), "--D", "16,inf"]
+    arguments += ["--num-images", "15", "--num-inference-steps", "2", "--batch-size", "4"]
+    arguments += ["--metrics", "fid,kid", "--baseline-split", "train", "--output"]
+    commands.main([*arguments, str(tmp_path / "one")])
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pipeline_pfgmpp"]
+    result = subprocess.run(
+        [sys.executable, *launch, *arguments, str(tmp_path / "two")],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
     )
-    PFGMPPPipeline(unet, PFGMPPScheduler(D=16)).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-def test_processes_share_the_work(model, fashion_mnist, tmp_path):
-    arguments = [
-        "-m", "pipeline_pfgmpp", "evaluate", str(model), "--data", str(fashion_mnist), "--D", "16,inf", "--num-images", "15",
-        "--num-inference-steps", "2", "--batch-size", "4", "--metrics", "fid,kid", "--baseline-split", "train",
-    ]  # fmt: skip
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for name, launcher in (("one", []), ("two", launch)):
-        command = [sys.executable, *launcher, *arguments, "--output", str(tmp_path / name)]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
+    assert result.returncode == 0, result.stderr
     one, two = (
         json.loads((tmp_path / name / "evaluation.json").read_text())["results"] for name in ("one", "two")
     )
@@ -354,22 +367,19 @@ def test_processes_share_the_work(model, fashion_mnist, tmp_path):
         assert second["kid"] == pytest.approx(first["kid"], rel=1e-3)
 
 
-def tiny_pipeline(seed=0):
-    """Make a tiny network that is conditioned on D, with weights drawn from the seed."""
-    torch.manual_seed(seed)
-    options = {"model_channels": 16, "channel_mult": (1,), "num_blocks": 1, "d_conditioning": True}
-    unet = PFGMPPUNet2DModel(sample_size=28, in_channels=1, out_channels=1, **options).eval()
-    torch.nn.init.xavier_uniform_(unet.dec["28x28_aux_conv"].weight)
-    return PFGMPPPipeline(unet, PFGMPPScheduler(D=128))
+def test_every_process_needs_an_image():
+    check_num_images(2, num_processes=2)
+    with pytest.raises(ValueError, match="`num_images` must be at least 4, one image per process, but is 3"):
+        check_num_images(3, num_processes=4)
 
 
 def test_figures_of_other_weights_never_come_into_a_card(tmp_path):
-    pipe = tiny_pipeline()
+    pipe = make_tiny_pipeline()
     results = build_report(
         [{"D": "16", "fid": [12.5]}], pipe, "fashion-mnist", 50, "images", "here", num_inference_steps=2
     )
     results["settings"]["guidance_scale"] = 1.0
-    tiny_pipeline(seed=1).save_pretrained(tmp_path)
+    make_tiny_pipeline(seed=1).save_pretrained(tmp_path)
     (tmp_path / "README.md").write_text("# A model\n")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match="were measured with other weights"):
@@ -381,7 +391,7 @@ def test_figures_of_other_weights_never_come_into_a_card(tmp_path):
 
 
 def test_figures_of_other_weights_are_not_pushed(tmp_path):
-    pipe = tiny_pipeline()
+    pipe = make_tiny_pipeline()
     pipe.save_pretrained(tmp_path)
     (tmp_path / "README.md").write_text("# A model\n")
     settings = {"num_inference_steps": 2, "guidance_scale": 1.0}
@@ -390,7 +400,7 @@ def test_figures_of_other_weights_are_not_pushed(tmp_path):
         build_report([{"D": "16", "fid": [12.5]}], pipe, "fashion-mnist", 50, "images", "here", **settings),
     )
     assert "evaluation.json" in list_files(tmp_path)
-    tiny_pipeline(seed=1).unet.save_pretrained(tmp_path / "unet")
+    make_tiny_pipeline(seed=1).unet.save_pretrained(tmp_path / "unet")
     with pytest.raises(ValueError, match=r"evaluation\.json were measured with other weights"):
         list_files(tmp_path)
 
@@ -406,24 +416,24 @@ def test_a_distance_of_few_predicts_that_of_many():
 
 def test_verify_tells_a_right_card_from_a_wrong_one(classifier, test_images):
     metrics = ImageMetrics(classifier, test_images)
-    pipe = tiny_pipeline()
+    pipe = make_tiny_pipeline()
     settings = {"num_inference_steps": 2, "guidance_scale": 1.0}
-    images = torch.cat([batch for _, batch in generate(pipe, list(range(60)), 30, None, D=16, **settings)])
+    images = torch.cat([batch for _, batch in generate(pipe, list(range(32)), 32, None, D=16, **settings)])
     right = metrics(images)["fid"]
     results = build_report(
-        [{"D": "16", "fid": [right]}], pipe, "fashion-mnist", 60, "images", "here", **settings
+        [{"D": "16", "fid": [right]}], pipe, "fashion-mnist", 32, "images", "here", **settings
     )
-    (figure,) = verify_evaluation(pipe, metrics, results, 60)
+    (figure,) = verify_evaluation(pipe, metrics, results, 32)
     assert figure.agrees
     assert figure.predicted == pytest.approx(right, rel=1e-2)
     results["results"][0]["fid"] = [3 * right]
-    (figure,) = verify_evaluation(pipe, metrics, results, 60)
+    (figure,) = verify_evaluation(pipe, metrics, results, 32)
     assert not figure.agrees
     assert "**does not agree**" in format_figures("evaluation.json", [figure])
 
 
 def test_results_are_kept_with_the_model(tmp_path):
-    pipe = tiny_pipeline()
+    pipe = make_tiny_pipeline()
     entries = [
         {"D": "16", "fid": [12.5, 13.5]},
         {"D": "∞", "fid": [20.0, 20.0]},

@@ -1,4 +1,4 @@
-"""Disturbed sampling: what is disturbed, by how much, and that nothing else is."""
+"""Disturbed sampling: how much it is disturbed, that nothing else is, and how that is measured."""
 
 import functools
 import json
@@ -10,15 +10,15 @@ import sys
 import PIL.Image
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, make_tiny_pipeline
 from datasets import load_dataset
 from diffusers import DiffusionPipeline
 
-from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler
+from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler, commands
 from pipeline_pfgmpp.data import load_images
 from pipeline_pfgmpp.evaluation import ImageMetrics, load_features, robustness
 from pipeline_pfgmpp.evaluation.reports import format_mean, format_robustness, list_panels, write_robustness
-from pipeline_pfgmpp.evaluation.robustness import list_settings, measure
+from pipeline_pfgmpp.evaluation.robustness import Setting, list_settings, measure
 from pipeline_pfgmpp.evaluation.verify import verify_robustness
 from pipeline_pfgmpp.generation import generate, quantize_temporarily
 from pipeline_pfgmpp.pictures.plots import plot_robustness
@@ -32,13 +32,12 @@ BUNDLED = ROOT / "model_cards" / "pfgmpp-fashion-mnist"
 
 @pytest.fixture(scope="module")
 def pipe():
-    pipe = DiffusionPipeline.from_pretrained(BUNDLED)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    """A tiny class-conditional pipeline."""
+    return make_tiny_pipeline(D=16, label_dim=10)
 
 
 @pytest.mark.parametrize("bits", [1, 5, 9])
-def test_quantised_weights_take_so_many_values_and_come_back(bits, pipe):
+def test_quantised_weights_take_few_values_and_come_back(bits, pipe):
     before = [parameter.detach().clone() for parameter in pipe.unet.parameters()]
     with quantize_temporarily(pipe.unet, bits):
         for parameter, original in zip(pipe.unet.parameters(), before):
@@ -51,31 +50,32 @@ def test_quantised_weights_take_so_many_values_and_come_back(bits, pipe):
 
 
 def test_injected_noise_changes_nothing_else(pipe):
-    """Noise too small to matter leaves the picture of a seed as it is, its class included."""
+    """Noise too weak to be seen does not change the image of a seed, nor its class."""
 
-    def drawn(seeds, noise, batch_size=2):
-        return torch.cat(
-            [images for _, images in generate(pipe, seeds, batch_size, None, noise, num_inference_steps=3)]
-        )
+    def draw(seeds, noise, batch_size=2):
+        batches = generate(pipe, seeds, batch_size, None, noise, num_inference_steps=3)
+        return torch.cat([images for _, images in batches]).int()
 
-    plain = drawn([3, 4], 0).int()
-    assert (drawn([3, 4], 1e-7).int() - plain).abs().max() <= 1
-    noisy = drawn([3, 4], 0.2).int()
+    plain = draw([3, 4], 0)
+    assert (draw([3, 4], 1e-7) - plain).abs().max() <= 1
+    noisy = draw([3, 4], 0.2)
     assert (noisy - plain).abs().float().mean() > 1
-    assert (drawn([4, 3], 0.2, batch_size=1).flip(0).int() - noisy).abs().max() <= 1
+    assert (draw([4, 3], 0.2, batch_size=1).flip(0) - noisy).abs().max() <= 1
 
 
 @pytest.mark.parametrize("solver_type", ["heun", "euler"])
 def test_noise_comes_before_each_step_in_units_of_its_level(solver_type):
     """
-    Around a single image the network's steps shrink what is off in proportion to sigma; so the
-    noise adds up as it says.
+    Around a single image the steps shrink all deviations in proportion to sigma, so that the
+    injected noise adds up to a known variance.
     """
-    alpha, steps = 0.3, 6
+    alpha = 0.3
+    steps = 6
     scheduler = PFGMPPScheduler(D=None, solver_type=solver_type, sigma_min=0.5, sigma_max=1.0)
     pipe = PFGMPPPipeline(EmpiricalDenoiser(torch.zeros(1, 1, 16, 16)), scheduler)
     pipe.set_progress_bar_config(disable=True)
-    seen, step = [], scheduler.step
+    seen = []
+    step = scheduler.step
 
     @functools.wraps(step)
     def spy(model_output, timestep, sample, *args, **kwargs):
@@ -94,23 +94,35 @@ def metrics(fashion_mnist):
     return ImageMetrics(load_features("fashion-mnist"), real)
 
 
-def test_measuring_goes_on_where_it_was(pipe, metrics, tmp_path, monkeypatch):
-    settings, arguments = list_settings([0, 0.4], [2], [7, 3]), {"num_images": 20, "num_groups": 2}
-    assert settings == [
-        (0, None, 7),
-        (0.4, None, 7),
-        (0, 2, 7),
-        (0, None, 3),
-    ]  # what is undisturbed is measured once
-    entries = measure({"model": pipe}, [16], settings, metrics, tmp_path, **arguments)
+def test_rounding_to_two_bits_does_harm(metrics, tmp_path):
+    trained = {"model": DiffusionPipeline.from_pretrained(BUNDLED)}
+    settings = [Setting(0, None, 7), Setting(0, 2, 7)]
+    plain, rounded = measure(trained, [16], settings, metrics, tmp_path, num_images=10, num_groups=1)
+    assert rounded["distances"] > plain["distances"]
+
+
+def test_interrupted_measurements_resume(pipe, metrics, tmp_path, monkeypatch):
+    settings = list_settings([0, 0.4], [2], [5, 3])
+    # The undisturbed setting is measured once.
+    assert settings == [(0, None, 5), (0.4, None, 5), (0, 2, 5), (0, None, 3)]
+    arguments = {"num_images": 10, "num_groups": 2}
+    measure({"model": pipe}, [16], settings[:2], metrics, tmp_path, **arguments)
+    calls = []
+
+    def count_calls(*args, **kwargs):
+        calls.append(args)
+        return generate(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(robustness, "generate", count_calls)
+        entries = measure({"model": pipe}, [16], settings, metrics, tmp_path, **arguments)
+        assert len(calls) == 4  # two groups of each setting that was missing
+        assert measure({"model": pipe}, [16], settings, metrics, tmp_path, **arguments) == entries
+        assert len(calls) == 4
     assert [(entry["noise"], entry["bits"], entry["nfe"]) for entry in entries] == settings
     assert {entry["D"] for entry in entries} == {"16"}
-    assert entries[2]["distances"][0] > entries[0]["distances"][0]  # two bits are not enough
-    with monkeypatch.context() as patch:
-        patch.setattr(robustness, "generate", None)
-        assert measure({"model": pipe}, [16], settings, metrics, tmp_path, **arguments) == entries
-    with pytest.raises(ValueError, match=r"measured differently \(num_images is 20 there and 10 here\)"):
-        measure({"model": pipe}, [16], settings, metrics, tmp_path, num_images=10)
+    with pytest.raises(ValueError, match=r"measured differently \(num_images is 10 there and 5 here\)"):
+        measure({"model": pipe}, [16], settings, metrics, tmp_path, num_images=5)
     with pytest.raises(ValueError, match="of another model, model"):
         measure({"other": pipe}, [16], settings, metrics, tmp_path, **arguments)
     with (
@@ -126,7 +138,7 @@ def test_measuring_goes_on_where_it_was(pipe, metrics, tmp_path, monkeypatch):
     headers = [
         "injected noise, α | 0 | 0.4",
         "bits per weight | as trained | 2",
-        "calls of the network | 7 | 3",
+        "calls of the network | 5 | 3",
     ]
     for header, distances in zip(headers, disturbed):
         added = format_mean([distances[0] - plain[0], distances[1] - plain[1]])
@@ -136,63 +148,63 @@ def test_measuring_goes_on_where_it_was(pipe, metrics, tmp_path, monkeypatch):
     assert PIL.Image.open(tmp_path / "plot.png").width > 1000
 
 
-def test_the_command_line_in_two_processes(pipe, metrics, fashion_mnist, tmp_path):
-    output = str(tmp_path / "out")
-    small = [
-        "--noise",
-        "0,0.2",
-        "--bits",
-        "",
-        "--nfe",
-        "3",
-        "--num-images",
-        "5",
-        "--groups",
-        "1",
-        "--output",
-        output,
-    ]
-    small += ["--D", "16,inf", "--batch-size", "2"]
-    arguments = ["-m", "pipeline_pfgmpp", "robustness", str(BUNDLED), "--data", str(fashion_mnist), *small]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run(
-        [*launch, *arguments],
+def test_groups_have_no_image_in_common(pipe, tmp_path, monkeypatch):
+    groups = []
+
+    def pretend_to_generate(pipeline, seeds, *args, **kwargs):
+        groups.append(set(seeds))
+        yield seeds, torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+
+    def pretend_to_measure(images):
+        return {"fid": 1.0}
+
+    pretend_to_measure.reference = "digest"
+    monkeypatch.setattr(robustness, "generate", pretend_to_generate)
+    settings = list_settings([0.1], [], [3])
+    measure({"m": pipe}, [16], settings[:1], pretend_to_measure, tmp_path, num_images=10_001, num_groups=2)
+    assert [len(seeds) for seeds in groups] == [10_001, 10_001]
+    assert not groups[0] & groups[1]
+
+
+def test_the_command_line_in_two_processes(pipe, metrics, fashion_mnist, tmp_path, capsys):
+    model = tmp_path / "model"
+    output = tmp_path / "out"
+    pipe.save_pretrained(model)
+    arguments = ["robustness", str(model), "--data", str(fashion_mnist), "--output", str(output)]
+    arguments += ["--noise", "0,0.2", "--bits", "", "--nfe", "3", "--num-images", "5", "--groups", "1"]
+    arguments += ["--D", "16,inf", "--batch-size", "2"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pipeline_pfgmpp"]
+    result = subprocess.run(
+        [sys.executable, *launch, *arguments],
         cwd=ROOT,
-        check=True,
-        capture_output=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
     )
-    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert result.returncode == 0, result.stderr
+    names = {path.name for path in output.iterdir()}
     assert names == {"robustness.json", "robustness.md", "robustness.png", "noise.png"}
     settings = list_settings([0, 0.2], [], [3])
-    alone = measure(
-        {BUNDLED.name: pipe}, [16, math.inf], settings, metrics, tmp_path, num_images=5, num_groups=1
-    )
-    shared = json.loads((tmp_path / "out" / "robustness.json").read_text())
-    assert [entry["distances"] for entry in shared] == [
-        pytest.approx(entry["distances"], rel=1e-2) for entry in alone
-    ]  # of rounded pixels
-    refused = subprocess.run(
-        [sys.executable, *arguments, "--noise=-1"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert refused.returncode == 1
-    assert refused.stderr.endswith("pfgmpp: `noise` must not contain -1.\n")
+    alone = measure({"model": pipe}, [16, math.inf], settings, metrics, tmp_path, num_images=5, num_groups=1)
+    shared = json.loads((output / "robustness.json").read_text())
+    assert len(shared) == len(alone) == 4
+    for one, other in zip(alone, shared):  # a rounded pixel may differ
+        assert other["distances"] == pytest.approx(one["distances"], rel=1e-2)
+    with pytest.raises(SystemExit) as stop:
+        commands.main([*arguments, "--noise=-1"])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.endswith("pfgmpp: `noise` must not contain -1.\n")
 
 
 def test_results_are_kept_with_the_model(pipe, tmp_path):
-    output, folder, entries = tmp_path / "output", tmp_path / "model", []
+    output = tmp_path / "output"
+    folder = tmp_path / "model"
     output.mkdir()
     pipe.save_pretrained(folder)
     saved = {path.name for path in folder.iterdir()}
-    for setting in list_settings([0.1], [], [35]):
-        entry = {
-            "model": "m",
-            "D": "16",
-            "num_images": 1000,
-            **setting._asdict(),
-            "distances": [1.0, 2.0, 3.0],
-        }
-        entries.append({**entry, "weights": digest_weights(pipe)})
+    common = {"model": "m", "D": "16", "num_images": 1000, "distances": [1.0, 2.0, 3.0]}
+    common["weights"] = digest_weights(pipe)
+    entries = [{**common, **setting._asdict()} for setting in list_settings([0.1], [], [35])]
     for name in ("robustness.png", "noise.png"):
         PIL.Image.new("L", (2, 2)).save(output / name)
     (folder / "README.md").write_text(
