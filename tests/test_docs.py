@@ -1,0 +1,179 @@
+"""The code blocks of README and guides run from top to bottom, and their figures were measured."""
+
+import contextlib
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, run_training
+
+from pipeline_pfgmpp.commands import main
+
+
+GUIDES = sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name != "security.md")
+PAGES = ["README.md", *(f"docs/{name}" for name in GUIDES)]
+# What a clean checkout holds of what the pages use.
+USED = [
+    "model_cards/pfgmpp-fashion-mnist",
+    "space",
+    "pipeline_pfgmpp",
+    "tests/fixtures/fashion_mnist",
+    "Makefile",
+]
+# Commands that install or download something, or never end. They stand in blocks that run.
+NOT_RUN = {"make", "pip"}
+
+
+def read_blocks(page):
+    """Return the code blocks of a page: their language, whether they run, and their text."""
+    text = (ROOT / page).read_text()
+    blocks = re.findall(r"^```(python|bash)(.*?)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for _, mark, _ in blocks:
+        assert mark in ("", " no-run"), mark
+    return [(language, not mark, code) for language, mark, code in blocks]
+
+
+def split_commands(code):
+    """Split a block of bash into commands, each a list of arguments."""
+    lines = code.replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines]
+    return [command for command in commands if command]
+
+
+def run_command(command, monkeypatch):
+    """Run a command of a page in this process."""
+    if command[0] in NOT_RUN:
+        return
+    if command[:3] == ["accelerate", "launch", "train_accelerate.py"]:
+        result = run_training(*command[3:])
+        assert result.returncode == 0, result.stdout + result.stderr
+        return
+    monkeypatch.setattr(sys, "argv", command)
+    if command[0] == "pfgmpp":
+        main(command[1:])
+        return
+    assert command[0] == "python", f"This test cannot run {command}."
+    monkeypatch.setattr(sys, "argv", command[1:])
+    runpy.run_path(str(ROOT / command[1]), run_name="__main__")
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """Change into a copy of what the pages use."""
+    for name in USED:
+        source = ROOT / name
+        target = tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, target)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_run_from_top_to_bottom(page, checkout, monkeypatch):
+    namespace = {}
+    for language, runs, code in read_blocks(page):
+        if not runs:
+            continue
+        if language == "python":
+            exec(compile(code, page, "exec"), namespace)
+            continue
+        for command in split_commands(code):
+            run_command(command, monkeypatch)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_runs_something(page):
+    blocks = read_blocks(page)
+    commands = [split_commands(code) for language, runs, code in blocks if runs and language == "bash"]
+    programs = [command for block in commands for command in block if command[0] not in NOT_RUN]
+    assert programs or any(runs and language == "python" for language, runs, _ in blocks)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_that_do_not_run_are_explained(page):
+    """Each follows a sentence of its own, that says what it needs or how long it takes."""
+    for lead in re.findall(r"([^\n]*)\n\n```\w+ no-run", (ROOT / page).read_text()):
+        assert lead.rstrip().endswith((".", ":")), lead
+
+
+def list_options(command):
+    return {argument.split("=")[0] for argument in command if argument.startswith("--")}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_that_do_not_run_are_valid(page, capsys):
+    """Python compiles and uses no name that the page does not define; options exist."""
+    blocks = read_blocks(page)
+    python = "\n".join(code for language, _, code in blocks if language == "python")
+    ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "-"]
+    result = subprocess.run(ruff, input=python, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    for language, runs, code in blocks:
+        if runs or language != "bash":
+            continue
+        for command in split_commands(code):
+            check_options(command, capsys)
+
+
+def check_options(command, capsys):
+    """Compare the options of a command with the help of its program."""
+    if "train_accelerate.py" in command:
+        options = list_options(command[command.index("train_accelerate.py") :])
+        help_text = run_training("--help").stdout
+    elif "pipeline_pfgmpp" in command or command[0] == "pfgmpp":
+        arguments = command[1:] if command[0] == "pfgmpp" else command[command.index("pipeline_pfgmpp") + 1 :]
+        options = list_options(arguments)
+        with contextlib.suppress(SystemExit):
+            main([arguments[0], "--help"])
+        help_text = capsys.readouterr().out
+    elif command[0] == "python":
+        assert (ROOT / command[1]).is_file(), command
+        return
+    else:
+        return
+    known = set(re.findall(r"--\w[\w-]*", help_text))
+    assert options <= known, f"{command} has unknown options: {sorted(options - known)}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_make_targets_exist(page):
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)|`make (\w+)`", (ROOT / page).read_text(), re.MULTILINE):
+        name = "".join(target)
+        assert re.search(rf"^{name}:", makefile, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    links = re.findall(r"\]\((?!https?:)(.*?)\)", text) + re.findall(r'src="(.*?)"', text)
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+            assert anchor in anchors, link
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_row_of_figures_was_measured(page):
+    report = (ROOT / "experiments" / "RESULTS.md").read_text()
+    for row in re.findall(r"^\|.*\d\.\d.*\|$", (ROOT / page).read_text(), re.MULTILINE):
+        assert row in report, row
+
+
+def test_readme_is_short():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 130
+    assert max(map(len, lines)) <= 110
+    assert "make test" in lines[lines.index("## Install") :] or any("make test" in line for line in lines)
