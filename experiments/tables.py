@@ -8,6 +8,8 @@ from pipeline_pfgmpp.evaluation.reports import format_mean
 
 
 RESULTS = Path(__file__).parent / "results"
+# What every training loop does, whatever it trains
+PARTS_OF_ANY_TRAINING = {"checking and clipping gradients", "Adam"}
 
 
 def format_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -143,14 +145,17 @@ def format_network(results: dict[str, Any]) -> str:
 def format_training(runs: list[dict[str, Any]], two_processes: dict[str, Any]) -> str:
     """Format what a training step costs, one column per network; two processes have the last network."""
     names = {
-        "step_over_bare_step": "`train_accelerate.py`",
-        "diffusers_over_bare_step": "diffusers' loop",
+        "step_over_bare": "`train_accelerate.py`",
+        "diffusers_over_bare": "diffusers' loop",
     }
     rows = [[title, *(f"{run[name]:.2f}" for run in runs)] for name, title in names.items()]
-    shares = [f"{100 * run['share_beyond_network']:.1f} %" for run in runs]
+    shares = []
+    for run in runs:
+        beyond = sum(share for part, share in run["shares"].items() if part not in PARTS_OF_ANY_TRAINING)
+        shares.append(f"{100 * beyond:.1f} %")
     empty = [""] * (len(runs) - 1)
     rows.append(["share of data, noise, loss and average", *shares])
-    rows.append(["two processes over twice one", *empty, f"{two_processes['processes_over_one']:.2f}"])
+    rows.append(["two processes over twice one", *empty, f"{two_processes['parallel_efficiency']:.2f}"])
     columns = [f"`{run['preset']}`, batch {run['batch_size']}" for run in runs]
     header = "time of a step over forward, backward and Adam of the bare network"
     return format_table([header, *columns], rows)

@@ -4,7 +4,9 @@ Write RESULTS.md, the report of everything that was measured.
     python experiments/write_results.py
 
 The prose is in results.md.jinja. The figures come from results/*.json, which the studies and the
-benchmarks write, and from evaluation.json and robustness.json of the bundled model.
+benchmarks write (with `--json experiments/results/NAME.json`), and from evaluation.json and
+robustness.json of the bundled model. Runs from before the studies wrote JSON are kept with the digits
+that they printed; what `pfgmpp verify` prints is copied by hand.
 """
 
 import argparse
