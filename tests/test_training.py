@@ -1,5 +1,6 @@
 """The trainer from the command line."""
 
+import contextlib
 import json
 import os
 import runpy
@@ -7,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
 
 import PIL.Image
 import pytest
@@ -20,60 +21,57 @@ from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DMode
 from hub_server import WRITER
 from huggingface_hub import ModelCard
 
+from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 from pipeline_pfgmpp.conversion import convert_diffusers
 from pipeline_pfgmpp.data import load_images
-from pipeline_pfgmpp.training import RECIPES, read_log
+from pipeline_pfgmpp.pictures.plots import plot_log
+from pipeline_pfgmpp.training import RECIPES, read_log, reconstruct_average
 from pipeline_pfgmpp.unet_pfgmpp import UNetBlock
 
 
 SMALL = [
-    "--preset",
-    "fashion-mnist-small",
-    "--train_batch_size",
-    "8",
-    "--resolution",
-    "8",
-    "--lr_warmup_steps",
-    "0",
-]
+    "--preset", "fashion-mnist-small", "--train_batch_size", "8", "--resolution", "8",
+    "--lr_warmup_steps", "0",
+]  # fmt: skip
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
 
 
-LAUNCH = [
-    sys.executable,
-    "-m",
-    "accelerate.commands.launch",
-    "--cpu",
-    "--num_processes",
-    "1",
-    "train_accelerate.py",
-]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "train_accelerate.py"]
-
-
-SCRIPT = [sys.executable, "train_accelerate.py"]
-
-
-def train(*args, check=True, env=None, command=None):
-    """Runs the script: in this process, unless another environment or launcher is asked for."""
-    if env is None and command is None:
+def train(*args, check=True, launcher=None):
+    """Run the script: in this process, unless a launcher is asked for."""
+    if launcher is None:
         result = run_training(*SMALL, *args)
     else:
-        env = {**(env or os.environ), "ACCELERATE_USE_CPU": "1"} | (
-            {"OMP_NUM_THREADS": "1"} if command is TORCHRUN else {}
-        )
-        command = [*(command or SCRIPT), *SMALL, *map(str, args)]
+        env = {**os.environ, "ACCELERATE_USE_CPU": "1"}
+        if launcher is TORCHRUN:
+            env["OMP_NUM_THREADS"] = "1"
+        command = [*launcher, "train_accelerate.py", *SMALL, *map(str, args)]
         result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     if check:
         assert result.returncode == 0, result.stderr[-3000:]
     return result
 
 
+def train_in_forks(jobs, env=None):
+    """Run the script once per job, each in a fork of one new process; see tests/forked_training.py."""
+    jobs = [{**job, "args": [*SMALL, *map(str, job["args"])]} for job in jobs]
+    env = {**(env or os.environ), "ACCELERATE_USE_CPU": "1"}
+    result = subprocess.run(
+        [sys.executable, "tests/forked_training.py"],
+        cwd=ROOT, env=env, input=json.dumps(jobs), capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    return [
+        subprocess.CompletedProcess(job["args"], **each) for job, each in zip(jobs, json.loads(result.stdout))
+    ]
+
+
+def read_summary(result):
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
 RESULT = {"unet", "scheduler", "model_index.json", "README.md", "log.jsonl", "arguments.yaml", "run.json"}
-RESULT |= {
-    "pipeline.py",
-    "scheduling_pfgmpp.py",
-    "noise.py",
-}  # what loads it where only diffusers is installed
+RESULT |= {"pipeline.py", "scheduling_pfgmpp.py", "noise.py"}  # code, for where only diffusers is installed
 
 
 def weights(folder):
@@ -82,14 +80,13 @@ def weights(folder):
 
 def test_training_from_parquet_checkpoints_and_resumes(fashion_mnist, tmp_path):
     common = [
-        "--train_data_dir", fashion_mnist, "--D", "128", "--class_conditional", "--label_dropout", "0.1", "--augment", "0.2",
-        "--max_train_steps", "4", "--sample_steps", "2", "--checkpointing_steps", "2", "--gradient_accumulation_steps", "2",
+        "--train_data_dir", fashion_mnist, "--D", "128", "--class_conditional", "--label_dropout", "0.1",
+        "--augment", "0.2", "--max_train_steps", "4", "--sample_steps", "2", "--checkpointing_steps", "2",
+        "--gradient_accumulation_steps", "2", "--train_batch_size", "4", "--resume_from_checkpoint", "latest",
     ]  # fmt: skip
-    result = train(
-        *common, "--output_dir", tmp_path / "through", "--resume_from_checkpoint", "latest", command=LAUNCH
-    )
-    summary = json.loads(result.stdout.strip().splitlines()[-1])
-    assert (summary["steps"], summary["images"]) == (4, 64)
+    result = train(*common, "--output_dir", tmp_path / "through", launcher=LAUNCH)
+    summary = read_summary(result)
+    assert (summary["steps"], summary["images"]) == (4, 32)
     folder = tmp_path / "through"
     names = {path.name for path in folder.iterdir()}
     assert names == RESULT | {"samples.png", "samples", "checkpoint-2", "checkpoint-4"}
@@ -111,7 +108,7 @@ def test_training_from_parquet_checkpoints_and_resumes(fashion_mnist, tmp_path):
     assert pipe(batch_size=2, num_inference_steps=2, output_type="pt").images.isfinite().all()
     card = (folder / "README.md").read_text()
     assert "D = 128" in card
-    assert "64 images of" in card
+    assert "32 images of" in card
 
     # what it was started with can be started again
     arguments = yaml.safe_load((folder / "arguments.yaml").read_text())
@@ -124,15 +121,16 @@ def test_training_from_parquet_checkpoints_and_resumes(fashion_mnist, tmp_path):
 
 
 EXACT = [
-    "--D", "16:inf", "--d_conditioning", "--class_conditional", "--augment", "0.2", "--random_flip", "--max_train_steps", "20",
-    "--adam_epsilon", "1e-6",  # or Adam makes much of rounding where a gradient is all but zero
-    "--sample_steps", "0", "--checkpointing_steps", "0", "--train_data_dir",
+    "--D", "16:inf", "--d_conditioning", "--class_conditional", "--augment", "0.2", "--random_flip",
+    "--max_train_steps", "8", "--sample_steps", "0", "--checkpointing_steps", "0", "--logging_steps", "4",
+    "--adam_epsilon", "1e-6",  # or Adam amplifies rounding where a gradient is almost zero
+    "--train_data_dir",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def one_process(fashion_mnist, tmp_path_factory):
-    """20 steps of 16 images, in one pass of one process."""
+    """Eight steps of 16 images, in one pass of one process."""
     folder = tmp_path_factory.mktemp("one") / "out"
     train(*EXACT, fashion_mnist, "--train_batch_size", "16", "--output_dir", folder)
     return folder
@@ -144,22 +142,17 @@ def largest_difference(one, other):
 
 
 def test_two_processes_train_as_one(one_process, fashion_mnist, tmp_path):
-    train(*EXACT, fashion_mnist, "--output_dir", tmp_path / "out", command=TORCHRUN)
+    train(*EXACT, fashion_mnist, "--output_dir", tmp_path / "out", launcher=TORCHRUN)
     assert largest_difference(one_process, tmp_path / "out") < 1e-4
-    for one, two in zip(read_log(one_process), read_log(tmp_path / "out")):
+    logs = [read_log(one_process), read_log(tmp_path / "out")]
+    assert [len(entries) for entries in logs] == [2, 2]
+    for one, two in zip(*logs):
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)
 
 
 def test_sharded_weights_train_as_whole_ones():
     """FSDP runs on GPUs alone in accelerate; its parts run here."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "tests/sharded_training.py",
-    ]
+    command = [*TORCHRUN, "tests/sharded_training.py"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert result.stdout.count("as without") == 2, result.stderr[-3000:]
@@ -177,43 +170,40 @@ def test_configurations_of_accelerate(path):
 
 
 def test_accumulated_passes_train_as_one(one_process, fashion_mnist, tmp_path):
-    again = [
-        "--gradient_accumulation_steps",
-        "2",
-        "--gradient_checkpointing",
-        "--output_dir",
-        tmp_path / "out",
-    ]
-    train(*EXACT, fashion_mnist, *again)
+    again = ["--gradient_accumulation_steps", "2", "--gradient_checkpointing", "--train_batch_size", "8"]
+    train(*EXACT, fashion_mnist, *again, "--output_dir", tmp_path / "out")
     assert largest_difference(one_process, tmp_path / "out") < 1e-5
 
 
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    """A pipeline with a small network that has classes and draws in its dropout."""
+    unet = PFGMPPUNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, model_channels=16, channel_mult=(1,), num_blocks=1,
+        attn_resolutions=(), dropout=0.1, label_dim=10, label_dropout=0.2,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    PFGMPPPipeline(unet, PFGMPPScheduler(D=64)).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("streaming", [[], ["--streaming", "--shuffle_window", "30"]])
-def test_a_run_killed_twice_is_the_run_that_was_not(streaming, fashion_mnist, tmp_path):
-    """Bit for bit, with what dropout draws."""
-    steps = 36
+def test_a_run_killed_twice_equals_an_uninterrupted_one(streaming, tiny_model, fashion_mnist, tmp_path):
+    """Bit for bit, including what dropout draws."""
     common = [
-        sys.executable, "train_accelerate.py", *SMALL, "--train_batch_size", "4", "--train_data_dir", str(fashion_mnist),
-        "--D", "64", "--class_conditional", "--label_dropout", "0.2", "--max_train_steps", str(steps), "--sample_steps", "0",
-        *streaming, "--output_dir",
+        "--pretrained_model_name_or_path", tiny_model, "--train_data_dir", fashion_mnist, *streaming,
+        "--max_train_steps", "12", "--sample_steps", "0",
     ]  # fmt: skip
-    subprocess.run(
-        [*common, str(tmp_path / "through"), "--checkpointing_steps", "0"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
+    train(*common, "--checkpointing_steps", "0", "--output_dir", tmp_path / "through")
     killed = tmp_path / "killed"
-    again = [*common, str(killed), "--checkpointing_steps", "7", "--resume_from_checkpoint", "latest"]
-    for step in (7, 21):
-        process = subprocess.Popen(again, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not (killed / f"checkpoint-{step}").exists():
-            time.sleep(0.02)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-    result = subprocess.run(again, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert "Resuming from" in result.stdout
-    assert json.loads(result.stdout.strip().splitlines()[-1])["steps"] == steps
+    again = ["--checkpointing_steps", "3", "--resume_from_checkpoint", "latest", "--output_dir", killed]
+    job = {"args": [*common, *again]}
+    results = train_in_forks([job | {"kill": ["step", 5]}, job | {"kill": ["save", 9]}, job])
+    assert [result.returncode for result in results] == [-signal.SIGKILL, -signal.SIGKILL, 0]
+    assert f"Resuming from {killed / 'checkpoint-3'}" in results[1].stdout
+    assert f"Resuming from {killed / 'checkpoint-6'}" in results[2].stdout
+    assert read_summary(results[2])["steps"] == 12
+    assert not list(killed.glob(".checkpoint-*"))
     resumed = weights(killed)
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in weights(tmp_path / "through").items())
 
@@ -221,10 +211,11 @@ def test_a_run_killed_twice_is_the_run_that_was_not(streaming, fashion_mnist, tm
 def test_what_a_run_tells_of_itself(fashion_mnist, tmp_path):
     folder = tmp_path / "out"
     train(
-        "--train_data_dir", fashion_mnist, "--resolution", "28", "--max_train_steps", "4", "--logging_steps", "2",
-        "--sample_steps", "0", "--checkpointing_steps", "0", "--fid_steps", "2", "--fid_images", "8",
-        "--ema_halflife", "1e6", "1", "--ema_width", "0.1", "--ema_snapshot_steps", "2", "--uncertainty_weighting",
-        "--lr_scheduler", "inverse_sqrt", "--lr_decay_images", "8", "--adam_weight_decay", "0.01", "--output_dir", folder,
+        "--train_data_dir", fashion_mnist, "--resolution", "28", "--max_train_steps", "4",
+        "--logging_steps", "2", "--sample_steps", "0", "--checkpointing_steps", "0",
+        "--fid_steps", "2", "--fid_images", "8", "--ema_halflife", "1e6", "1", "--ema_width", "0.1",
+        "--ema_snapshot_steps", "2", "--uncertainty_weighting", "--lr_scheduler", "inverse_sqrt",
+        "--lr_decay_images", "8", "--adam_weight_decay", "0.01", "--output_dir", folder,
     )  # fmt: skip
     assert {path.name for path in folder.iterdir()} == RESULT | {"best", "ema"}
     entries = read_log(folder)
@@ -256,16 +247,11 @@ def test_what_a_run_tells_of_itself(fashion_mnist, tmp_path):
         return DiffusionPipeline.from_pretrained(folder, **options).unet.map_layer0.weight
 
     assert not torch.equal(first_weight(), first_weight(variant="ema1"))
-    command = [sys.executable, "-m", "pipeline_pfgmpp.training.ema", str(folder), "--width", "0.15"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert reconstruct_average(folder, 0.15) == "power150"
     assert not torch.equal(first_weight(), first_weight(variant="power150"))
 
-    plot = [sys.executable, "-m", "pipeline_pfgmpp.training.log"]
-    subprocess.run([*plot, str(folder)], cwd=ROOT, check=True, capture_output=True)
+    plot_log(entries, folder / "log.png")
     assert PIL.Image.open(folder / "log.png").width > 1000
-    refused = subprocess.run([*plot, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert refused.returncode == 1
-    assert "holds no log of a training" in refused.stderr
 
 
 def test_a_broken_image_ends_a_strict_run(tmp_path):
@@ -379,23 +365,9 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(stopped_run, tmp_path):
     """Files are limited to a size that no checkpoint fits in, which fails as a full disk does."""
     folder, common = stopped_run
     shutil.copytree(folder, tmp_path / "out")
-    limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); sys.argv = sys.argv[1:];"
-    command = [
-        sys.executable,
-        "-c",
-        f"{limit} runpy.run_path(sys.argv[0], run_name='__main__')",
-        "train_accelerate.py",
-    ]
-    args = ["--preset", "fashion-mnist-small", "--train_batch_size", "8", "--resolution", "8", *common, "6"]
-    args += [
-        "--checkpointing_steps",
-        "1",
-        "--output_dir",
-        tmp_path / "out",
-        "--resume_from_checkpoint",
-        "latest",
-    ]
-    result = subprocess.run([*command, *map(str, args)], cwd=ROOT, capture_output=True, text=True)
+    args = [*common, "6", "--checkpointing_steps", "1", "--resume_from_checkpoint", "latest"]
+    job = {"args": [*args, "--output_dir", tmp_path / "out"], "max_file_size": 200_000}
+    (result,) = train_in_forks([job])
     assert result.returncode == 1
     assert "The checkpoint of step 5 cannot be written; the ones before it are intact" in result.stderr
     assert "Traceback" not in result.stderr
@@ -413,8 +385,9 @@ def test_training_from_a_folder_of_images_in_bfloat16(tmp_path):
         (tmp_path / "images").mkdir(exist_ok=True)
         PIL.Image.new("RGB", (12, 10), color).save(tmp_path / "images" / f"{index}.png")
     train(
-        "--dataset_name", tmp_path / "images", "--D", "inf", "--mixed_precision", "bf16", "--max_train_steps", "3",
-        "--sample_steps", "0", "--checkpointing_steps", "0", "--save_dtype", "float16", "--output_dir", tmp_path / "out",
+        "--dataset_name", tmp_path / "images", "--D", "inf", "--mixed_precision", "bf16",
+        "--max_train_steps", "3", "--sample_steps", "0", "--checkpointing_steps", "0",
+        "--save_dtype", "float16", "--output_dir", tmp_path / "out",
     )  # fmt: skip
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert pipe.scheduler.config.D is None
@@ -461,9 +434,9 @@ def test_training_goes_on_from_a_ddpm_of_diffusers(fashion_mnist, tmp_path):
 
 def test_training_one_network_for_every_d_on_the_field_of_a_larger_batch(fashion_mnist, tmp_path):
     train(
-        "--train_data_dir", fashion_mnist, "--D", "16:inf", "--d_conditioning", "--reference_batch_size", "32",
-        "--max_noise_norm", "3", "--max_train_steps", "2", "--sample_steps", "0", "--checkpointing_steps", "0",
-        "--output_dir", tmp_path / "out",
+        "--train_data_dir", fashion_mnist, "--D", "16:inf", "--d_conditioning",
+        "--reference_batch_size", "32", "--max_noise_norm", "3", "--max_train_steps", "2",
+        "--sample_steps", "0", "--checkpointing_steps", "0", "--output_dir", tmp_path / "out",
     )  # fmt: skip
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert pipe.unet.config.d_conditioning
@@ -496,65 +469,75 @@ def test_a_network_of_one_d_learns_the_others(stopped_run, fashion_mnist, tmp_pa
     assert 0 < moved < 3e-3
 
 
+@contextlib.contextmanager
+def send_when_logged(number, folder):
+    """Send this process a signal once a run has logged its first step, by when it handles signals."""
+    over = threading.Event()
+
+    def wait_and_send():
+        while not over.wait(0.02):
+            if (folder / "log.jsonl").exists():
+                os.kill(os.getpid(), number)
+                return
+
+    thread = threading.Thread(target=wait_and_send)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 @pytest.mark.parametrize("reason", ["SIGTERM", "SIGINT", "time"])
-def test_a_run_that_is_told_to_stop_saves_and_goes_on_later(reason, fashion_mnist, tmp_path):
-    command = [
-        sys.executable, "train_accelerate.py", "--preset", "fashion-mnist-small", "--train_batch_size", "8",
-        "--resolution", "8", "--train_data_dir", str(fashion_mnist), "--D", "64", "--output_dir", str(tmp_path / "out"),
-        "--sample_steps", "0", "--checkpointing_steps", "0",
+def test_a_run_that_is_told_to_stop_saves_and_resumes_later(reason, tiny_model, fashion_mnist, tmp_path):
+    folder = tmp_path / "out"
+    common = [
+        "--pretrained_model_name_or_path", tiny_model, "--train_data_dir", fashion_mnist,
+        "--sample_steps", "0", "--checkpointing_steps", "0", "--logging_steps", "1",
+        "--output_dir", folder, "--max_train_steps",
     ]  # fmt: skip
-    endless = [*command, "--max_train_steps", "100000"]
     if reason == "time":
-        result = subprocess.run(
-            [*endless, "--max_train_time", "0.02"], cwd=ROOT, capture_output=True, text=True
-        )
-        output, code = result.stdout, result.returncode
+        result = train(*common, "1000000", "--max_train_time", "1e-9")
     else:
-        process = subprocess.Popen(
-            endless, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        seen = ""
-        while "loss=" not in seen:  # the first step is done
-            seen += process.stderr.read(1)
-        process.send_signal(getattr(signal, reason))
-        output, code = process.communicate()[0], process.returncode
-    assert code == 0
-    assert "--resume_from_checkpoint latest goes on" in output
-    (checkpoint,) = (tmp_path / "out").glob("checkpoint-*")
+        number = getattr(signal, reason)
+        handler = signal.getsignal(number)
+        with send_when_logged(number, folder):
+            result = train(*common, "1000000")
+        assert signal.getsignal(number) is handler
+    assert "To resume, set `resume_from_checkpoint` to latest" in result.stdout
+    assert not (folder / "model_index.json").exists()
+    (checkpoint,) = folder.glob("checkpoint-*")
     step = int(checkpoint.name.removeprefix("checkpoint-"))
-    again = [*command, "--max_train_steps", str(step + 1), "--resume_from_checkpoint", "latest"]
-    result = subprocess.run(again, cwd=ROOT, capture_output=True, text=True)
-    assert json.loads(result.stdout.strip().splitlines()[-1])["steps"] == step + 1
+    result = train(*common, str(step + 1), "--resume_from_checkpoint", "latest")
+    assert read_summary(result)["steps"] == step + 1
 
 
 def test_training_from_a_data_set_of_the_hub(hub, fashion_mnist, tmp_path):
     server, env = hub
     server.add(fashion_mnist, "org/clothes", "datasets")
-    common = [
-        "--max_train_steps",
-        "1",
-        "--sample_steps",
-        "0",
-        "--checkpointing_steps",
-        "0",
-        "--output_dir",
-        tmp_path / "out",
-    ]
-    push = ["--push_to_hub", "--hub_model_id", "org/trained"]
-    result = train("--dataset_name", "org/clothes", *common, *push, env={**env, "HF_TOKEN": WRITER})
-    assert "/org/trained/commit/" in result.stdout
-    assert {"model_index.json", "pipeline.py", "unet/diffusion_pytorch_model.safetensors"} <= server.files(
-        "org/trained"
-    ).keys()
-    assert not {"log.jsonl", "arguments.yaml", "run.json"} & server.files("org/trained").keys()
-    again = [*common, "--overwrite_output_dir"]
-    refused = train("--dataset_name", "org/clothes", *again, *push, env=env, check=False)
+    common = ["--max_train_steps", "1", "--sample_steps", "0", "--checkpointing_steps", "0"]
+    common += ["--output_dir", tmp_path / "out", "--dataset_name"]
+    push = ["--push_to_hub", "--hub_model_id", "org/trained", "--overwrite_output_dir"]
+    pushed, refused, missing = train_in_forks(
+        [
+            {"args": [*common, "org/clothes", *push], "env": {"HF_TOKEN": WRITER}},
+            {"args": [*common, "org/clothes", *push]},
+            {"args": [*common, "org/none", "--overwrite_output_dir"]},
+        ],
+        env,
+    )
+    assert pushed.returncode == 0, pushed.stderr[-3000:]
+    assert "/org/trained/commit/" in pushed.stdout
+    files = server.files("org/trained").keys()
+    assert {"model_index.json", "pipeline.py", "unet/diffusion_pytorch_model.safetensors"} <= files
+    assert not {"log.jsonl", "arguments.yaml", "run.json"} & files
+    assert refused.returncode == 1
     assert "is complete, but: You are not logged in to the Hub" in refused.stderr
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert "`org/clothes`" in card.text
     assert card.data.datasets == ["org/clothes"]
-    missing = train("--dataset_name", "org/none", *again, env=env, check=False)
-    assert missing.returncode != 0
+    assert missing.returncode == 1
     assert "The data set org/none cannot be used" in missing.stderr, missing.stderr[-3000:]
     assert "Traceback" not in missing.stderr
 
@@ -567,7 +550,10 @@ def test_training_from_a_data_set_of_the_hub(hub, fashion_mnist, tmp_path):
             "argument --D: `D` must be a positive number, inf, or a range such as 16:inf, but is '0'",
         ),
         (["--D", "16:inf"], "--D 16:inf is a range, which needs --d_conditioning"),
-        (["--class_conditional", "--reference_batch_size", "32"], "--reference_batch_size needs a network without"),
+        (
+            ["--class_conditional", "--reference_batch_size", "32"],
+            "--reference_batch_size needs a network without",
+        ),
         (["--augment", "0.1", "--reference_batch_size", "32"], "`reference_batch_size` needs `augment` 0"),
         (["--max_train_steps", "0"], "`max_train_steps` must be at least 1"),
         (["--report_to", "none"], "`report_to` none: accelerate does not find this tracker"),

@@ -62,3 +62,40 @@ def plot_robustness(panels: list[Panel], path: str | os.PathLike) -> None:
     axes[0].set_ylabel("Fréchet distance")
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
+
+
+def plot_log(entries: list[dict], path: str | os.PathLike) -> None:
+    """
+    Plot a training log: loss, also by noise level, gradient norm and learning rate, speed, and the
+    Fréchet distance if it was measured.
+
+    Args:
+        entries (`list[dict]`): From [`~pipeline_pfgmpp.training.read_log`].
+        path (`str` or `os.PathLike`): The picture to write.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for entry in entries for name in entry))
+    bins = [name for name in names if name.startswith("loss/")]
+    panels = {
+        "loss": {"loss": "mean"},
+        "loss by noise level": {name: name.removeprefix("loss/sigma_") for name in bins},
+        "gradient norm, learning rate": {"grad_norm": "gradient norm", "lr": "learning rate"},
+        "images per second": {"images_per_second": ""},
+        "Fréchet distance": {"frechet_distance": ""},
+    }
+    panels = {title: curves for title, curves in panels.items() if any(name in names for name in curves)}
+    figure = Figure(figsize=(4 * len(panels), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, curves) in zip(axes, panels.items()):
+        for name, label in curves.items():
+            points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+            if points:
+                axis.plot(*zip(*points), label=label, marker="." if len(points) < 30 else None)
+        axis.set(xlabel="optimisation steps", title=title)
+        axis.grid(alpha=0.3)
+        if title != "images per second":
+            axis.set_yscale("log")
+        if len(curves) > 1:
+            axis.legend(fontsize=8, title="σ" if title == "loss by noise level" else None)
+    figure.savefig(path, dpi=110)
