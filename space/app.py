@@ -28,13 +28,13 @@ from pipeline_pfgmpp.records.dimensions import format_dimension
 
 
 INTRODUCTION = """# PFGM++: turn D like a dial
-PFGM++ treats images as electric charges in a space with D extra dimensions. It draws new images by
-following field lines from noise to the charges. D = 1 is Poisson flow (PFGM) and D = ∞ is a diffusion
-model. Turn the dial: a seed draws much the same image at every D. Then disturb the sampling, and see that
-a small D tolerates more noise."""
+PFGM++ treats images as electric charges in a space with D extra dimensions, and draws new images by
+following the field lines. D = 1 is Poisson flow (PFGM), D = ∞ is diffusion. Turn the dial: a seed draws
+much the same image at every D. Then disturb the sampling: a small D tolerates more noise."""
 ROBUSTNESS = """Disturb the sampling and compare a small D with a large one. At small D, training covers a
 wider range of noise, so the network copes better with noise that is injected at each step. The paper finds
 the same for rounded weights, but the bundled network does not show it."""
+FOLLOWING = "**In the model:** follow one sample from noise to an image, step by step."
 PLAYGROUND = """**On a plane:** click to add a charge, or choose a shape, and turn the dial. The lines follow
 the exact field, without a network."""
 
@@ -285,6 +285,7 @@ def add_robustness_tab(shared: Shared) -> tuple[gr.Radio, gr.Radio, gr.Button]:
 
 def add_following(shared: Shared) -> tuple[DimensionInput, gr.Button]:
     """Add what follows one sample of the model; return what depends on the model."""
+    gr.Markdown(FOLLOWING)
     dimension = add_dimension_input(MODELS[shared.model.value])
     draw = gr.Button("Follow one sample", variant="primary")
     step = gr.Slider(0, 18, 18, step=1, label="Step", visible=False)
@@ -317,7 +318,6 @@ def add_playground(page: gr.Blocks) -> None:
         width=PLANE,
         buttons=[],
         alt_text="Charges in red, and the paths of sixty samples to them",
-        elem_classes="plane",
     )
     summary = gr.Markdown()
     clear = gr.Button("Clear", size="sm")

@@ -9,6 +9,7 @@ CSS = """
 .pixels { max-width: 100%; height: auto; background: white; border-radius: 4px; }
 .grid-wrap { max-height: none !important; min-height: 0 !important; overflow: visible !important; }
 .grid-wrap .grid-container { grid-template-columns: repeat(8, minmax(0, 1fr)) !important; }
+.grid-wrap button { height: auto !important; aspect-ratio: 1; }
 .grid-wrap .caption-label { opacity: 0; }
 .grid-wrap button:hover .caption-label, .grid-wrap button:focus .caption-label { opacity: 1; }
 .rows { display: grid; grid-template-columns: max-content 1fr; gap: 4px 12px; align-items: center; }
@@ -19,6 +20,7 @@ CSS = """
 .ruler { position: relative; height: 1.6em; margin: -6px 8px 0; font-size: 13px; }
 .ruler { color: var(--body-text-color-subdued); }
 .ruler span { position: absolute; transform: translateX(-50%); }
+footer .divider { display: none; }
 @media (max-width: 600px) {
   .rows { grid-template-columns: 1fr; }
   .rows .name { text-align: left; }

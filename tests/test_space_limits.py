@@ -1,6 +1,4 @@
-"""
-Whose turn it is in the Space, and under which address a visitor is counted: on a page of one event.
-"""
+"""The limits of the Space in a page with a single event: whose turn it is, and how visitors are counted."""
 
 import asyncio
 import contextlib
@@ -23,6 +21,9 @@ sys.path.insert(0, str(ROOT / "space"))
 import limits
 
 
+BACKSTOP = 300  # seconds after which a test gives up
+
+
 def request_from(host):
     return fastapi.Request(
         {"type": "http", "client": (host, 1), "headers": [], "method": "POST", "path": "/"}
@@ -31,7 +32,7 @@ def request_from(host):
 
 @pytest.fixture
 def page():
-    """A page with one event, which needs the model."""
+    """A page with one event, which needs the network."""
     with gr.Blocks(analytics_enabled=False) as page:
         gr.Button().click(lambda: None, None, None, concurrency_id=limits.MODEL, concurrency_limit=1)
     page.queue()
@@ -49,7 +50,7 @@ def push(turns, session, host):
 
 
 def next_sessions(turns):
-    """The sessions whose jobs start, one after another, until no more do."""
+    """Return the sessions whose jobs start, in order, until no more do."""
     return [events[0].session_hash for events, *_ in iter(turns.get_events, None)]
 
 
@@ -70,7 +71,7 @@ def test_addresses_take_turns(turns):
         stack.enter_context(limits.count(turns.listeners, "a4"))
         push(turns, "d1", "192.0.2.4")
         stack.enter_context(limits.count(turns.listeners, "d1"))
-        assert next_sessions(turns) == ["d1", "a4"]  # who came back comes after who is new
+        assert next_sessions(turns) == ["d1", "a4"]  # a new address comes before one that returns
 
 
 def test_a_job_starts_only_when_somebody_listens_and_is_dropped_after_a_while(turns):
@@ -80,7 +81,7 @@ def test_a_job_starts_only_when_somebody_listens_and_is_dropped_after_a_while(tu
         assert next_sessions(turns) == ["heard"]
     for event in turns.event_queue_per_concurrency_id[limits.MODEL].queue:
         event.enqueue_time -= limits.PATIENCE + 1
-    turns._looked = 0.0
+    turns._last_cleanup = 0.0
     with limits.count(turns.listeners, "heard"):
         assert next_sessions(turns) == []
     assert len(turns) == 0
@@ -93,15 +94,17 @@ def test_jobs_are_limited_by_session_address_and_in_all(turns):
     limit = limits.PER_ADDRESS[limits.MODEL]
     for number in range(limit):
         push(turns, f"s{number}", "192.0.2.1")
-    with pytest.raises(fastapi.HTTPException, match=f"{limit} drawings from your network are waiting"):
+    with pytest.raises(fastapi.HTTPException, match=f"Your network already has {limit} drawings waiting"):
         push(turns, "another", "192.0.2.1")
     for _ in range(limits.PER_SESSION[limits.MODEL]):
         push(turns, "mine", "192.0.2.2")
-    with pytest.raises(fastapi.HTTPException, match="of your drawings are waiting or under way"):
+    with pytest.raises(fastapi.HTTPException, match="You already have 2 drawings waiting or running"):
         push(turns, "mine", "192.0.2.3")
     for number in range(limits.IN_ALL[limits.MODEL] - len(turns)):
         push(turns, f"t{number}", f"198.51.100.{number}")
-    with pytest.raises(fastapi.HTTPException, match="200 drawings are waiting. Please come back") as refusal:
+    with pytest.raises(
+        fastapi.HTTPException, match="200 drawings are already waiting. Please come back"
+    ) as refusal:
         push(turns, "late", "192.0.2.200")
     assert refusal.value.status_code == 503
 
@@ -117,14 +120,14 @@ def test_jobs_are_limited_by_session_address_and_in_all(turns):
     ],
 )
 def test_visitors_are_counted_by_address(host, address):
-    assert limits.address_of(request_from(host)) == address
+    assert limits.find_address(request_from(host)) == address
 
 
 @pytest.mark.parametrize(
     ("on_hub", "forwarded", "address"),
     [
         (True, "203.0.113.9", "203.0.113.9"),
-        (True, "198.51.100.1, 203.0.113.9", "203.0.113.9"),  # the left one is what the visitor wrote
+        (True, "198.51.100.1, 203.0.113.9", "203.0.113.9"),  # the visitor wrote the left one
         (True, "198.51.100.1, 203.0.113.9, 10.1.2.3", "203.0.113.9"),
         (False, "203.0.113.9", "10.16.4.2"),
     ],
@@ -136,7 +139,7 @@ def test_only_the_hubs_own_proxies_tell_an_address(monkeypatch, on_hub, forwarde
     seen = []
 
     async def app(scope, receive, send):
-        seen.append(limits.address_of(fastapi.Request(scope)))
+        seen.append(limits.find_address(fastapi.Request(scope)))
 
     trusted = ProxyHeadersMiddleware(app, trusted_hosts=os.environ.pop("FORWARDED_ALLOW_IPS"))
     scope = {
@@ -179,7 +182,7 @@ def test_an_address_has_few_requests_open_at_once(page, turns):
 
 
 def test_a_running_job_stops_when_its_listener_leaves(monkeypatch):
-    """Even one that has no network behind it, and would never end."""
+    """Even a job without a network, which would never end."""
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "")
     stopped = threading.Event()
 
@@ -197,10 +200,13 @@ def test_a_running_job_stops_when_its_listener_leaves(monkeypatch):
     page.launch(prevent_thread_lock=True, quiet=True, share=False, app_kwargs={"middleware": middleware})
     try:
         routes = f"{page.local_url}gradio_api/queue"
-        httpx.post(f"{routes}/join", json={"fn_index": 0, "data": [], "session_hash": "x"}).raise_for_status()
-        with httpx.stream("GET", f"{routes}/data", params={"session_hash": "x"}, timeout=60) as response:
+        job = {"fn_index": 0, "data": [], "session_hash": "x"}
+        httpx.post(f"{routes}/join", json=job, timeout=BACKSTOP).raise_for_status()
+        with httpx.stream(
+            "GET", f"{routes}/data", params={"session_hash": "x"}, timeout=BACKSTOP
+        ) as response:
             messages = (json.loads(line[5:]) for line in response.iter_lines() if line.startswith("data:"))
             next(message for message in messages if message["msg"] == "process_generating")
-        assert stopped.wait(60)
+        assert stopped.wait(BACKSTOP)
     finally:
         page.close()
