@@ -158,7 +158,7 @@ def test_the_classifier_can_be_trained_again(fashion_mnist, tmp_path, monkeypatc
         runpy.run_path(str(script), run_name="__main__")
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("Test accuracy after epoch 2: ")
-    assert float(last.split()[-1]) > 0.3  # chance is 0.1
+    assert float(last.split()[-1]) > 0.2  # chance is 0.1
     model = FashionMNISTClassifier.from_pretrained(tmp_path / "weights")
     assert model.config == FashionMNISTClassifier.from_pretrained(WEIGHTS).config
 
