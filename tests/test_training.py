@@ -15,17 +15,17 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import ROOT, run_training
+from conftest import CODE, ROOT, run_training
 from datasets import load_dataset
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from hub_server import WRITER
 from huggingface_hub import ModelCard
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
+from pipeline_pfgmpp.commands import main as run_command
 from pipeline_pfgmpp.conversion import convert_diffusers
 from pipeline_pfgmpp.data import load_images
-from pipeline_pfgmpp.pictures.plots import plot_log
-from pipeline_pfgmpp.training import RECIPES, read_log, reconstruct_average
+from pipeline_pfgmpp.training import RECIPES, read_log
 from pipeline_pfgmpp.unet_pfgmpp import UNetBlock
 
 
@@ -55,7 +55,7 @@ def train(*args, check=True, launcher=None):
 def train_in_forks(jobs, env=None):
     """Run the script once per job, each in a fork of one new process; see tests/forked_training.py."""
     jobs = [{**job, "args": [*SMALL, *map(str, job["args"])]} for job in jobs]
-    env = {**(env or os.environ), "ACCELERATE_USE_CPU": "1"}
+    env = {**(env or os.environ), "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [sys.executable, "tests/forked_training.py"],
         cwd=ROOT, env=env, input=json.dumps(jobs), capture_output=True, text=True,
@@ -71,7 +71,7 @@ def read_summary(result):
 
 
 RESULT = {"unet", "scheduler", "model_index.json", "README.md", "log.jsonl", "arguments.yaml", "run.json"}
-RESULT |= {"pipeline.py", "scheduling_pfgmpp.py", "noise.py"}  # code, for where only diffusers is installed
+RESULT |= {name for name in CODE if "/" not in name}
 
 
 def weights(folder):
@@ -194,21 +194,21 @@ def test_a_run_killed_twice_equals_an_uninterrupted_one(streaming, tiny_model, f
         "--pretrained_model_name_or_path", tiny_model, "--train_data_dir", fashion_mnist, *streaming,
         "--max_train_steps", "12", "--sample_steps", "0",
     ]  # fmt: skip
-    train(*common, "--checkpointing_steps", "0", "--output_dir", tmp_path / "through")
+    through = {"args": [*common, "--checkpointing_steps", "0", "--output_dir", tmp_path / "through"]}
     killed = tmp_path / "killed"
     again = ["--checkpointing_steps", "3", "--resume_from_checkpoint", "latest", "--output_dir", killed]
     job = {"args": [*common, *again]}
-    results = train_in_forks([job | {"kill": ["step", 5]}, job | {"kill": ["save", 9]}, job])
-    assert [result.returncode for result in results] == [-signal.SIGKILL, -signal.SIGKILL, 0]
-    assert f"Resuming from {killed / 'checkpoint-3'}" in results[1].stdout
-    assert f"Resuming from {killed / 'checkpoint-6'}" in results[2].stdout
-    assert read_summary(results[2])["steps"] == 12
+    results = train_in_forks([through, job | {"kill": ["step", 5]}, job | {"kill": ["save", 9]}, job])
+    assert [result.returncode for result in results] == [0, -signal.SIGKILL, -signal.SIGKILL, 0]
+    assert f"Resuming from {killed / 'checkpoint-3'}" in results[2].stdout
+    assert f"Resuming from {killed / 'checkpoint-6'}" in results[3].stdout
+    assert read_summary(results[3])["steps"] == 12
     assert not list(killed.glob(".checkpoint-*"))
     resumed = weights(killed)
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in weights(tmp_path / "through").items())
 
 
-def test_what_a_run_tells_of_itself(fashion_mnist, tmp_path):
+def test_what_a_run_tells_of_itself(fashion_mnist, tmp_path, capsys):
     folder = tmp_path / "out"
     train(
         "--train_data_dir", fashion_mnist, "--resolution", "28", "--max_train_steps", "4",
@@ -247,11 +247,15 @@ def test_what_a_run_tells_of_itself(fashion_mnist, tmp_path):
         return DiffusionPipeline.from_pretrained(folder, **options).unet.map_layer0.weight
 
     assert not torch.equal(first_weight(), first_weight(variant="ema1"))
-    assert reconstruct_average(folder, 0.15) == "power150"
+    run_command(["average", str(folder), "--width", "0.15"])
     assert not torch.equal(first_weight(), first_weight(variant="power150"))
 
-    plot_log(entries, folder / "log.png")
+    run_command(["plot", str(folder)])
     assert PIL.Image.open(folder / "log.png").width > 1000
+    with pytest.raises(SystemExit) as end:
+        run_command(["plot", str(tmp_path)])
+    assert end.value.code == 1
+    assert "holds no log of a training run" in capsys.readouterr().err
 
 
 def test_a_broken_image_ends_a_strict_run(tmp_path):

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..code_files import list_code
+from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..records.writing import replace_file
 
 
@@ -43,10 +45,10 @@ CHANGEABLE = {
 
 # What a run leaves in its folder besides checkpoints, including its result and measurements of it.
 LEFT = (
-    ".checkpoint-*.partial", "best", ".best.*.partial", "samples", "samples.png", "ema", "logs",
-    "log.jsonl", "log.png", "arguments.yaml", RUN, f".{RUN}.*.partial", "model_index.json", "unet",
-    "scheduler", "guidance_unet", "README.md", "pipeline.py", "scheduling_pfgmpp.py", "noise.py",
-    "evaluation.json", "robustness.json", "robustness.png", "noise.png",
+    ".checkpoint-*.partial", "best", ".best.*.partial", "samples", "samples.png", "ema", "logs", "log.jsonl",
+    "log.png", "arguments.yaml", RUN, f".{RUN}.*.partial", "model_index.json", "unet", "scheduler",
+    "guidance_unet", "README.md", "evaluation.json", "robustness.json", "robustness.png", "noise.png",
+    *list_code(PFGMPPPipeline, {}),
 )  # fmt: skip
 MARKS = (RUN, "arguments.yaml", "log.jsonl", "model_index.json")  # each of them marks the folder of a run
 
