@@ -1,9 +1,10 @@
 """
-The Hub on 127.0.0.1 with the real client, in fresh processes: loading in three environments,
-pushing, what goes wrong.
+The real Hub client against a Hub on 127.0.0.1: loading in three environments, pushing, and failures.
+
+What the client does depends on its environment when it is imported, so that it runs in processes of its
+own. Programs that need the same environment share a process, since most of a short process is imports.
 """
 
-import contextlib
 import inspect
 import json
 import re
@@ -51,30 +52,116 @@ assert type(pipe.unet).__module__.startswith("diffusers_modules")
 """
 
 
-def run(program, env, python=sys.executable, check=True, cwd=None):
-    result = subprocess.run([python, "-c", program], env=env, cwd=cwd, capture_output=True, text=True)
-    if check:
-        assert result.returncode == 0, result.stderr[-3000:]
-        return result.stdout
-    assert result.returncode != 0
-    return result.stderr
+RUNNER = """
+import contextlib, io, json, os, sys, traceback
+
+for line in sys.stdin:
+    os.environ["HF_TOKEN"], program = json.loads(line)
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            exec(program, {"__name__": "__main__"})
+        except SystemExit as end:
+            code = end.code
+        except Exception:
+            traceback.print_exc()
+            code = 1
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def execute(tmp_path_factory):
+    """Runs a program in the process of an interpreter and an environment; returns status, output, errors."""
+    processes = {}
+    folder = tmp_path_factory.mktemp("elsewhere")  # the package cannot be imported from here by chance
+
+    def execute(program, env, python=sys.executable, token=None):
+        key = (str(python), *sorted(env.items()))
+        if key not in processes:
+            processes[key] = subprocess.Popen(
+                [python, "-c", RUNNER],
+                env=env,
+                cwd=folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        process = processes[key]
+        print(json.dumps([token or "", program]), file=process.stdin, flush=True)
+        return json.loads(process.stdout.readline())
+
+    yield execute
+    for process in processes.values():
+        process.stdin.close()
+        assert process.wait() == 0
+
+
+@pytest.fixture
+def run(execute):
+    """Runs a program; returns its output, or with `check=False` the error with which it ends."""
+
+    def run(program, env, python=sys.executable, check=True, token=None):
+        code, out, err = execute(program, env, python, token)
+        assert (code == 0) == check, err[-3000:]
+        return out if check else err
+
+    return run
+
+
+@pytest.fixture
+def pfgmpp(execute):
+    """Runs a `pfgmpp` command; returns its output, or with `check=False` its one message."""
+
+    def pfgmpp(*args, env, token=WRITER, check=True):
+        arguments = [str(arg) for arg in args]
+        program = f"from pipeline_pfgmpp.commands import main\nmain({arguments!r})"
+        code, out, err = execute(program, env, token=token)
+        if check:
+            assert code == 0, err
+            return out
+        assert code == 1
+        assert "Traceback" not in err
+        (message,) = re.findall(r"pfgmpp: .*", err)
+        return message
+
+    return pfgmpp
+
+
+@pytest.fixture(scope="module")
+def module_hub(tmp_path_factory):
+    with serve_hub() as server:
+        yield server, make_hub_environment(server, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def hub(module_hub):
+    """
+    A Hub that is empty when a test begins, and an environment in which the client asks it.
+
+    Tests share the client's cache, so each names its repositories differently.
+    """
+    server, env = module_hub
+    for kept in (server.repositories, server.large, server.requests, server.accidents):
+        kept.clear()
+    return server, env
 
 
 @pytest.fixture(scope="module")
 def vanilla(tmp_path_factory):
-    """Python of a second virtual environment with all that this one has, but the package."""
+    """The Python of a virtual environment that has everything this one has, except the package."""
     folder = tmp_path_factory.mktemp("vanilla")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
-    # Of a folder that is named so the .pth files are not read, and so not that of our editable
-    # installation.
+    # The .pth files of a folder that is added this way are not read, so that the package's editable
+    # installation is not found.
     (packages / "shared.pth").write_text(sysconfig.get_path("purelib"))
     return folder / "bin" / "python"
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """The bundled model as it is saved or pushed, with its code beside it."""
+    """The bundled model with its code, as it is saved and pushed."""
     folder = tmp_path_factory.mktemp("saved")
     DiffusionPipeline.from_pretrained(BUNDLED).save_pretrained(folder)
     return folder
@@ -83,37 +170,31 @@ def saved(tmp_path_factory):
 # Loading
 
 
-def test_the_three_environments_draw_the_same(hub, vanilla, saved, tmp_path):
+def test_the_three_environments_draw_the_same(hub, run, vanilla, saved, tmp_path):
     server, env = hub
-    server.add(saved, "org/pfgmpp-fashion-mnist")
-    name, folder = "org/pfgmpp-fashion-mnist", str(saved)
+    name = "org/environments"
+    server.add(saved, name)
     drawn = run(INSTALLED.format(name) + DRAW, env)
-    assert run(VANILLA.format(name) + DRAW, env, vanilla, cwd=tmp_path) == drawn
+    assert run(VANILLA.format(name) + DRAW, env, vanilla) == drawn
 
     # from the cache, when the Hub is gone, and from a local folder
     server.remove(name)
     offline = {**env, "HF_HUB_OFFLINE": "1"}
     assert run(INSTALLED.format(name) + DRAW, offline) == drawn
-    assert run(INSTALLED.format(folder) + DRAW, offline) == drawn
-    assert (
-        run(
-            VANILLA.format(folder) + DRAW,
-            {**offline, "HF_MODULES_CACHE": str(tmp_path / "modules")},
-            vanilla,
-            cwd=tmp_path,
-        )
-        == drawn
-    )
+    assert run(INSTALLED.format(str(saved)) + DRAW, offline) == drawn
+    fresh = {**offline, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    assert run(VANILLA.format(str(saved)) + DRAW, fresh, vanilla) == drawn
 
 
-def test_remote_code_asks_for_the_flag(hub, vanilla, saved, tmp_path):
+def test_remote_code_asks_for_the_flag(hub, run, vanilla, saved):
     server, env = hub
-    server.add(saved, "org/pfgmpp-fashion-mnist")
-    program = VANILLA.format("org/pfgmpp-fashion-mnist").replace(", trust_remote_code=True", "")
-    error = run(program, env, vanilla, check=False, cwd=tmp_path)
+    server.add(saved, "org/unflagged")
+    copied = set(Path(env["HF_HOME"]).rglob("diffusers_modules/**/*"))
+    program = VANILLA.format("org/unflagged").replace(", trust_remote_code=True", "")
+    error = run(program, env, vanilla, check=False)
     assert "contains custom code in pipeline.py which must be executed" in error
     assert "trust_remote_code=True" in error
-    assert not list((tmp_path / "cache").rglob("diffusers_modules/local"))  # nothing was even copied
+    assert set(Path(env["HF_HOME"]).rglob("diffusers_modules/**/*")) == copied  # nothing was even copied
 
 
 def test_code_in_a_folder_is_the_packages_own(saved):
@@ -123,7 +204,7 @@ def test_code_in_a_folder_is_the_packages_own(saved):
 
 
 def test_modules_that_meet_in_one_namespace_share_no_name():
-    """diffusers runs the code of all local components as one module, one after the other."""
+    """diffusers runs the code of all local components in one namespace, one after the other."""
     modules = [
         inspect.getmodule(cls) for cls in (pipeline_pfgmpp.PFGMPPScheduler, pipeline_pfgmpp.PFGMPPUNet2DModel)
     ]
@@ -134,50 +215,53 @@ def test_modules_that_meet_in_one_namespace_share_no_name():
     assert all(scheduler[name] is unet[name] for name in scheduler.keys() & unet.keys())
 
 
-def test_options_of_from_pretrained(hub):
-    server, env = hub
-    server.add(BUNDLED, "org/model")
-    server.add(ROOT / "tests" / "fixtures", "org/model", branch="empty")  # the same and more, on a branch
-    program = """
+OPTIONS = """
 import os, torch, pipeline_pfgmpp
 from diffusers import DiffusionPipeline, EDMDPMSolverMultistepScheduler
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 
-pipe = PFGMPPPipeline.from_pretrained("org/model", torch_dtype=torch.bfloat16, revision="empty", cache_dir=os.environ["OTHER"])
-assert pipe.unet.conv_in.weight.dtype == torch.bfloat16 if hasattr(pipe.unet, "conv_in") else pipe.unet.dtype == torch.bfloat16
-assert os.path.isdir(os.path.join(os.environ["OTHER"], "models--org--model"))
-scheduler = PFGMPPScheduler.from_pretrained("org/model", subfolder="scheduler")
+name, other = {!r}, {!r}
+pipe = PFGMPPPipeline.from_pretrained(name, torch_dtype=torch.bfloat16, revision="branch", cache_dir=other)
+assert pipe.unet.dtype == torch.bfloat16
+assert os.path.isdir(os.path.join(other, "models--org--options"))
+scheduler = PFGMPPScheduler.from_pretrained(name, subfolder="scheduler")
 assert scheduler.config.D == pipe.scheduler.config.D
-unet = PFGMPPUNet2DModel.from_pretrained("org/model", subfolder="unet")
+unet = PFGMPPUNet2DModel.from_pretrained(name, subfolder="unet")
 assert unet.config.sample_size == 28
-pipe = DiffusionPipeline.from_pretrained("org/model", scheduler=EDMDPMSolverMultistepScheduler.from_config(scheduler.config))
+edm = EDMDPMSolverMultistepScheduler.from_config(scheduler.config)
+pipe = DiffusionPipeline.from_pretrained(name, scheduler=edm)
 assert pipe.scheduler.config.D == scheduler.config.D
 pipe(num_inference_steps=2)
-pipe.save_pretrained(os.environ["OTHER"] + "/variant", variant="fp16")
+pipe.save_pretrained(os.path.join(other, "variant"), variant="fp16")
 """
-    other = Path(env["HF_HOME"]) / "other"
-    run(program, {**env, "OTHER": str(other)})
-    server.add(other / "variant", "org/variant")
-    run('import pipeline_pfgmpp as p; p.PFGMPPPipeline.from_pretrained("org/variant", variant="fp16")', env)
-    assert "no such modeling files" in run(
-        'import pipeline_pfgmpp as p; p.PFGMPPPipeline.from_pretrained("org/variant", variant="fp8")',
-        env,
-        check=False,
-    )
 
 
-def test_an_interrupted_download_goes_on(hub):
+def test_options_of_from_pretrained(hub, run, tmp_path):
+    server, env = hub
+    server.add(BUNDLED, "org/options")
+    server.add(ROOT / "tests" / "fixtures", "org/options", branch="branch")  # the same files, and more
+    run(OPTIONS.format("org/options", str(tmp_path)), env)
+    server.add(tmp_path / "variant", "org/variant")
+    load = "import pipeline_pfgmpp as p; p.PFGMPPPipeline.from_pretrained('org/variant', variant={!r})"
+    run(load.format("fp16"), env)
+    assert "no such modeling files" in run(load.format("fp8"), env, check=False)
+
+
+def test_an_interrupted_download_resumes(hub, run):
     """The client asks for the rest of a file of which it has a part."""
     server, env = hub
-    server.add(BUNDLED, "org/model")
+    server.add(BUNDLED, "org/interrupted")
     weights = "unet/diffusion_pytorch_model.safetensors"
-    content = server.files("org/model")[weights]
-    program = f"from huggingface_hub import hf_hub_download; print(hf_hub_download('org/model', {weights!r}))"
+    content = server.files("org/interrupted")[weights]
+    program = (
+        f"from huggingface_hub import hf_hub_download\nprint(hf_hub_download('org/interrupted', {weights!r}))"
+    )
     path = Path(run(program, env).strip())
     blob = path.resolve()
     path.unlink()
-    blob.rename(blob.with_name(blob.name + ".incomplete"))
-    with open(blob.with_name(blob.name + ".incomplete"), "r+b") as file:
+    partial = blob.with_name(blob.name + ".incomplete")
+    blob.rename(partial)
+    with open(partial, "r+b") as file:
         file.truncate(len(content) // 2)
     assert Path(run(program, env).strip()).read_bytes() == content
 
@@ -185,81 +269,9 @@ def test_an_interrupted_download_goes_on(hub):
 # Pushing
 
 
-COMMANDS = """
-import contextlib, io, json, os, sys
-from pipeline_pfgmpp.commands import main
-
-for line in sys.stdin:
-    os.environ["HF_TOKEN"], arguments = json.loads(line)
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main(arguments)
-        except SystemExit as end:
-            code = end.code
-    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
-"""
-
-
-@contextlib.contextmanager
-def run_commands():
-    """
-    Runs commands, one after the other in one process an environment: most of a process goes into
-    its imports.
-    """
-    processes = {}
-
-    def command(*args, env, token=WRITER, check=True):
-        key = tuple(sorted(env.items()))
-        if key not in processes:
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            processes[key] = subprocess.Popen(
-                [sys.executable, "-c", COMMANDS], env=env, cwd=ROOT, text=True, **pipes
-            )
-        process = processes[key]
-        print(json.dumps([token or "", [str(arg) for arg in args]]), file=process.stdin, flush=True)
-        code, out, err = json.loads(process.stdout.readline())
-        if check:
-            assert code == 0, err
-            return out
-        assert code == 1
-        assert "Traceback" not in err
-        (message,) = re.findall(r"pfgmpp: .*", err)
-        return message
-
-    yield command
-    for process in processes.values():
-        process.stdin.close()
-        assert process.wait() == 0
-
-
-@pytest.fixture
-def pfgmpp():
-    with run_commands() as command:
-        yield command
-
-
-@pytest.fixture(scope="module")
-def module_hub(tmp_path_factory):
-    with serve_hub() as hub, run_commands() as command:
-        yield hub, make_hub_environment(hub, tmp_path_factory.mktemp("cache")), command
-
-
-@pytest.fixture
-def shared_hub(module_hub):
-    """
-    A Hub, its environment and `pfgmpp`, of which tests share the process; the Hub is empty when
-    each begins.
-    """
-    hub = module_hub[0]
-    for kept in (hub.repositories, hub.large, hub.requests, hub.accidents):
-        kept.clear()
-    return module_hub
-
-
 @pytest.fixture
 def folder(tmp_path):
-    """A pipeline folder among much that is nobody's business."""
+    """A pipeline folder with files that must not be uploaded."""
     folder = tmp_path / "model"
     shutil.copytree(BUNDLED, folder)
     (folder / "checkpoint-5").mkdir()
@@ -283,7 +295,7 @@ PUSHED = {
 }  # fmt: skip
 
 
-def test_a_folder_is_pushed_and_loads(hub, pfgmpp, folder, vanilla, tmp_path):
+def test_a_folder_is_pushed_and_loads(hub, pfgmpp, run, folder, vanilla):
     server, env = hub
     output = pfgmpp("push", folder, "org/new", "--private", env=env)
     assert re.search(r"Pushed .*model: http://127.0.0.1:\d+/org/new/commit/", output)
@@ -295,7 +307,7 @@ def test_a_folder_is_pushed_and_loads(hub, pfgmpp, folder, vanilla, tmp_path):
         assert content == source.read_bytes()
         assert re.search(rf"^ *[\d.]+ k?M?B  {name}$", output, re.MULTILINE)
     drawn = run(INSTALLED.format("org/new") + DRAW, env)
-    assert run(VANILLA.format("org/new") + DRAW, env, vanilla, cwd=tmp_path) == drawn
+    assert run(VANILLA.format("org/new") + DRAW, env, vanilla) == drawn
 
     # to a branch, and as a proposal
     pfgmpp("push", folder, "org/new", "--revision", "v1", env=env)
@@ -303,18 +315,18 @@ def test_a_folder_is_pushed_and_loads(hub, pfgmpp, folder, vanilla, tmp_path):
     assert "/discussions/" in pfgmpp("push", folder, "org/new", "--create-pr", env=env)
 
 
-def test_a_pipeline_pushes_itself(hub):
+def test_a_pipeline_pushes_itself(hub, run):
     server, env = hub
     program = f"""
 import pipeline_pfgmpp as p
 p.PFGMPPPipeline.from_pretrained({str(BUNDLED)!r}).push_to_hub("org/itself")
 """
-    run(program, {**env, "HF_TOKEN": WRITER})
+    run(program, env, token=WRITER)
     assert server.files("org/itself").keys() == PUSHED - SHOWN
 
 
-def test_a_dry_run_needs_neither_token_nor_network(shared_hub, folder):
-    server, env, pfgmpp = shared_hub
+def test_a_dry_run_needs_neither_token_nor_network(hub, pfgmpp, folder):
+    server, env = hub
     output = pfgmpp("push", folder, "org/new", "--dry-run", env=env, token=None)
     assert all(f"  {name}\n" in output for name in PUSHED)
     assert "hf_secret" not in output
@@ -324,9 +336,9 @@ def test_a_dry_run_needs_neither_token_nor_network(shared_hub, folder):
     assert "is not a pipeline folder: it has no model_index.json" in message
 
 
-def test_a_push_from_the_cache_leaves_the_cache_as_it_is(shared_hub, tmp_path):
+def test_a_push_from_the_cache_leaves_the_cache_as_it_is(hub, pfgmpp, run, tmp_path):
     """Its files are links to blobs, of which one is a pipeline.py of another version."""
-    server, env, pfgmpp = shared_hub
+    server, env = hub
     shutil.copytree(BUNDLED, tmp_path / "older")
     (tmp_path / "older" / "pipeline.py").write_text("# of another version\n")
     server.add(tmp_path / "older", "org/older")
@@ -345,8 +357,10 @@ def test_a_push_from_the_cache_leaves_the_cache_as_it_is(shared_hub, tmp_path):
 
 
 @pytest.mark.parametrize(("method", "part"), [("PUT", "/lfs/"), ("POST", "/commit/")])
-def test_a_push_that_breaks_off_changes_nothing_and_a_second_sends_the_rest(shared_hub, folder, method, part):
-    server, env, pfgmpp = shared_hub
+def test_a_push_that_breaks_off_changes_nothing_and_the_next_sends_the_rest(
+    hub, pfgmpp, folder, method, part
+):
+    server, env = hub
     server.accidents.append((method, part, 400))
     message = pfgmpp("push", folder, "org/new", env=env, check=False)
     assert message.startswith("pfgmpp: The upload to org/new failed, and nothing was changed:")
@@ -359,8 +373,8 @@ def test_a_push_that_breaks_off_changes_nothing_and_a_second_sends_the_rest(shar
     assert sum(method == "PUT" for method, _ in server.requests) == large - sent
 
 
-def test_a_failed_push_takes_back_what_it_has_made_and_no_more(shared_hub, folder):
-    server, env, pfgmpp = shared_hub
+def test_a_failed_push_takes_back_what_it_has_made_and_no_more(hub, pfgmpp, folder):
+    server, env = hub
     # A repository that cannot be deleted again is named.
     server.accidents += [("POST", "/commit/", 400), ("DELETE", "/repos/delete", 403)]
     message = pfgmpp("push", folder, "org/new", env=env, check=False)
@@ -385,9 +399,9 @@ def test_a_failed_push_takes_back_what_it_has_made_and_no_more(shared_hub, folde
     assert "failed, and the branch ours created for it could not be deleted" in message
 
 
-def test_a_push_of_which_the_answer_is_lost_claims_nothing(shared_hub, folder):
+def test_a_push_of_which_the_answer_is_lost_claims_nothing(hub, pfgmpp, folder):
     """The commit has arrived, so that the new repository stays."""
-    server, env, pfgmpp = shared_hub
+    server, env = hub
     server.accidents.append(("POST", "/commit/", ANSWER_LOST))
     message = pfgmpp("push", folder, "org/new", env=env, check=False)
     assert "it has changed in the meantime, perhaps through this upload: check" in message
@@ -395,8 +409,8 @@ def test_a_push_of_which_the_answer_is_lost_claims_nothing(shared_hub, folder):
     assert server.files("org/new").keys() == PUSHED
 
 
-def test_a_private_push_does_not_go_to_a_public_repository(shared_hub, folder):
-    server, env, pfgmpp = shared_hub
+def test_a_private_push_does_not_go_to_a_public_repository(hub, pfgmpp, folder):
+    server, env = hub
     server.add(BUNDLED, "org/public")
     (commit,) = [sha for sha, files in server.repositories["models", "org/public"].commits.items() if files]
     message = pfgmpp("push", folder, "org/public", "--private", env=env, check=False)
@@ -407,8 +421,8 @@ def test_a_private_push_does_not_go_to_a_public_repository(shared_hub, folder):
     assert server.repositories["models", "org/public"].branches["main"] == commit
 
 
-def test_what_must_not_leave_is_refused_before_the_hub_is_asked(shared_hub, folder, tmp_path):
-    server, env, pfgmpp = shared_hub
+def test_what_must_not_leave_is_refused_before_the_hub_is_asked(hub, pfgmpp, folder, tmp_path):
+    server, env = hub
     (tmp_path / "key.txt").write_text("hf_secret")
     (folder / "samples.png").unlink()
     (folder / "samples.png").symlink_to(tmp_path / "key.txt")
@@ -427,8 +441,8 @@ def test_what_must_not_leave_is_refused_before_the_hub_is_asked(shared_hub, fold
     assert not server.repositories
 
 
-def test_what_forbids_a_push_is_said_in_one_sentence(shared_hub, folder, tmp_path):
-    server, env, pfgmpp = shared_hub
+def test_what_forbids_a_push_is_said_in_one_sentence(hub, pfgmpp, folder, tmp_path):
+    server, env = hub
     assert "You are not logged in to the Hub" in pfgmpp(
         "push", folder, "org/new", env=env, token=None, check=False
     )
@@ -458,8 +472,8 @@ def test_what_forbids_a_push_is_said_in_one_sentence(shared_hub, folder, tmp_pat
 # A first visit
 
 
-def test_sample_and_info_take_a_hub_id(shared_hub, tmp_path):
-    server, env, pfgmpp = shared_hub
+def test_sample_and_info_take_a_hub_id(hub, pfgmpp, tmp_path):
+    server, env = hub
     server.add(BUNDLED, "org/visited")
     table = pfgmpp("info", "org/visited", env=env)
     assert any(path.endswith("/unet/config.json") for _, path in server.requests)
@@ -482,8 +496,8 @@ def test_sample_and_info_take_a_hub_id(shared_hub, tmp_path):
     assert pfgmpp("info", "org/visited", env={**env, "HF_HUB_OFFLINE": "1"}) == table  # of the cache
 
 
-def test_info_downloads_four_small_files_and_no_more(shared_hub, tmp_path):
-    server, env, pfgmpp = shared_hub
+def test_info_downloads_four_small_files_and_no_more(hub, pfgmpp, tmp_path):
+    server, env = hub
     shutil.copytree(BUNDLED, tmp_path / "model")
     (tmp_path / "model" / "unet" / "vocabulary.json").write_bytes(b"[]" * 2**20)
     server.add(tmp_path / "model", "org/model")
