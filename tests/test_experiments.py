@@ -76,6 +76,13 @@ def test_links_into_the_report_lead_somewhere():
     assert linked <= anchors
 
 
+def test_tables_of_the_readme_and_the_guides_are_in_the_report():
+    report = (EXPERIMENTS / "RESULTS.md").read_text(encoding="utf-8")
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for row in re.findall(r"^\|.*\d\.\d.*\|$", page.read_text(encoding="utf-8"), re.MULTILINE):
+            assert row in report, f"{page.name}: {row}"
+
+
 def test_the_report_shows_every_picture():
     report = (EXPERIMENTS / "RESULTS.md").read_text(encoding="utf-8")
     shown = re.findall(r"!\[.*?\]\((.*?)\)", report)
