@@ -2,14 +2,15 @@
 PFGM++ for the Hugging Face ecosystem: noise, scheduler, networks and pipeline for any augmented
 dimension D.
 
-Importing the package registers its classes with diffusers and loads none of them: each is loaded
-when it is first asked for, so that the command line can answer at once.
+Importing the package registers its classes with diffusers without loading them. Each class is loaded
+when it is first used, so that the command line starts quickly.
 """
 
 import importlib
 import importlib.abc
 import importlib.util
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 
@@ -43,7 +44,7 @@ __all__ = [
     "sample_noise_given",
 ]
 
-# The classes that pipelines are made of, and the module of each.
+# The classes that pipelines consist of, with the module of each.
 _CLASSES = {
     "DDPMUNet2DModel": "unet_ddpm",
     "EmpiricalDenoiser": "empirical_denoiser",
@@ -62,15 +63,19 @@ def __getattr__(name: str) -> Any:
 
 def _register_classes() -> None:
     """
-    Lets `DiffusionPipeline.from_pretrained` find the classes: it looks up a pipeline's in
-    `diffusers` and its components' in a module of `diffusers.pipelines`. LOADABLE_CLASSES makes
-    `save_pretrained` write that module's name into model_index.json.
+    Let `DiffusionPipeline.from_pretrained` find the classes.
+
+    It looks up the class of a pipeline in `diffusers`, and those of its components in a module of
+    `diffusers.pipelines`. An entry in LOADABLE_CLASSES, which is not public, makes `save_pretrained`
+    write that module's name into model_index.json; diffusers has no public way to register either.
     """
     import diffusers
     from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
-    class DiffusersModule(type(diffusers)):
-        def __getattr__(self, name):
+    lazy_module: Any = type(diffusers)
+
+    class DiffusersModule(lazy_module):
+        def __getattr__(self, name: str) -> Any:
             if name in _CLASSES:
                 return globals()["__getattr__"](name)
             return super().__getattr__(name)
@@ -81,18 +86,18 @@ def _register_classes() -> None:
 
 
 class _DiffusersFinder(importlib.abc.MetaPathFinder):
-    """Registers the classes as soon as somebody has imported diffusers."""
+    """Registers the classes as soon as diffusers has been imported."""
 
-    def find_spec(self, name, path=None, target=None):
-        if name != "diffusers":
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        if fullname != "diffusers":
             return None
         sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        spec: Any = importlib.util.find_spec(fullname)
         if spec is None:
             return None
         run_module = spec.loader.exec_module
 
-        def run_and_register(module):
+        def run_and_register(module: ModuleType) -> None:
             run_module(module)
             _register_classes()
 

@@ -1,6 +1,14 @@
 # Copyright 2026 The pipeline_pfgmpp authors. Licensed under the Apache License, Version 2.0.
-"""
-The exact denoiser over a data set: no network, an oracle for tests and for pictures of field lines.
+r"""
+The exact denoiser over a data set, without a network.
+
+It is the posterior mean over the data points $y_j$,
+
+$$F(x, \sigma) = \sum_j w_j(x)\, y_j, \qquad
+  w_j \propto \bigl(\lVert x - y_j \rVert^2 + \sigma^2 D\bigr)^{-(N+D)/2}$$
+
+(https://huggingface.co/papers/2302.04265, eq. 8). Tests measure solvers against it, and pictures show
+its field lines.
 """
 
 import torch
@@ -13,19 +21,20 @@ from .noise import field_target
 
 class EmpiricalDenoiser(ModelMixin, ConfigMixin):
     r"""
-    The posterior mean $\mathbb{E}[y \mid x, \sigma]$ over a data set, standing where a network
-    stands in the pipeline.
+    Posterior mean $\mathbb{E}[y \mid x, \sigma]$ over a data set, in the place of a network in the
+    pipeline.
 
-    It is the field of the data's own charges: following its lines leads back to the data, each
-    point with equal probability. It works at every D; `pipe(D=...)` chooses one.
+    If the data points are seen as electric charges, this is their field: following its lines leads
+    back to the data, to each point with equal probability. It works at every D, which
+    `pipe(D=...)` chooses.
 
     Args:
         data (`torch.Tensor` of shape `(M, C, H, W)`): The data set, in [-1, 1].
-        sigma_data (`float`, defaults to 0.5): The scheduler's `sigma_data`, since the
-            preconditioning must cancel.
+        sigma_data (`float`, defaults to 0.5): The scheduler's `sigma_data`, so that the
+            preconditioning cancels.
 
     Raises:
-        ValueError: `data` is of another shape.
+        ValueError: `data` is not of that shape, or is empty.
     """
 
     ignore_for_config = ["data"]
@@ -53,20 +62,26 @@ class EmpiricalDenoiser(ModelMixin, ConfigMixin):
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         r"""
+        Compute the raw output of which the preconditioning makes the posterior mean.
+
         Args:
             sample (`torch.Tensor` of shape `(batch, C, H, W)`): The scaled input c_in * x.
-            timestep (`torch.Tensor` or `float`): c_noise = ln(sigma) / 4, one for all or one an image.
+            timestep (`torch.Tensor` or `float`): c_noise = ln(sigma) / 4, one for all images or one
+                per image.
             D (`float`, `torch.Tensor` or `None`): The augmented dimension; None is infinity.
             return_dict (`bool`, defaults to `True`): Whether to return a `UNet2DOutput` or a tuple.
 
         Returns:
             `UNet2DOutput` or `tuple`: The raw output (E[y | x, sigma] - c_skip * x) / c_out.
         """
-        timestep = torch.as_tensor(timestep, device=sample.device).float().expand(len(sample))
-        sigma, sigma_data = (4 * timestep).exp().view(-1, 1, 1, 1), self.config.sigma_data
+        c_noise = torch.as_tensor(timestep, device=sample.device).float().expand(len(sample))
+        sigma = (4 * c_noise).exp().view(-1, 1, 1, 1)
+        sigma_data = self.config.sigma_data
         norm = (sigma**2 + sigma_data**2).sqrt()
         x = sample.to(torch.promote_types(sample.dtype, torch.float32)) * norm
         mean = field_target(x, self.data, sigma.flatten(), D)
         output = (mean - sigma_data**2 / norm**2 * x) * norm / (sigma * sigma_data)
         output = output.to(sample.dtype)
-        return UNet2DOutput(sample=output) if return_dict else (output,)
+        if not return_dict:
+            return (output,)
+        return UNet2DOutput(sample=output)

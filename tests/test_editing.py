@@ -121,7 +121,7 @@ def test_inversion_undoes_sampling(D, ten_images):
     if inside.any():
         torch.testing.assert_close(back[inside], latents[inside], rtol=1e-2, atol=1e-2)
     # all of them, past the pipeline's check of the range
-    x, _, scheduler = pipe._prepare_reverse(middle.clamp(-1, 1), 100, None, None)
+    x, _, scheduler = pipe._prepare_reverse(middle.clamp(-1, 1), 100, None)
     x = middle
     for t in scheduler.timesteps:
         output = pipe.unet(scheduler.scale_model_input(x, t), t, D=D).sample

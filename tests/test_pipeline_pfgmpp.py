@@ -163,9 +163,9 @@ def test_another_d_on_a_network_of_one_d_is_refused():
     same = pipe(D=128, num_inference_steps=2, generator=generator(), output_type="latent").images
     assert torch.equal(same, pipe(num_inference_steps=2, generator=generator(), output_type="latent").images)
     for D in (64, float("inf")):
-        with pytest.raises(ValueError, match="trained at D = 128 alone"):
+        with pytest.raises(ValueError, match="trained at D = 128 only"):
             pipe(D=D)
-    with pytest.raises(ValueError, match="trained at D = inf alone"):
+    with pytest.raises(ValueError, match="trained at D = inf only"):
         pipeline(D=None)(D=128)
     with pytest.raises(ValueError, match="`D` must be a positive number"):
         pipe(D=-3)
@@ -339,7 +339,7 @@ def test_a_dimension_outside_the_trained_range_warns_once(caplog):
     )
     for D in (1, 2, torch.tensor([2.0])):
         with pytest.raises(
-            ValueError, match="was trained for D from 16 to 2048, and draws noise at D up to 2"
+            ValueError, match="was trained for D from 16 to 2048, and its images are only noise at D up to 2"
         ):
             pipe(D=D, **few)
     pipe.scheduler = PFGMPPScheduler(D=1, D_range=(1, None))

@@ -211,7 +211,7 @@ def test_the_digest_is_of_the_weights_and_not_of_their_type(pipe, tmp_path):
         (["--num-images", "3", "--seeds", "0-1"], "leave one of them out"),
         (["--num-images", "3", "--output", "x.png"], "--output must be a folder or end in .npz"),
         (["--num-images", "3", "--batch-size", "0"], "`batch_size` must be positive"),
-        (["--num-images", "3", "--D", "64"], "trained at D = 16 alone"),
+        (["--num-images", "3", "--D", "64"], "trained at D = 16 only"),
         (["--num-images", "3", "--class-label", "3"], "`class_labels` must lie in 0 ... 2"),
         (["--num-images", "3", "--solver-type", "rk4"], "`solver_type` must be one of"),
     ],

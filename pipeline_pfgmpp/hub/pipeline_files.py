@@ -44,7 +44,8 @@ def list_pipeline_files(folder: Path) -> dict[str, Path]:
         ValueError: The folder is not a pipeline folder, its files do not fit each other, or one of them
             may not be uploaded.
     """
-    from ..pipeline_pfgmpp import list_code
+    from ..code_files import list_code
+    from ..pipeline_pfgmpp import PFGMPPPipeline
 
     if find_file(folder, "model_index.json") is None:
         raise ValueError(f"{folder} is not a pipeline folder: it has no model_index.json.")
@@ -65,7 +66,7 @@ def list_pipeline_files(folder: Path) -> dict[str, Path]:
                 _check_report(folder, name)
     except ValueError as error:
         raise ValueError(f"{folder} cannot be uploaded: {error}") from None
-    return files | list_code(classes)
+    return files | list_code(PFGMPPPipeline, classes)
 
 
 def _check_report(folder: Path, name: str) -> None:

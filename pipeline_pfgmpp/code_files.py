@@ -1,0 +1,82 @@
+# Copyright 2026 The pipeline_pfgmpp authors. Licensed under the Apache License, Version 2.0.
+"""
+The source files that travel with a saved pipeline, and load it where only diffusers is installed.
+
+diffusers looks for `pipeline.py` in the pipeline's folder, and in a component's folder for the module
+that `model_index.json` names. The files that must lie next to each are found from its imports: the
+modules that travel import nothing from this package but each other, by `from .name import ...`.
+"""
+
+import inspect
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def list_code(pipeline_class: type, components: Mapping[str, tuple[str | None, type]]) -> dict[str, Path]:
+    """
+    List the source files that load a pipeline where only diffusers is installed.
+
+    Args:
+        pipeline_class (`type`): The pipeline's class.
+        components (`Mapping[str, tuple[str | None, type]]`): For each component, the library that
+            `model_index.json` names and the class.
+
+    Returns:
+        `dict[str, Path]`: The files, by their path in the pipeline's folder.
+    """
+    files = _list_modules(_find_source(pipeline_class), Path("pipeline.py"))
+    for name, (library, cls) in components.items():
+        if cls.__module__.split(".")[0] == __name__.split(".")[0]:
+            files |= _list_modules(_find_source(cls), Path(name, f"{library}.py"))
+    return files
+
+
+def copy_files(files: Mapping[str, Path], folder: Path) -> list[Path]:
+    """
+    Copy files into a folder.
+
+    Args:
+        files (`Mapping[str, Path]`): The files, by their path in the folder.
+        folder (`Path`): The folder.
+
+    Returns:
+        `list[Path]`: The copies.
+    """
+    copies = []
+    for name, source in files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unlink_links([target])
+        if source.resolve() != target.resolve():
+            shutil.copyfile(source, target)
+        copies.append(target)
+    return copies
+
+
+def unlink_links(paths: list[Path]) -> None:
+    """
+    Remove those paths that are links, so that writing to them leaves alone what they lead to.
+
+    Args:
+        paths (`list[Path]`): The paths. A folder from the Hub's cache consists of links into it.
+    """
+    for path in paths:
+        if path.is_symlink():
+            path.unlink()
+
+
+def _find_source(cls: type) -> Path:
+    source = inspect.getsourcefile(cls)
+    if source is None:
+        raise ValueError(f"The class {cls.__name__} has no source file.")
+    return Path(source)
+
+
+def _list_modules(source: Path, target: Path) -> dict[str, Path]:
+    """List a module and those that it imports relatively, by their paths when it goes to `target`."""
+    files = {target.as_posix(): source}
+    for name in re.findall(r"^from \.(\w+) import", source.read_text(encoding="utf-8"), re.MULTILINE):
+        files |= _list_modules(source.with_name(f"{name}.py"), target.with_name(f"{name}.py"))
+    return files

@@ -1,0 +1,232 @@
+# Copyright 2026 The pipeline_pfgmpp authors. Licensed under the Apache License, Version 2.0.
+r"""
+What a network is told besides the noisy image: the class and D, and how strongly it is guided by them.
+
+Guidance extrapolates from a weaker prediction $F_0$ to the network's own $F$,
+
+$$F_w = F_0 + w\,(F - F_0).$$
+
+$F_0$ comes from the same network without a class (classifier-free guidance,
+https://huggingface.co/papers/2207.12598), or from a weaker network (autoguidance,
+https://huggingface.co/papers/2406.02507). The network's raw output is affine in the denoised image
+and the coefficients are the same for both, so guiding one guides the other.
+"""
+
+import math
+from typing import Any
+
+import torch
+
+from .noise import parse_dimension
+
+
+def count_classes(unet: Any) -> int:
+    """
+    Return the number of classes that a network is conditioned on.
+
+    Args:
+        unet (`ModelMixin`): The network.
+
+    Returns:
+        `int`: The number; 0 for an unconditional network.
+    """
+    return unet.config.get("label_dim") or unet.config.get("num_class_embeds") or 0
+
+
+def prepare_class_labels(
+    class_labels: int | list[int] | torch.Tensor | None,
+    unet: Any,
+    batch_size: int,
+    generator: torch.Generator | list[torch.Generator] | None,
+    device: torch.device,
+) -> torch.Tensor | None:
+    """
+    Convert classes to what a network takes, or draw them.
+
+    Args:
+        class_labels (`int`, `list[int]`, `torch.Tensor` or `None`): Class of all images or of each;
+            None draws them.
+        unet (`ModelMixin`): The network.
+        batch_size (`int`): Number of images.
+        generator (`torch.Generator` or a list of them, *optional*): Source of randomness.
+        device (`torch.device`): Device of the result.
+
+    Returns:
+        `torch.Tensor` or `None`: None for an unconditional network; one weight per class and image
+            where the network has `label_dim`, so that all zeros can mean "no class"; else the
+            classes, of shape `(batch,)`.
+
+    Raises:
+        ValueError: The network is unconditional, or the classes do not exist or do not fit the batch.
+    """
+    num_classes = count_classes(unet)
+    if not num_classes:
+        if class_labels is not None:
+            raise ValueError(
+                f"`class_labels` are {class_labels}, but this network is unconditional; leave them out."
+            )
+        return None
+    if class_labels is None:
+        class_labels = _draw_classes(num_classes, batch_size, generator, device)
+    labels = torch.as_tensor(class_labels)
+    if labels.is_floating_point() or labels.shape not in ((), (1,), (batch_size,)):
+        raise ValueError(f"`class_labels` must be an int or {batch_size} ints, but are {labels.tolist()}.")
+    if not bool(((labels >= 0) & (labels < num_classes)).all()):
+        raise ValueError(f"`class_labels` must lie in 0 ... {num_classes - 1}, but are {labels.tolist()}.")
+    labels = labels.long().expand(batch_size).to(device)
+    if unet.config.get("label_dim"):
+        return torch.nn.functional.one_hot(labels, num_classes).to(unet.dtype)
+    return labels
+
+
+def _draw_classes(
+    num_classes: int,
+    batch_size: int,
+    generator: torch.Generator | list[torch.Generator] | None,
+    device: torch.device,
+) -> torch.Tensor:
+    generators = generator if isinstance(generator, (list, tuple)) else [generator]
+    rows = batch_size // len(generators)
+    parts = [
+        torch.randint(num_classes, (rows,), generator=rng, device=device if rng is None else rng.device)
+        for rng in generators
+    ]
+    return torch.cat(parts)
+
+
+def choose_dimension(
+    D: float | torch.Tensor | None, unet: Any, scheduler: Any
+) -> float | torch.Tensor | None:
+    """
+    Choose the augmented dimension of a call: the one that was asked for, or the scheduler's own.
+
+    Args:
+        D (`float`, `torch.Tensor` or `None`): The augmented dimension that was asked for, if any.
+        unet (`ModelMixin`): The network.
+        scheduler (`SchedulerMixin`): The scheduler.
+
+    Returns:
+        `float`, `torch.Tensor` or `None`: The augmented dimension; None is infinity.
+
+    Raises:
+        ValueError: `D` is not an augmented dimension, or the network cannot denoise at it.
+    """
+    own = scheduler.config.get("D")
+    chosen = own if D is None else D
+    differs = bool((parse_dimension(chosen) != parse_dimension(own)).any())
+    if differs and not unet.config.get("d_conditioning"):
+        raise ValueError(
+            f"`D` is {D}, but this network was trained at D = {'inf' if own is None else own} only; leave `D`"
+            " out, or load a network that is conditioned on D."
+        )
+    low, high = get_trained_range(unet, scheduler)
+    # At D up to 2 the noise has no variance: its distant points are like nothing that the network has seen.
+    if low > 2 and bool((parse_dimension(chosen) <= 2).any()):
+        raise ValueError(
+            f"`D` is {chosen}, but this network was trained for D from {low:g} to {high:g}, and its images"
+            " are only noise at D up to 2."
+        )
+    return chosen
+
+
+def get_trained_range(unet: Any, scheduler: Any) -> tuple[float, float]:
+    """
+    Return the range of D that a network was trained for.
+
+    Args:
+        unet (`ModelMixin`): The network.
+        scheduler (`SchedulerMixin`): The scheduler, whose `D_range` states it.
+
+    Returns:
+        `tuple[float, float]`: The smallest and the largest D; (0, inf) where nothing is stated.
+    """
+    stated = scheduler.config.get("D_range")
+    if stated is None or not unet.config.get("d_conditioning"):
+        return 0.0, math.inf
+    low, high = (parse_dimension(bound).item() for bound in stated)
+    return low, high
+
+
+def call_network(
+    unet: Any,
+    model_input: torch.Tensor,
+    t: torch.Tensor,
+    class_labels: torch.Tensor | None,
+    D: float | torch.Tensor | None,
+) -> torch.Tensor:
+    """
+    Call a network with those of its conditions that it takes.
+
+    Args:
+        unet (`ModelMixin`): The network.
+        model_input (`torch.Tensor` of shape `(batch, channels, height, width)`): The scaled input.
+        t (`torch.Tensor`): c_noise.
+        class_labels (`torch.Tensor` or `None`): Classes, as from [`prepare_class_labels`].
+        D (`float`, `torch.Tensor` or `None`): The augmented dimension.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, channels, height, width)`: The raw output.
+    """
+    conditions: dict[str, Any] = {}
+    if class_labels is not None and count_classes(unet):
+        conditions["class_labels"] = class_labels
+    if unet.config.get("d_conditioning"):
+        conditions["D"] = D
+    return unet(model_input.to(unet.dtype), t, return_dict=False, **conditions)[0]
+
+
+def check_guidance(guidance_scale: float, unet: Any, guidance_unet: Any | None) -> None:
+    """
+    Refuse to guide a network that cannot be guided.
+
+    Args:
+        guidance_scale (`float`): The w of the equation above; 1 is no guidance.
+        unet (`ModelMixin`): The network.
+        guidance_unet (`ModelMixin`, *optional*): A weaker network.
+
+    Raises:
+        ValueError: There is neither a weaker network nor one that can be called without a class.
+    """
+    if guidance_scale != 1 and guidance_unet is None and not unet.config.get("label_dim"):
+        raise ValueError(
+            f"`guidance_scale` must be 1 for this network, but is {guidance_scale}: guidance needs a"
+            " class-conditional network trained with label dropout, or a `guidance_unet`."
+        )
+
+
+def call_guided(
+    unet: Any,
+    guidance_unet: Any | None,
+    guidance_scale: float,
+    model_input: torch.Tensor,
+    t: torch.Tensor,
+    class_labels: torch.Tensor | None,
+    D: float | torch.Tensor | None,
+) -> torch.Tensor:
+    """
+    Call a network and its guide, and extrapolate from the guide's output.
+
+    Args:
+        unet (`ModelMixin`): The network.
+        guidance_unet (`ModelMixin`, *optional*): The guide; None is the network without a class.
+        guidance_scale (`float`): The w of the equation above.
+        model_input, t, class_labels, D: As for [`call_network`].
+
+    Returns:
+        `torch.Tensor` of shape `(batch, channels, height, width)`: The guided raw output, in at least
+            the type of the input.
+
+    Raises:
+        ValueError: This network cannot be guided.
+    """
+    check_guidance(guidance_scale, unet, guidance_unet)
+    if guidance_unet is not None:
+        output = call_network(unet, model_input, t, class_labels, D)
+        guide = call_network(guidance_unet, model_input, t, class_labels, D)
+    else:  # one call of twice the batch
+        doubled = torch.cat([model_input] * 2)
+        labels = torch.cat([torch.zeros_like(class_labels), class_labels])
+        if isinstance(D, torch.Tensor) and D.ndim:
+            D = torch.cat([D, D])
+        guide, output = call_network(unet, doubled, t, labels, D).chunk(2)
+    return torch.lerp(guide.to(model_input.dtype), output.to(model_input.dtype), guidance_scale)

@@ -1,0 +1,327 @@
+"""
+What a user of diffusers carries from one pipeline or scheduler to the next.
+
+diffusers checks these conventions for its own pipelines, in tests that it does not ship; these are our
+tests of the same conventions.
+"""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, EDMEulerScheduler, UNet2DModel
+from test_pipeline_pfgmpp import diffusers_unet, generator, our_unet, pipeline
+
+from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler
+
+
+SOLVERS = ["heun", "euler", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde"]
+FEW = {"num_inference_steps": 3, "output_type": "latent"}
+
+
+def sample(pipe, seed=0, **kwargs):
+    return pipe(generator=generator(seed), **{**FEW, **kwargs}).images
+
+
+# Callbacks
+
+
+def test_callbacks_receive_what_they_ask_for_and_nothing_else():
+    pipe = pipeline()
+    seen = []
+
+    def look(pipe, step, timestep, tensors):
+        seen.append(set(tensors))
+        return tensors
+
+    allowed = pipe._callback_tensor_inputs
+    for names in (["latents"], allowed):
+        seen.clear()
+        sample(pipe, callback_on_step_end=look, callback_on_step_end_tensor_inputs=names)
+        assert seen == [set(names)] * pipe.num_timesteps
+
+
+@pytest.mark.parametrize("solver_type", SOLVERS)
+def test_the_last_callback_has_the_last_word(solver_type):
+    pipe = pipeline(solver_type=solver_type)
+
+    def erase(pipe, step, timestep, tensors):
+        if step == pipe.num_timesteps - 1:
+            tensors["latents"] = torch.zeros_like(tensors["latents"])
+        return tensors
+
+    assert not sample(pipe, callback_on_step_end=erase).any()
+
+
+@pytest.mark.parametrize("solver_type", ["heun", "euler"])
+@pytest.mark.parametrize("editing", [{}, {"strength": 0.5}])
+def test_a_callback_changes_the_guidance_scale_from_the_next_call_on(solver_type, editing):
+    pipe = pipeline(our_unet(label_dim=4), solver_type=solver_type)
+    if editing:
+        editing = {**editing, "image": torch.zeros(1, 3, 8, 8)}
+
+    def raise_guidance(pipe, step, timestep, tensors):
+        pipe._guidance_scale += 1.0
+        return tensors
+
+    kwargs = {"class_labels": 1, "guidance_scale": 2.0, **editing}
+    plain = sample(pipe, **kwargs)
+    assert pipe.guidance_scale == 2.0
+    raised = sample(pipe, callback_on_step_end=raise_guidance, **kwargs)
+    assert pipe.guidance_scale == 2.0 + pipe.num_timesteps
+    assert not torch.allclose(plain, raised)
+    assert torch.equal(sample(pipe, **kwargs), plain)  # each call begins with its own argument
+
+
+def test_the_guidance_scale_is_read_at_each_call_of_the_network():
+    pipe = pipeline(our_unet(label_dim=4), solver_type="euler")
+    batches = []
+    pipe.unet.register_forward_pre_hook(lambda module, args: batches.append(len(args[0])))
+
+    def stop_guiding(pipe, step, timestep, tensors):
+        assert pipe.do_classifier_free_guidance == (step == 0)
+        pipe._guidance_scale = 1.0
+        return {}
+
+    pipe(guidance_scale=3.0, callback_on_step_end=stop_guiding, class_labels=1, **FEW)
+    assert batches == [2, 1, 1]
+
+
+def test_a_callback_cannot_guide_a_network_that_has_no_guide():
+    pipe = pipeline()
+
+    def guide(pipe, step, timestep, tensors):
+        pipe._guidance_scale = 2.0
+        return {}
+
+    with pytest.raises(ValueError, match="`guidance_scale` must be 1 for this network, but is 2.0"):
+        pipe(callback_on_step_end=guide, **FEW)
+    assert len(sample(pipe)) == 1
+
+
+def test_classifier_free_guidance_is_told_from_autoguidance():
+    pipe = PFGMPPPipeline(our_unet(label_dim=4), PFGMPPScheduler(), guidance_unet=our_unet(label_dim=4))
+    pipe.set_progress_bar_config(disable=True)
+    assert (pipe.guidance_scale, pipe.do_classifier_free_guidance, pipe.num_timesteps) == (1.0, False, 0)
+    sample(pipe, guidance_scale=2.0, class_labels=1)
+    assert (pipe.guidance_scale, pipe.do_classifier_free_guidance, pipe.num_timesteps) == (2.0, False, 5)
+    pipe.guidance_unet = None
+    assert pipe.do_classifier_free_guidance
+
+
+def test_inversion_and_likelihood_follow_an_earlier_call_with_guidance():
+    pipe = pipeline(our_unet(label_dim=4))
+    image = torch.zeros(1, 3, 8, 8)
+    expected = pipe.invert(image, num_inference_steps=3, class_labels=1)
+    sample(pipe, guidance_scale=3.0, class_labels=1)
+    assert torch.equal(pipe.invert(image, num_inference_steps=3, class_labels=1), expected)
+
+
+# Batches and outputs
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
+def test_every_output_holds_the_batch(batch_size, output_type):
+    images = sample(pipeline(), batch_size=batch_size, output_type=output_type)
+    assert len(images) == batch_size
+
+
+def test_an_image_of_a_batch_is_the_image_alone():
+    pipe = pipeline().to(torch.float64)  # kernels round differently at another batch size
+    together = pipe(batch_size=3, generator=[generator(seed) for seed in range(3)], **FEW).images
+    alone = pipe(generator=generator(0), **FEW).images
+    torch.testing.assert_close(together[:1], alone, rtol=1e-9, atol=1e-9)
+
+
+def test_the_first_element_of_a_tuple_is_the_images():
+    pipe = pipeline()
+    as_tuple = pipe(generator=generator(), return_dict=False, **FEW)
+    assert isinstance(as_tuple, tuple)
+    assert torch.equal(as_tuple[0], sample(pipe))
+
+
+def test_sampling_is_deterministic_and_reusable():
+    pipe = pipeline()
+    first = sample(pipe)
+    sample(pipe, seed=1)
+    assert torch.equal(sample(pipe), first)
+
+
+def test_a_call_needs_no_argument_and_knows_the_usual_ones():
+    parameters = dict(inspect.signature(PFGMPPPipeline.__call__).parameters)
+    del parameters["self"]
+    assert all(parameter.default is not inspect.Parameter.empty for parameter in parameters.values())
+    usual = {"num_inference_steps", "generator", "latents", "output_type", "return_dict"}
+    assert usual | {"callback_on_step_end", "callback_on_step_end_tensor_inputs"} <= set(parameters)
+
+
+# Components
+
+
+@pytest.mark.parametrize("make_unet", [our_unet, diffusers_unet])
+def test_components_make_another_pipeline(make_unet):
+    pipe = pipeline(make_unet())
+    assert set(pipe.components) == {"unet", "scheduler", "guidance_unet"}
+    again = PFGMPPPipeline(**pipe.components)
+    again.set_progress_bar_config(disable=True)
+    assert again.unet is pipe.unet
+    assert torch.equal(sample(again), sample(pipe))
+
+
+@pytest.mark.parametrize("make_unet", [our_unet, diffusers_unet])
+def test_from_pipe_shares_the_components(make_unet):
+    pipe = PFGMPPPipeline(make_unet(), PFGMPPScheduler(D=64), id2label={0: "cat"})
+    pipe.set_progress_bar_config(disable=True)
+    again = PFGMPPPipeline.from_pipe(pipe)
+    again.set_progress_bar_config(disable=True)
+    assert again.components == pipe.components
+    assert again.config.id2label == {"0": "cat"}
+    assert torch.equal(sample(again), sample(pipe))
+    other = PFGMPPPipeline.from_pipe(pipe, scheduler=PFGMPPScheduler(D=64, solver_type="euler"))
+    assert other.unet is pipe.unet
+    assert other.scheduler.config.solver_type == "euler"
+
+
+def test_optional_components_may_be_missing(tmp_path):
+    pipe = PFGMPPPipeline(our_unet(), PFGMPPScheduler(), guidance_unet=our_unet())
+    for name in pipe._optional_components:
+        setattr(pipe, name, None)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(tmp_path)
+    loaded = PFGMPPPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert all(getattr(loaded, name) is None for name in pipe._optional_components)
+    torch.testing.assert_close(sample(loaded), sample(pipe), rtol=1e-4, atol=1e-4)
+
+
+def test_required_components_may_be_replaced_while_loading(tmp_path):
+    pipeline(D=64).save_pretrained(tmp_path)
+    scheduler = PFGMPPScheduler(D=64, solver_type="euler")
+    loaded = DiffusionPipeline.from_pretrained(tmp_path, scheduler=scheduler)
+    assert loaded.scheduler is scheduler
+
+
+# Files
+
+
+@pytest.mark.parametrize("safe_serialization", [True, False])
+def test_saving_and_loading_change_no_image(safe_serialization, tmp_path):
+    pipe = pipeline()
+    pipe.save_pretrained(tmp_path, safe_serialization=safe_serialization)
+    loaded = PFGMPPPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert not loaded.unet.training
+    torch.testing.assert_close(sample(loaded), sample(pipe), rtol=1e-4, atol=1e-4)
+
+
+def test_variants_are_saved_and_loaded(tmp_path):
+    pipeline().save_pretrained(tmp_path, variant="fp16")
+    names = {path.name for path in (tmp_path / "unet").glob("*.safetensors")}
+    assert names == {"diffusion_pytorch_model.fp16.safetensors"}
+    PFGMPPPipeline.from_pretrained(tmp_path, variant="fp16")
+    with pytest.raises((OSError, ValueError)):
+        PFGMPPPipeline.from_pretrained(tmp_path, variant="no_such_variant")
+
+
+def test_a_type_per_component(tmp_path):
+    pipe = PFGMPPPipeline(our_unet(), PFGMPPScheduler(), guidance_unet=our_unet())
+    pipe.save_pretrained(tmp_path)
+    types = {"unet": torch.bfloat16, "default": torch.float32}
+    loaded = PFGMPPPipeline.from_pretrained(tmp_path, dtype=types)
+    assert (loaded.unet.dtype, loaded.guidance_unet.dtype) == (torch.bfloat16, torch.float32)
+
+
+# Types, devices and settings
+
+
+def test_to_changes_the_type_of_every_network():
+    pipe = PFGMPPPipeline(our_unet(), PFGMPPScheduler(), guidance_unet=our_unet())
+    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    assert len(networks) == 2
+    for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.float32):
+        pipe.to(dtype=dtype)
+        assert {network.dtype for network in networks} == {dtype}
+        assert pipe.dtype == dtype
+
+
+def test_to_changes_the_device_of_every_network():
+    pipe = PFGMPPPipeline(our_unet(), PFGMPPScheduler(), guidance_unet=our_unet())
+    pipe.to("meta")
+    assert {pipe.unet.device.type, pipe.guidance_unet.device.type, pipe.device.type} == {"meta"}
+
+
+def test_attention_slicing_may_be_switched_on_anywhere():
+    for pipe in (pipeline(), pipeline(diffusers_unet())):
+        expected = sample(pipe)
+        pipe.enable_attention_slicing()
+        torch.testing.assert_close(sample(pipe), expected, rtol=1e-3, atol=1e-3)
+        pipe.disable_attention_slicing()
+
+
+@pytest.mark.gpu
+def test_the_pipeline_moves_to_the_gpu_and_back():
+    pipe = pipeline()
+    expected = sample(pipe)
+    pipe.to("cuda")
+    on_gpu = sample(pipe)
+    assert on_gpu.device.type == "cuda"
+    torch.testing.assert_close(on_gpu.cpu(), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(sample(pipe.to("cpu")), expected)
+
+
+# The scheduler
+
+
+@pytest.mark.parametrize("solver_type", SOLVERS)
+@pytest.mark.parametrize("config", [{}, {"D": 3}, {"D": None, "sigma_data": 0.7}, {"D_range": (16, None)}])
+def test_a_saved_scheduler_is_the_same_scheduler(solver_type, config, tmp_path):
+    scheduler = PFGMPPScheduler(solver_type=solver_type, **config)
+    scheduler.save_pretrained(tmp_path)
+    loaded = PFGMPPScheduler.from_pretrained(tmp_path)
+    expected = dict(scheduler.config)
+    del expected["_use_default_values"]  # a file states every value
+    assert loaded.config == expected
+
+
+def test_a_scheduler_survives_its_compatible_classes():
+    scheduler = PFGMPPScheduler(D=64, sigma_data=0.7)
+    assert all(compatible is not None for compatible in scheduler.compatibles)
+    for compatible in scheduler.compatibles:
+        other = compatible.from_config(scheduler.config)
+        back = PFGMPPScheduler.from_config(other.config)
+        common = {name: value for name, value in back.config.items() if name in scheduler.config}
+        assert common == dict(scheduler.config)
+        added = set(back.config) - set(scheduler.config)
+        assert not added & set(inspect.signature(PFGMPPScheduler.__init__).parameters)
+
+
+@pytest.mark.parametrize("solver_type", SOLVERS)
+def test_a_step_keeps_the_shape_and_returns_the_next_sample_first(solver_type):
+    scheduler = PFGMPPScheduler(solver_type=solver_type)
+    scheduler.set_timesteps(4)
+    x = torch.rand(2, 3, 8, 8)
+    for t in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(x, t)
+        assert scaled.shape == x.shape
+        output = scheduler.step(0.1 * scaled, t, x, generator=generator())
+        assert output.prev_sample.shape == x.shape
+        assert output[0] is output.prev_sample
+        x = output.prev_sample
+
+
+def test_the_scheduler_has_what_pipelines_rely_on():
+    scheduler = PFGMPPScheduler()
+    for name in ("init_noise_sigma", "order", "timesteps", "scale_model_input", "step", "add_noise"):
+        assert hasattr(scheduler, name)
+    assert len(scheduler) == scheduler.config.num_train_timesteps
+    np.testing.assert_allclose(scheduler.init_noise_sigma, scheduler.config.sigma_max, rtol=1e-6)
+
+
+def test_a_scheduler_of_diffusers_reports_the_same_conventions():
+    pipe = pipeline(diffusers_unet())
+    assert isinstance(pipe.unet, UNet2DModel)
+    pipe.scheduler = EDMEulerScheduler.from_config(pipe.scheduler.config)
+    sample(pipe)
+    assert pipe.num_timesteps == 3
