@@ -144,6 +144,8 @@ class Model:
                     pipe = DiffusionPipeline.from_pretrained(_find_folder(source) or source)
                 except Exception as error:  # whatever is wrong with this model, the others must go on working
                     raise ValueError(f"{self.name} cannot be loaded: {explain_failure(error)}.") from error
+                if not isinstance(pipe, PFGMPPPipeline):
+                    raise ValueError(f"{self.name} is a {type(pipe).__name__}, not a PFGMPPPipeline.")
                 if torch.cuda.is_available():
                     pipe.to("cuda")
                 self._loaded[source] = pipe

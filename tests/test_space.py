@@ -279,6 +279,13 @@ def test_the_environment_names_models(monkeypatch):
     assert list(models.read_models()) == [NAME]
 
 
+def test_another_kind_of_pipeline_is_refused(monkeypatch):
+    loaded = type("DDPMPipeline", (), {})()
+    monkeypatch.setattr(models.DiffusionPipeline, "from_pretrained", lambda source: loaded)
+    with pytest.raises(ValueError, match="Digits is a DDPMPipeline, not a PFGMPPPipeline"):
+        models.Model("Digits", {None: "org/digits"}).load()
+
+
 # Pushed
 
 
