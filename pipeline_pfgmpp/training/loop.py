@@ -204,8 +204,6 @@ class Trainer:
     def _prepare(self, unet: ModelMixin) -> None:
         """Set up the optimiser and the averages, and let accelerate distribute them."""
         config = self.config
-        if self.device.type == "cpu":
-            unet.to(memory_format=torch.channels_last)  # the fastest layout for convolutions on a CPU
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         if config.compile:
