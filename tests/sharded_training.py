@@ -1,4 +1,4 @@
-"""Run by torchrun: what the trainer does with weights that FSDP shards comes out as without it."""
+"""Run by torchrun: training with weights sharded by FSDP gives the same result as training without."""
 
 import sys
 
@@ -12,8 +12,8 @@ from pipeline_pfgmpp.training import HalfLifeEMA, replace_nonfinite_gradients
 from pipeline_pfgmpp.unet_pfgmpp import UNetBlock
 
 
-def trained(shard):
-    """Three steps, one of them with a gradient that is not finite; the average and its state."""
+def train(shard):
+    """Train for three steps, one of them with a gradient that is not finite, and average the weights."""
     torch.manual_seed(0)
     unet = PFGMPPUNet2DModel.from_preset("fashion-mnist-small", sample_size=8, model_channels=16)
     if shard:
@@ -22,7 +22,8 @@ def trained(shard):
                 fully_shard(module, mesh=mesh)
         fully_shard(unet, mesh=mesh)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, eps=1e-6, fused=True)
-    ema, replaced = HalfLifeEMA(unet.parameters(), 4, halflife=20), 0
+    ema = HalfLifeEMA(unet.parameters(), 4, halflife=20)
+    replaced = 0
     images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     for step in range(3):
         unet(images, torch.zeros(4)).sample.sub(images).square().mean().backward()
@@ -43,7 +44,8 @@ def trained(shard):
 
 init_process_group("gloo")
 mesh = init_device_mesh("cpu", (2,))
-(state, averaged, replaced), (wanted, _, wanted_replaced) = trained(True), trained(False)
+state, averaged, replaced = train(shard=True)
+wanted, _, wanted_replaced = train(shard=False)
 assert state["optimization_step"] == wanted["optimization_step"] == 3
 assert replaced == wanted_replaced == 64
 for tensors in (state["shadow_params"], averaged):

@@ -1,6 +1,6 @@
 """
-Fine-tuning: it does something by its defaults, and fits a network to data of other channels,
-classes and D.
+Fine-tuning: the defaults change something, and a network adapts to data with other channels, classes
+and D.
 """
 
 import re
@@ -32,7 +32,7 @@ BUNDLED = ROOT / "model_cards" / "pfgmpp-fashion-mnist"
 
 
 def draw_rings(folder, count=20, mode="RGB"):
-    """Pictures of a kind that the bundled model has never seen: bright rings on a bright ground."""
+    """Draw pictures unlike any that the bundled model has seen: dark rings on a bright ground."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         picture = PIL.Image.new(mode, (28, 28), (255, 230, 200) if mode == "RGB" else 230)
@@ -51,8 +51,8 @@ def sample_mean(folder):
 
 def test_a_short_fine_tuning_by_the_defaults_moves_weights_and_samples(tmp_path):
     """
-    Of colour pictures without classes, from a grey class-conditional network; the averaged weights
-    are those that moved.
+    From a grey class-conditional network to colour pictures without classes; it is the averaged
+    weights that must have moved.
     """
     rings, folder = draw_rings(tmp_path / "someone" / "rings"), tmp_path / "out"
     common = [
@@ -94,12 +94,12 @@ def test_a_short_fine_tuning_by_the_defaults_moves_weights_and_samples(tmp_path)
     )
     assert distance_after < 0.95 * distance_before
 
-    # it is told D as before, and has no classes
+    # it is conditioned on D as before, and has no classes
     assert (after.num_classes, after.config.id2label) == (0, None)
     assert (after.scheduler.config.D, after.scheduler.config.D_range) == (2048, [16, None])
     assert read_run(folder)["--D"] == "16:inf"
 
-    # its card names the base and its licence, and nothing that is pushed names a folder of this machine
+    # its card names the base and its licence, and no pushed file names a folder of this machine
     card = ModelCard.load(folder / "README.md")
     assert (card.data.base_model, card.data.license) == ("pfgmpp-fashion-mnist", "apache-2.0")
     assert "Fine-tuned from `pfgmpp-fashion-mnist` (licence: apache-2.0)." in card.text
@@ -112,7 +112,7 @@ def test_a_short_fine_tuning_by_the_defaults_moves_weights_and_samples(tmp_path)
 
 
 def read_picture(path):
-    """A picture as a tensor of shape (1, 1, 28, 28) in [0, 1]."""
+    """Read a picture as a tensor of shape (1, 1, 28, 28) in [0, 1]."""
     return torch.from_numpy(np.array(PIL.Image.open(path).convert("L"))).float()[None, None] / 255
 
 
@@ -159,7 +159,7 @@ def test_a_warm_up_that_takes_the_run_is_told(tmp_path):
 
 
 def commands(text):
-    """The training commands in a Markdown file."""
+    """List the training commands in a Markdown file."""
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [
@@ -183,7 +183,7 @@ def test_no_command_that_we_print_warms_up_for_most_of_its_run(path):
 
 @pytest.mark.parametrize("images", [100, 4_000])
 def test_the_average_forgets_where_it_began(images):
-    """Its half-life is at most 5 % of the images so far, however long it is to become."""
+    """Its half-life is at most 5 % of the images seen so far, however long it may become."""
     weight = torch.nn.Parameter(torch.zeros(1))
     average = HalfLifeEMA([weight], batch_size=8, halflife=500_000)
     with torch.no_grad():

@@ -40,8 +40,8 @@ SHORT = ["--max_train_steps", "2", "--checkpointing_steps", "1", "--sample_steps
 
 def train_here(*args):
     """
-    Runs the script in this process; returns what it ends with, empty where it ends well, and what
-    it printed.
+    Run the script in this process, and return its last line of errors, empty if it succeeds, and its
+    output.
     """
     result = run_training(*args)
     return (result.stderr.strip().splitlines()[-1] if result.returncode else ""), result.stdout
@@ -119,7 +119,7 @@ def test_checkpoints_of_another_run_are_refused_wherever_they_are(finished, tmp_
     assert f"{folder / 'checkpoint-2'} belongs to another run" in end
     assert "(--learning_rate is 0.002 there and 0.5 here)" in end
     assert not (tmp_path / "elsewhere").exists()
-    # what only says how long, how often and how it is computed may change
+    # settings of length, frequency and computation may change
     end, output = train_here(
         *elsewhere, "--max_train_steps", "3", "--checkpointing_steps", "0", "--logging_steps", "1",
         "--train_batch_size", "4", "--gradient_accumulation_steps", "2", "--gradient_checkpointing",
@@ -196,7 +196,7 @@ def test_overwriting_leaves_nothing_of_the_other_run(finished, tmp_path):
     } == {"ema/1-0.2.safetensors"}
     assert len((folder / "log.jsonl").read_text().splitlines()) == 1
     assert read_run(folder)["--seed"] == 1
-    # the arguments that are kept go on with it, and do not overwrite it
+    # the arguments that are kept resume the run, and do not overwrite it
     assert "overwrite_output_dir: false" in (folder / "arguments.yaml").read_text()
 
 
@@ -218,7 +218,7 @@ def test_overwriting_does_not_remove_what_the_run_needs(finished):
     assert contents(folder) == before
 
 
-def test_a_run_goes_on_by_its_arguments_file(finished):
+def test_a_run_is_resumed_by_its_arguments_file(finished):
     folder, _ = finished
     arguments = ["--config", folder / "arguments.yaml", "--output_dir", folder]
     end, output = train_here(*arguments, "--max_train_steps", "3")
@@ -248,7 +248,7 @@ def checkpoint(folder, step, run):
     return path
 
 
-def test_what_may_go_on(tmp_path):
+def test_what_may_be_resumed(tmp_path):
     assert open_run(tmp_path / "none", IDENTITY, "latest") == []
     assert open_run(tmp_path, IDENTITY, "latest") == []
     write_run(tmp_path, {**IDENTITY, "--max_train_steps": 5})
@@ -275,7 +275,7 @@ def test_a_result_without_checkpoints_is_not_trained_anew(tmp_path):
 
 
 def test_checkpoints_that_name_no_run_are_taken_by_name_alone(finished):
-    """They were written before runs had an identity, so nobody but the user can say whose they are."""
+    """They were written before runs had an identity, so only the user knows which run they belong to."""
     folder, args = finished
     for path in folder.rglob("run.json"):
         path.unlink()
