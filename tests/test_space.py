@@ -1,7 +1,6 @@
 """The Space as a visitor meets it: over its API, under attack, and in a browser."""
 
 import contextlib
-import importlib.metadata
 import io
 import json
 import os
@@ -22,7 +21,7 @@ from conftest import ROOT, make_hub_environment
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from hub_server import WRITER, serve_hub
-from packaging.requirements import Requirement
+from packages import link_requirements
 from playwright.sync_api import expect, sync_playwright
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler
@@ -320,35 +319,10 @@ def address_of_pushed(pushed, tmp_path_factory):
         + files["models.yaml"].decode()
     )
     packages = tmp_path_factory.mktemp("packages")
-    link_requirements(folder / "requirements.txt", packages)
+    link_requirements((folder / "requirements.txt").read_text().splitlines(), packages)
     env = {**env, "PYTHONPATH": str(packages)}
     with serve_space(packages / "log", env, folder, (sys.executable, "-S")) as address:
         yield address
-
-
-def link_requirements(path, folder):
-    """
-    Link to the installed packages that a requirements.txt asks for, and those that they ask for.
-
-    With the folder on its path and without site-packages (`-S`), Python finds no other package.
-    """
-    waiting = [Requirement(line) for line in path.read_text().splitlines()]
-    known = set()
-    while waiting:
-        requirement = waiting.pop()
-        distribution = importlib.metadata.distribution(requirement.name)
-        assert requirement.specifier.contains(distribution.version, prereleases=True), requirement
-        extras = requirement.extras or {""}
-        for extra in extras - {known_extra for name, known_extra in known if name == distribution.name}:
-            known.add((distribution.name, extra))
-            waiting += [
-                needed
-                for needed in map(Requirement, distribution.requires or [])
-                if needed.marker is None or needed.marker.evaluate({"extra": extra})
-            ]
-        for name in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}:
-            with contextlib.suppress(FileExistsError):
-                (folder / name).symlink_to(distribution.locate_file(name))
 
 
 def test_a_push_uploads_the_space(pushed):

@@ -33,6 +33,8 @@ def run(args: argparse.Namespace) -> None:
         entries = read_log(args.run)
     except OSError as error:
         raise ValueError(f"{args.run} holds no log of a training run: {error}") from None
+    if not entries:
+        raise ValueError(f"{args.run} holds no log of a training run: its log is empty.")
     output = args.run / "log.png"
     plot_log(entries, output)
     print(f"Plotted {len(entries)} steps: {output}")
