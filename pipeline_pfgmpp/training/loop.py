@@ -522,7 +522,7 @@ class Trainer:
         with self.use_average():
             distance = self.frechet_distance(self.pipeline, self.config.train_batch_size)
             self.accelerator.log({"frechet_distance": distance}, step=self.global_step)
-            if distance >= self.best_distance:
+            if not distance < self.best_distance:  # NaN is not an improvement either
                 return
             self.best_distance = distance
             pipeline = gather_pipeline(self.accelerator, self.unet, self.pipeline)
