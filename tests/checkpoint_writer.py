@@ -1,6 +1,5 @@
 """
-Writes files in the published format: whole pickled network objects, with the source of their module
-inside.
+Writes files in the published format: pickles of whole network objects, with the source of their module.
 
 The classes here stand in for the authors', of which only the names and the shape of the pickle are
 known; a file written here names `torch_utils.persistence._reconstruct_persistent_obj` and
@@ -29,7 +28,7 @@ def _reconstruct_persistent_obj(meta):
 
 
 class Persistent:
-    """Pickles as a call of `_reconstruct_persistent_obj` with a dictionary."""
+    """An object that is pickled as a call of `_reconstruct_persistent_obj` with a dictionary."""
 
     def __init__(self, class_name, state, module_src=MODULE_SRC):
         self.meta = {
@@ -45,8 +44,8 @@ class Persistent:
 
 
 @contextlib.contextmanager
-def published_modules():
-    """While it lasts, the stand-ins have the names of the authors' modules."""
+def install_published_modules():
+    """Give the stand-ins the names of the authors' modules until the block ends."""
     names = {"torch_utils.persistence": [_reconstruct_persistent_obj], "dnnlib.util": [EasyDict]}
     added = {}
     for name, members in names.items():
@@ -63,8 +62,8 @@ def published_modules():
             del sys.modules[name]
 
 
-def module_state(parameters, buffers, modules, **attributes):
-    """The `__dict__` of a module, as torch makes it."""
+def make_module_state(parameters, buffers, modules, **attributes):
+    """Build the `__dict__` of a module as torch does."""
     hooks = (
         "_backward_hooks",
         "_forward_hooks",
@@ -86,10 +85,12 @@ def module_state(parameters, buffers, modules, **attributes):
 
 
 def network_object(state_dict, init_kwargs, class_name="EDMPrecond", module_src=MODULE_SRC, sigma_data=0.5):
-    """A network object out of tensors under their published names, which begin with `model.`."""
+    """Build a network object from tensors by their published names, which begin with `model.`."""
 
     def build(tensors, level):
-        parameters, buffers, children = {}, {}, {}
+        parameters = {}
+        buffers = {}
+        children = {}
         for name, tensor in tensors.items():
             head, _, rest = name.partition(".")
             if rest:
@@ -103,19 +104,23 @@ def network_object(state_dict, init_kwargs, class_name="EDMPrecond", module_src=
             container = nn.ModuleDict()
             container._modules = OrderedDict(modules)
             return container
-        return Persistent(f"Level{level}", module_state(parameters, buffers, modules), module_src)
+        return Persistent(f"Level{level}", make_module_state(parameters, buffers, modules), module_src)
 
     model = build({name.removeprefix("model."): tensor for name, tensor in state_dict.items()}, 1)
     attributes = {"_init_kwargs": EasyDict(init_kwargs), "sigma_min": 0, "sigma_max": float("inf")}
     if sigma_data is not None:
         attributes["sigma_data"] = sigma_data
-    return Persistent(class_name, module_state({}, {}, {"model": model}, **attributes), module_src)
+    return Persistent(class_name, make_module_state({}, {}, {"model": model}, **attributes), module_src)
 
 
 def write_checkpoint(path, ema=None, net=None, **others):
-    """Writes a `.pt` training state as `torch.save` does, or a `.pkl` as `pickle.dump` does."""
-    networks = {name: network for name, network in (("ema", ema), ("net", net)) if network is not None}
-    with published_modules():
+    """Write a `.pt` training state as `torch.save` does, or a `.pkl` as `pickle.dump` does."""
+    networks = {}
+    if ema is not None:
+        networks["ema"] = ema
+    if net is not None:
+        networks["net"] = net
+    with install_published_modules():
         if path.suffix == ".pt":
             optimizer = {
                 "state": {0: {"step": 1, "exp_avg": torch.zeros(3)}},
