@@ -107,7 +107,7 @@ def test_inverting_real_images_and_sampling_returns_them(bundled, clothes):
 
 @pytest.mark.parametrize("D", [16, None])
 def test_inversion_undoes_sampling(D, ten_images):
-    """On the exact field of overlapping charges, from unit latents and back."""
+    """Go from unit latents to samples and back, in the exact field of overlapping charges."""
     data = torch.nn.functional.avg_pool2d(ten_images, 4)
     pipe = PFGMPPPipeline(EmpiricalDenoiser(data), PFGMPPScheduler(D=D, sigma_min=0.5))
     pipe.set_progress_bar_config(disable=True)
@@ -255,7 +255,7 @@ def test_bad_arguments_are_refused_in_one_sentence(kwargs, message):
     assert "\n" not in str(error.value)
 
 
-def test_noise_levels_of_ones_own():
+def test_custom_noise_levels():
     pipe = pipeline()
     pipe(sigmas=[40.0, 3.0, 0.1])
     assert pipe.scheduler.sigmas[:: pipe.scheduler.order].tolist() == pytest.approx([40.0, 3.0, 0.1])
@@ -336,7 +336,7 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
 
 @pytest.fixture
 def gaussian():
-    """Points of width 1 or 2, and their exact log-density under N(0, 0.4^2)."""
+    """Make points of width 1 or 2, with their exact log-density under N(0, 0.4^2)."""
 
     def points(width):
         points = (

@@ -46,8 +46,8 @@ def test_each_image_comes_with_equal_probability(ten_images, D):
 
 def test_pfgm_in_its_own_terms(ten_images):
     """
-    At D = 1 the steps of Euler are those of dx/dz = E_x / E_z in the field of charges at z = 0,
-    with z falling as PFGM's.
+    At D = 1 Euler's steps are those of dx/dz = E_x / E_z in the field of charges at z = 0, with z
+    decreasing as in PFGM.
     """
     data = torch.nn.functional.avg_pool2d(ten_images, 4).double()
     scheduler = PFGMPPScheduler(
@@ -73,7 +73,7 @@ def test_pfgm_in_its_own_terms(ten_images):
 
 
 def solve(data, D, solver_type, steps, levels):
-    """From noise at the first level to the last, in float64."""
+    """Solve from noise at the first level to the last, in float64."""
     scheduler = PFGMPPScheduler(
         D=D, solver_type=solver_type, final_sigmas_type="sigma_min", lower_order_final=False
     )
@@ -104,8 +104,8 @@ def test_measured_order_of_convergence(solver_type, order, D):
 
 def test_the_third_order_of_diffusers_measures_as_second():
     """
-    Why PFGMPPScheduler has its own; where this fails, a new diffusers has mended it and ours can
-    go.
+    This is why PFGMPPScheduler has its own. If this test fails, a new version of diffusers has fixed it,
+    and ours can go.
     """
     data = torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(2))
     exact = solve(data, None, "dpmpp_3m", 1024, (80.0, 0.5))
@@ -132,8 +132,9 @@ def test_the_third_order_of_diffusers_measures_as_second():
 
 def carry(data, D, solver_type, stochastic_noise, levels, count):
     """
-    From exact samples at the first level down to the last, stochastically; and exact samples at the
-    level reached.
+    Carry exact samples from the first level down to the last by stochastic steps.
+
+    Returns them, and other exact samples at the level that they reached.
     """
     churn = {} if solver_type.endswith("sde") else {"s_churn": 20.0}
     options = {
@@ -164,8 +165,8 @@ def carry(data, D, solver_type, stochastic_noise, levels, count):
 @pytest.mark.parametrize("D", [4, 64, None])
 def test_stochastic_steps_keep_the_marginal(D, solver_type):
     """
-    The distance to the nearest of five charges in 64 dimensions, carried from sigma = 3 to 0.3 and
-    drawn afresh there.
+    Samples carried from sigma = 3 to 0.3 are as far from the nearest of five charges, in 64 dimensions,
+    as samples drawn there.
     """
     data = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 

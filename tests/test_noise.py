@@ -79,7 +79,7 @@ def test_with_a_list_of_generators_each_image_depends_on_its_own(D):
     assert torch.equal(pair, together[[3, 1]])
 
 
-def test_one_d_an_image():
+def test_one_d_per_image():
     D = torch.tensor([1.0, 128.0, math.inf])
     together = sample_noise((3, 20), D, [generator(seed) for seed in range(3)])
     for seed, value in enumerate(D.tolist()):
@@ -108,12 +108,12 @@ def test_noise_given_a_residual_carries_a_sample_upwards(D):
     law = scipy.stats.chi2(dims) if D is None else scipy.stats.betaprime(dims / 2, D / 2)
     radius = raised.square().sum(1) / (1 if D is None else D)
     assert scipy.stats.kstest(radius.numpy(), law.cdf).pvalue > 1e-3
-    if D == 16:  # while independent noise would not do
+    if D == 16:  # independent noise would give another distribution
         wrong = (eps + math.sqrt(3) * torch.randn(eps.shape, generator=rng, dtype=torch.float64)) / 2
         assert scipy.stats.kstest((wrong.square().sum(1) / D).numpy(), law.cdf).pvalue < 1e-8
 
 
-def test_noise_given_a_residual_takes_a_d_and_a_generator_an_image():
+def test_noise_given_a_residual_takes_one_d_and_one_generator_per_image():
     residual, D = torch.randn(3, 5), torch.tensor([2.0, math.inf, 100.0])
     together = sample_noise_given(residual, D, [generator(seed) for seed in range(3)])
     for seed in range(3):
@@ -129,7 +129,7 @@ class CudaGenerator:
 
 
 @pytest.mark.parametrize("D", [0, -1, math.nan, "many", torch.ones(2, 2), [1.0, -1.0]])
-def test_a_d_that_is_no_positive_number_is_refused(D):
+def test_a_d_that_is_not_a_positive_number_is_refused(D):
     with pytest.raises(ValueError, match="`D` must be a positive number"):
         sample_noise((2, 3), D)
 
@@ -147,7 +147,7 @@ def test_a_d_that_is_no_positive_number_is_refused(D):
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_sentence(kwargs, message):
+def test_arguments_that_do_not_fit_are_refused_in_one_sentence(kwargs, message):
     with pytest.raises(ValueError, match=message) as error:
         sample_noise(**{"shape": (2, 3), "D": 4, **kwargs})
     assert "\n" not in str(error.value)
@@ -196,7 +196,7 @@ def test_log_density_does_not_overflow():
     assert log_density(x, 1).isfinite().all()
 
 
-def test_log_density_agrees_with_scipy_and_takes_a_value_an_image():
+def test_log_density_agrees_with_scipy_and_takes_one_value_per_image():
     x = torch.randn(3, 4, generator=generator(9), dtype=torch.float64)
     D, sigma = torch.tensor([2.5, 40.0, math.inf]), torch.tensor([0.3, 1.0, 2.0], dtype=torch.float64)
     frozen = [
@@ -238,7 +238,7 @@ def test_weights_and_target_in_chunks(D, monkeypatch):
         )
 
 
-def test_one_d_an_image_in_the_target():
+def test_one_d_per_image_in_the_target():
     x, references = torch.randn(3, 4, generator=generator(1)), torch.randn(9, 4, generator=generator(2))
     together = field_target(x, references, 0.7, torch.tensor([1.0, 64.0, math.inf]))
     for row, D in enumerate((1, 64, None)):

@@ -24,11 +24,17 @@ def generator(seed=0):
 def our_unet(channels=3, **kwargs):
     torch.manual_seed(0)
     unet = PFGMPPUNet2DModel(
-        sample_size=8, in_channels=channels, out_channels=channels, model_channels=16, channel_mult=(1, 2), num_blocks=1,
-        attn_resolutions=(4,), **kwargs,
-    ).eval()  # fmt: skip
+        sample_size=8,
+        in_channels=channels,
+        out_channels=channels,
+        model_channels=16,
+        channel_mult=(1, 2),
+        num_blocks=1,
+        attn_resolutions=(4,),
+        **kwargs,
+    ).eval()
     for parameter in unet.parameters():
-        if parameter.ndim == 4:  # some begin near zero, where no bug could disturb them
+        if parameter.ndim == 4:  # some start near zero, where a bug would go unnoticed
             torch.nn.init.xavier_uniform_(parameter)
     return unet
 
@@ -101,7 +107,7 @@ def test_the_norm_of_the_prior_is_limited_on_demand():
 
 
 @pytest.mark.parametrize("class_labels", [None, 1])
-def test_with_a_list_of_generators_an_image_depends_on_its_own(class_labels):
+def test_with_a_list_of_generators_each_image_depends_on_its_own(class_labels):
     # In float64, since kernels round differently at another batch size
     pipe = pipeline(our_unet(label_dim=4), D=16, s_churn=2.0).to(torch.float64)
     kwargs = {"num_inference_steps": 3, "output_type": "latent", "class_labels": class_labels}
@@ -147,7 +153,7 @@ def test_guidance_mixes_denoised_images():
     }  # one step: the denoised image
     conditional = pipe(class_labels=3, **kwargs).images
     guided = pipe(class_labels=3, guidance_scale=2.5, **kwargs).images
-    pipe.unet.map_label.weight.data.zero_()  # now every label is as none
+    pipe.unet.map_label.weight.data.zero_()  # now every label has the effect of none
     unconditional = pipe(class_labels=3, **kwargs).images
     assert not torch.allclose(guided, conditional, rtol=1e-2)
     torch.testing.assert_close(
@@ -321,7 +327,7 @@ def test_model_cpu_offload_on_the_gpu():
 
 
 def test_a_dimension_outside_the_trained_range_warns_once(caplog):
-    """And one at which the noise has no variance, of which such a network knows nothing, is refused."""
+    """A dimension at which the noise has no variance is refused: the network never saw such noise."""
     unet = PFGMPPUNet2DModel(
         sample_size=8, model_channels=16, channel_mult=(1,), num_blocks=1, d_conditioning=True
     )
@@ -335,7 +341,8 @@ def test_a_dimension_outside_the_trained_range_warns_once(caplog):
         pipe(D=8, **few)
     (message,) = caplog.messages
     assert message == (
-        "`D` is inf, but this network was trained for D from 16 to 2048; outside that range the images get worse."
+        "`D` is inf, but this network was trained for D from 16 to 2048; outside that range the images"
+        " get worse."
     )
     for D in (1, 2, torch.tensor([2.0])):
         with pytest.raises(

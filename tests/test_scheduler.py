@@ -1,6 +1,6 @@
 """
-The scheduler against EDM's formulas, diffusers' own EDM schedulers, and what diffusers asks of a
-scheduler.
+The scheduler against EDM's formulas and diffusers' own EDM schedulers, and what diffusers requires of
+a scheduler.
 """
 
 import copy
@@ -23,7 +23,7 @@ def generator(seed=0):
 
 
 def toy_network(model_input, c_noise):
-    """Any smooth function of what a network sees."""
+    """Return some smooth function of what a network sees."""
     return torch.tanh(model_input) * (1 + 0.1 * c_noise)
 
 
@@ -114,7 +114,7 @@ def test_infinity_is_null_in_json(tmp_path):
 
 @pytest.mark.parametrize("other", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
 @pytest.mark.parametrize("D", [128, 2048, None])
-def test_there_and_back_from_diffusers_schedulers_keeps_d(D, other, tmp_path):
+def test_a_round_trip_through_diffusers_schedulers_keeps_d(D, other, tmp_path):
     scheduler = PFGMPPScheduler(D=D, sigma_data=0.7, sigma_max=40.0)
     swapped = other.from_config(scheduler.config)
     assert (swapped.config.D, swapped.config.sigma_data, swapped.config.sigma_max) == (D, 0.7, 40.0)
@@ -127,7 +127,7 @@ def test_there_and_back_from_diffusers_schedulers_keeps_d(D, other, tmp_path):
 
 
 def test_from_config_of_another_scheduler_leaves_our_solver_behind(tmp_path):
-    """Freshly built or loaded from a file, and in both directions."""
+    """It does so for a new scheduler and a loaded one, and in both directions."""
     scheduler = PFGMPPScheduler(solver_type="dpmpp_2m", max_noise_norm=8.0)
     scheduler.save_pretrained(tmp_path)
     for each in (scheduler, PFGMPPScheduler.from_pretrained(tmp_path)):
@@ -217,7 +217,7 @@ def test_a_begin_index_inside_a_step_of_heun_is_refused():
 
 @pytest.mark.parametrize("solver_type", SOLVERS)
 @pytest.mark.parametrize("form", [list, torch.tensor])
-def test_noise_levels_and_timesteps_of_ones_own(solver_type, form):
+def test_custom_noise_levels_and_timesteps(solver_type, form):
     scheduler = PFGMPPScheduler(solver_type=solver_type)
     levels = [10.0, 3.0, 0.5]
     scheduler.set_timesteps(sigmas=form(levels))
@@ -350,7 +350,7 @@ def test_churn_keeps_the_marginal_of_a_gaussian(solver_type):
     assert sample_with(shrunk, x, network=network, generator=generator(1)).std() < 0.5 * spread
 
 
-def test_churn_takes_a_generator_an_image():
+def test_churn_takes_one_generator_per_image():
     scheduler = PFGMPPScheduler(s_churn=10.0)
     x = torch.randn(3, 1, 4, 4)
     results = []
@@ -360,7 +360,7 @@ def test_churn_takes_a_generator_an_image():
     torch.testing.assert_close(results[1], results[0][[2, 0, 1]])
 
 
-def test_the_signature_is_that_of_the_api():
+def test_the_constructor_has_the_documented_defaults():
     parameters = inspect.signature(PFGMPPScheduler.__init__).parameters
     defaults = {
         "D": 2048,

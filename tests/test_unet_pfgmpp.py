@@ -14,7 +14,7 @@ GOLDEN = ["ddpmpp_uncond", "ncsnpp_uncond", "ncsnpp_cond", "adm_cond"]
 
 @pytest.fixture
 def published(golden, request):
-    """A golden file's network with its weights, its D, and its tensors."""
+    """Load a golden file: its network with its weights, its D and its tensors."""
     tensors, config = golden(request.param)
     D, size, channels = config.pop("D"), config.pop("img_resolution"), config.pop("img_channels")
     config.pop("decoder_type", None)  # both published networks have the standard one
@@ -91,7 +91,7 @@ def test_compiles_into_one_graph(published):
 
 
 def network(seed=0, **options):
-    """A small network whose every part matters: published ones begin at zero in places."""
+    """Build a small network in which every part matters: published ones begin at zero in places."""
     torch.manual_seed(seed)
     common = {
         "sample_size": 8,
@@ -169,7 +169,7 @@ def has_layout(unet, memory_format):
 
 
 def test_on_a_cpu_weights_are_channels_last_from_the_start(tmp_path):
-    """New, loaded in every way that diffusers offers, cast, compiled and copied."""
+    """They stay so when the network is loaded, cast, compiled or copied."""
     unet = network()
     assert has_layout(unet, torch.channels_last)
     expected = outputs(unet)
