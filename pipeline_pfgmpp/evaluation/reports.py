@@ -262,9 +262,9 @@ def format_robustness(entries: list[dict[str, Any]]) -> str:
     """
     Format the robustness of models as Markdown tables, one per kind of disturbance.
 
-    A cell holds the mean and the standard deviation over the groups and, in brackets, those of what
-    the disturbance adds to the undisturbed distance of the same group. The latter compare best,
-    because groups differ by more than that.
+    A cell holds the mean and the standard deviation over the groups. In brackets follows the increase
+    over the undisturbed distance of the same group, which compares better, because groups differ
+    more from each other.
 
     Args:
         entries (`list[dict]`): The results of [`~pipeline_pfgmpp.evaluation.robustness.measure`].
