@@ -161,6 +161,12 @@ def test_a_file_that_is_missing_is_named(folder, missing):
         model_info(folder)
 
 
+# Each letter holds the one before it twice.
+BOMB = "a: &a [x]\n"
+BOMB += "".join(f"{y}: &{y} [*{x}, *{x}]\n" for x, y in zip("abcdefgh", "bcdefghi"))
+BOMB += "datasets: *i"
+
+
 @pytest.mark.parametrize(
     ("front_matter", "message"),
     [
@@ -172,8 +178,7 @@ def test_a_file_that_is_missing_is_named(folder, missing):
         ("[" * 5000, "the YAML of README.md is nested too deeply"),
         ("a: " + "b" * MAX_METADATA, f"the YAML of README.md is longer than {MAX_METADATA} characters"),
         ('license: "\x1b[31m"', "the YAML of README.md is malformed"),
-        ("a: &a [x]\n" + "".join(f"{y}: &{y} [{x}, {x}]\n" for x, y in zip("abcdefgh", "bcdefghi")).replace("[", "[*")
-         .replace(", ", ", *") + "datasets: *i", "`datasets` in README.md must hold only text"),
+        (BOMB, "`datasets` in README.md must hold only text"),
     ],
 )  # fmt: skip
 def test_a_card_that_is_broken_is_one_sentence(folder, capsys, front_matter, message):
