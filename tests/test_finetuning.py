@@ -278,7 +278,7 @@ def test_classes_of_the_data_and_of_the_network():
             choose_classes(named, found)
     with pytest.raises(ValueError, match="has no classes, but the data have 3: --new_classes"):
         choose_classes(unconditional, NAMES, class_conditional=True)
-    with pytest.raises(ValueError, match="--new_classes as well as --no-class_conditional"):
+    with pytest.raises(ValueError, match="--new_classes together with --no-class_conditional"):
         choose_classes(named, NAMES, class_conditional=False)
 
 
