@@ -142,6 +142,7 @@ def plot_norms(frames: list[Frame], D: float) -> str:
     axis.plot([sigma for _, sigma, _ in frames], label="σ", marker=".")
     axis.plot([norm for _, _, norm in frames], label="‖x‖ / √N", marker=".")
     axis.set(xlabel="step", title=f"D = {format_dimension(D)}")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_yscale("symlog", linthresh=0.01)
     axis.legend()
     axis.grid(alpha=0.3)

@@ -9,6 +9,7 @@ CSS = """
 .pixels { max-width: 100%; height: auto; background: white; border-radius: 4px; }
 .grid-wrap { max-height: none !important; min-height: 0 !important; overflow: visible !important; }
 .grid-wrap .grid-container { grid-template-columns: repeat(8, minmax(0, 1fr)) !important; }
+.grid-wrap .grid-container { grid-template-rows: none !important; grid-auto-rows: auto !important; }
 .grid-wrap button { height: auto !important; aspect-ratio: 1; }
 .grid-wrap .caption-label { opacity: 0; }
 .grid-wrap button:hover .caption-label, .grid-wrap button:focus .caption-label { opacity: 1; }
