@@ -1,8 +1,8 @@
 """
-A Hub on 127.0.0.1 for the real huggingface_hub client: repositories with commits, branches and
-large files, permissions, and accidents.
+A Hub on 127.0.0.1 for the real huggingface_hub client: repositories with commits, branches and large
+files, permissions, and accidents.
 
-What the client stores through Xet on the real Hub it sends as LFS here (HF_HUB_DISABLE_XET).
+Large files, which the client sends to the real Hub through Xet, are sent as LFS (HF_HUB_DISABLE_XET).
 """
 
 import base64
@@ -19,27 +19,31 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 
-WRITER, READER = "hf_writer", "hf_reader"
+WRITER = "hf_writer"
+READER = "hf_reader"
 ANSWER_LOST = "answer lost"  # an accident after the request has been served
-LARGE = 100_000  # bytes from which a file goes to the large file storage
+LARGE = 100_000  # files of at least so many bytes go to the large file storage
 
 
-def failure(status, code, message):
+def make_failure(status, code, message):
     return JSONResponse({"error": message}, status, {"X-Error-Code": code, "X-Error-Message": message})
 
 
 class Repository:
-    """Commits, each the whole of its files, and branches."""
+    """Commits, each with all of its files, and branches."""
 
     def __init__(self, private=False):
-        self.private, self.commits, self.branches = private, {}, {}
+        self.private = private
+        self.commits = {}
+        self.branches = {}
         self.commit("main", {})
 
     def commit(self, branch, changes):
         parent = self.branches.get(branch, self.branches.get("main"))
         files = {**self.commits.get(parent, {}), **changes}
         sha = hashlib.sha1(f"{parent}{len(self.commits)}".encode()).hexdigest()
-        self.commits[sha], self.branches[branch] = files, sha
+        self.commits[sha] = files
+        self.branches[branch] = sha
         return sha
 
     def find(self, revision):
@@ -47,29 +51,27 @@ class Repository:
 
 
 class Hub:
-    """The state of the server, which tests look into: `files`, `requests`; and `accidents` they make."""
+    """The state of the server: tests read `files` and `requests`, and add `accidents`."""
 
     def __init__(self):
-        self.repositories, self.large, self.requests = {}, {}, []
+        self.repositories = {}
+        self.large = {}
+        self.requests = []
         self.accidents = []  # (method, part of the path, status or ANSWER_LOST): the next such request fails
         self.lock = threading.Lock()
         self.endpoint = None
 
     def add(self, folder, repo_id, kind="models", branch="main"):
-        """Puts a folder's files onto a branch of a repository."""
+        """Commit the files of a folder to a branch of a repository."""
         files = {
             path.relative_to(folder).as_posix(): path.read_bytes()
             for path in Path(folder).rglob("*")
             if path.is_file()
         }
         repository = self.repositories.setdefault((kind, repo_id), Repository())
-        self.large.update(
-            {
-                hashlib.sha256(content).hexdigest(): content
-                for content in files.values()
-                if len(content) >= LARGE
-            }
-        )
+        for content in files.values():
+            if len(content) >= LARGE:
+                self.large[hashlib.sha256(content).hexdigest()] = content
         return repository.commit(branch, files)
 
     def remove(self, repo_id, kind="models"):
@@ -81,16 +83,16 @@ class Hub:
 
 
 class MissingError(Exception):
-    """What is asked for is not there; the Hub's name for that, and a sentence."""
+    """Something that is not there, with the Hub's code for it and a sentence."""
 
 
 def create_app(hub):
     app = FastAPI()
 
-    def kind_of(path_kind):
+    def parse_kind(path_kind):
         return path_kind if path_kind in ("models", "datasets", "spaces") else None
 
-    def entry(path, content):
+    def describe_file(path, content):
         item = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
         if len(content) >= LARGE:
             item["lfs"] = {
@@ -100,12 +102,14 @@ def create_app(hub):
             }
         return item
 
-    def may_write(request, repo_id=None):
+    def refuse_writing(request, repo_id=None):
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
         if not token:
-            return failure(401, "Unauthorized", "Invalid username or password.")
+            return make_failure(401, "Unauthorized", "Invalid username or password.")
         if token != WRITER or (repo_id and not repo_id.startswith(("org/", "writer/"))):
-            return failure(403, "Forbidden", "You don't have the rights to create or change this repository.")
+            return make_failure(
+                403, "Forbidden", "You don't have the rights to create or change this repository."
+            )
         return None
 
     @app.middleware("http")
@@ -130,7 +134,7 @@ def create_app(hub):
 
     @app.get("/api/whoami-v2")
     def whoami(request: Request):
-        refused = may_write(request)
+        refused = refuse_writing(request)
         if refused is not None and refused.status_code == 401:
             return refused
         return {
@@ -145,7 +149,7 @@ def create_app(hub):
         asked = await request.json()
         repo_id = f"{asked.get('organization') or 'writer'}/{asked['name']}"
         kind = f"{asked.get('type') or 'model'}s"
-        if (refused := may_write(request, repo_id)) is not None:
+        if (refused := refuse_writing(request, repo_id)) is not None:
             return refused
         address = f"{hub.endpoint}/{'' if kind == 'models' else kind + '/'}{repo_id}"
         if (kind, repo_id) in hub.repositories:
@@ -159,7 +163,7 @@ def create_app(hub):
     async def delete(request: Request):
         asked = await request.json()
         repo_id = f"{asked.get('organization') or 'writer'}/{asked['name']}"
-        if (refused := may_write(request, repo_id)) is not None:
+        if (refused := refuse_writing(request, repo_id)) is not None:
             return refused
         if hub.repositories.pop((f"{asked.get('type') or 'model'}s", repo_id), None) is None:
             raise MissingError("RepoNotFound", "Repository not found")
@@ -167,11 +171,11 @@ def create_app(hub):
 
     @app.exception_handler(MissingError)
     def missing(request: Request, error: MissingError):
-        return failure(404, *error.args)
+        return make_failure(404, *error.args)
 
-    def commit_of(kind, repo_id, revision):
+    def find_commit(kind, repo_id, revision):
         """A repository, and the commit that a revision of it names."""
-        found = hub.repositories.get((kind_of(kind), repo_id))
+        found = hub.repositories.get((parse_kind(kind), repo_id))
         if found is None:
             raise MissingError("RepoNotFound", "Repository not found")
         sha = found.find(revision)
@@ -182,7 +186,7 @@ def create_app(hub):
     @app.get("/api/{kind}/{org}/{name}")
     @app.get("/api/{kind}/{org}/{name}/revision/{revision:path}")
     def info(kind: str, org: str, name: str, revision: str = "main"):
-        found, sha = commit_of(kind, f"{org}/{name}", revision)
+        found, sha = find_commit(kind, f"{org}/{name}", revision)
         siblings = [{"rfilename": path} for path in sorted(found.commits[sha])]
         common = {
             "id": f"{org}/{name}",
@@ -196,46 +200,47 @@ def create_app(hub):
     @app.get("/api/{kind}/{org}/{name}/tree/{revision}")
     @app.get("/api/{kind}/{org}/{name}/tree/{revision}/{path:path}")
     def tree(kind: str, org: str, name: str, revision: str, path: str = "", recursive: bool = False):
-        found, sha = commit_of(kind, f"{org}/{name}", revision)
+        found, sha = find_commit(kind, f"{org}/{name}", revision)
         below = f"{path}/" if path else ""
         files = {file: content for file, content in found.commits[sha].items() if file.startswith(below)}
         if path and not files:
-            return failure(404, "EntryNotFound", f"{path} does not exist")
-        entries = [entry(file, content) for file, content in sorted(files.items())]
+            return make_failure(404, "EntryNotFound", f"{path} does not exist")
+        entries = [describe_file(file, content) for file, content in sorted(files.items())]
         return [each for each in entries if recursive or "/" not in each["path"][len(below) :]]
 
     @app.get("/api/{kind}/{org}/{name}/refs")
     def refs(kind: str, org: str, name: str):
-        found, _ = commit_of(kind, f"{org}/{name}", "main")
-        proposals = {branch: sha for branch, sha in found.branches.items() if branch.startswith("refs/pr/")}
-        branches = {
-            f"refs/heads/{branch}": sha for branch, sha in found.branches.items() if branch not in proposals
-        }
-        branches, proposals = (
-            [{"name": ref.rpartition("/")[2], "ref": ref, "targetCommit": sha} for ref, sha in group.items()]
-            for group in (branches, proposals)
-        )
-        return {"branches": branches, "pullRequests": proposals, "tags": [], "converts": []}
+        found, _ = find_commit(kind, f"{org}/{name}", "main")
+        branches = []
+        pull_requests = []
+        for branch, sha in found.branches.items():
+            is_pull_request = branch.startswith("refs/pr/")
+            ref = branch if is_pull_request else f"refs/heads/{branch}"
+            group = pull_requests if is_pull_request else branches
+            group.append({"name": ref.rpartition("/")[2], "ref": ref, "targetCommit": sha})
+        return {"branches": branches, "pullRequests": pull_requests, "tags": [], "converts": []}
 
     @app.post("/api/{kind}/{org}/{name}/paths-info/{revision:path}")
     async def paths_info(request: Request, kind: str, org: str, name: str, revision: str):
-        found, sha = commit_of(kind, f"{org}/{name}", revision)
+        found, sha = find_commit(kind, f"{org}/{name}", revision)
         wanted = parse_qs((await request.body()).decode())["paths"]
-        return [entry(path, content) for path, content in found.commits[sha].items() if path in wanted]
+        return [
+            describe_file(path, content) for path, content in found.commits[sha].items() if path in wanted
+        ]
 
     @app.delete("/api/{kind}/{org}/{name}/branch/{branch:path}")
     def delete_branch(request: Request, kind: str, org: str, name: str, branch: str):
-        if (refused := may_write(request, f"{org}/{name}")) is not None:
+        if (refused := refuse_writing(request, f"{org}/{name}")) is not None:
             return refused
-        found, _ = commit_of(kind, f"{org}/{name}", "main")
+        found, _ = find_commit(kind, f"{org}/{name}", "main")
         del found.branches[branch]
         return {}
 
     @app.post("/api/{kind}/{org}/{name}/branch/{branch:path}")
     def branch(request: Request, kind: str, org: str, name: str, branch: str):
-        if (refused := may_write(request, f"{org}/{name}")) is not None:
+        if (refused := refuse_writing(request, f"{org}/{name}")) is not None:
             return refused
-        found, _ = commit_of(kind, f"{org}/{name}", "main")
+        found, _ = find_commit(kind, f"{org}/{name}", "main")
         if branch in found.branches:
             return JSONResponse({"error": "Reference already exists"}, 409)
         found.branches[branch] = found.branches["main"]
@@ -243,15 +248,14 @@ def create_app(hub):
 
     @app.post("/api/{kind}/{org}/{name}/preupload/{revision:path}")
     async def preupload(request: Request, kind: str, org: str, name: str, revision: str):
-        if (refused := may_write(request, f"{org}/{name}")) is not None:
+        if (refused := refuse_writing(request, f"{org}/{name}")) is not None:
             return refused
         files = (await request.json())["files"]
-        modes = [{**file, "uploadMode": "lfs" if file["size"] >= LARGE else "regular"} for file in files]
-        return {
-            "files": [
-                {"path": f["path"], "uploadMode": f["uploadMode"], "shouldIgnore": False} for f in modes
-            ]
-        }
+        answer = []
+        for file in files:
+            mode = "lfs" if file["size"] >= LARGE else "regular"
+            answer.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False})
+        return {"files": answer}
 
     @app.post("/{org}/{name}.git/info/lfs/objects/batch")
     @app.post("/{kind}/{org}/{name}.git/info/lfs/objects/batch")
@@ -272,9 +276,10 @@ def create_app(hub):
 
     @app.post("/api/{kind}/{org}/{name}/commit/{revision:path}")
     async def commit(request: Request, kind: str, org: str, name: str, revision: str):
-        if (refused := may_write(request, f"{org}/{name}")) is not None:
+        if (refused := refuse_writing(request, f"{org}/{name}")) is not None:
             return refused
-        (found, _), changes = commit_of(kind, f"{org}/{name}", "main"), {}
+        found, _ = find_commit(kind, f"{org}/{name}", "main")
+        changes = {}
         for line in (await request.body()).splitlines():
             operation = json.loads(line)
             value = operation["value"]
@@ -282,33 +287,36 @@ def create_app(hub):
                 changes[value["path"]] = base64.b64decode(value["content"])
             elif operation["key"] == "lfsFile":
                 changes[value["path"]] = hub.large[value["oid"]]
-        request_for_merge = "create_pr" in request.query_params
-        branch = f"refs/pr/{len(found.branches)}" if request_for_merge else revision
+        is_pull_request = "create_pr" in request.query_params
+        branch = f"refs/pr/{len(found.branches)}" if is_pull_request else revision
         sha = found.commit(branch, changes)
         address = f"{hub.endpoint}/{org}/{name}"
         answer = {"success": True, "commitOid": sha, "commitUrl": f"{address}/commit/{sha}", "hookOutput": ""}
-        return {**answer, "pullRequestUrl": f"{address}/discussions/1"} if request_for_merge else answer
+        return {**answer, "pullRequestUrl": f"{address}/discussions/1"} if is_pull_request else answer
 
     @app.api_route("/{org}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
     @app.api_route("/{kind}/{org}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
     def resolve(request: Request, org: str, name: str, revision: str, path: str, kind: str = "models"):
-        found, sha = commit_of(kind, f"{org}/{name}", revision)
+        found, sha = find_commit(kind, f"{org}/{name}", revision)
         content = found.commits[sha].get(path)
         headers = {"X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
         if content is None:
-            missing = failure(404, "EntryNotFound", f"{path} does not exist")
+            missing = make_failure(404, "EntryNotFound", f"{path} does not exist")
             missing.headers.update(headers)
             return missing
         if len(content) >= LARGE:  # the pointer's tag, and what it points to
             headers["X-Linked-Etag"] = f'"{hashlib.sha256(content).hexdigest()}"'
             headers["X-Linked-Size"] = str(len(content))
         headers["ETag"] = f'"{hashlib.sha1(content).hexdigest()}"'
-        status, wanted = 200, request.headers.get("range")
+        status = 200
+        wanted = request.headers.get("range")
         if wanted:
-            first, _, last = wanted.removeprefix("bytes=").partition("-")
-            first, last = int(first), int(last or len(content) - 1)
+            start, _, end = wanted.removeprefix("bytes=").partition("-")
+            first = int(start)
+            last = int(end or len(content) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-            content, status = content[first : last + 1], 206
+            content = content[first : last + 1]
+            status = 206
         if request.method == "HEAD":
             return Response(None, status, {**headers, "Content-Length": str(len(content))})
         return Response(content, status, headers, "application/octet-stream")
@@ -318,7 +326,7 @@ def create_app(hub):
 
 @contextlib.contextmanager
 def serve_hub():
-    """A [`Hub`] that answers at its `endpoint` until the block ends."""
+    """Serve a [`Hub`] at its `endpoint` until the block ends."""
     hub = Hub()
     config = uvicorn.Config(create_app(hub), host="127.0.0.1", port=0, log_level="error")
     server = uvicorn.Server(config)

@@ -131,7 +131,8 @@ def pfgmpp(execute):
 @pytest.fixture(scope="module")
 def module_hub(tmp_path_factory):
     with serve_hub() as server:
-        yield server, make_hub_environment(server, tmp_path_factory.mktemp("cache"))
+        env = make_hub_environment(server, tmp_path_factory.mktemp("cache"))
+        yield server, {**env, "OMP_NUM_THREADS": "1"}  # networks are small, and cores may be busy
 
 
 @pytest.fixture

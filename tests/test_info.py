@@ -15,12 +15,10 @@ from pipeline_pfgmpp.hub.reading import MAX_BYTES, MAX_METADATA, escape_controls
 
 
 BUNDLED = ROOT / "model_cards" / "pfgmpp-fashion-mnist"
-INDEX, SCHEDULER, NETWORK, CARD = (
-    "model_index.json",
-    "scheduler/scheduler_config.json",
-    "unet/config.json",
-    "README.md",
-)
+INDEX = "model_index.json"
+SCHEDULER = "scheduler/scheduler_config.json"
+NETWORK = "unet/config.json"
+CARD = "README.md"
 
 
 @pytest.fixture
