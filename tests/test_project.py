@@ -1,6 +1,5 @@
-"""The rules of the house."""
+"""What the repository promises: models that load, code blocks that run, figures that were measured."""
 
-import ast
 import json
 import re
 import subprocess
@@ -11,25 +10,9 @@ import torch
 from conftest import ROOT
 from diffusers import DiffusionPipeline
 
-
-TRAVELLING = ["noise", "scheduling_pfgmpp", "unet_pfgmpp", "unet_ddpm", "pipeline_pfgmpp"]
-
-
-@pytest.mark.parametrize("name", TRAVELLING)
-def test_files_that_travel_import_only_each_other(name):
-    tree = ast.parse((ROOT / "pipeline_pfgmpp" / f"{name}.py").read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            assert node.module in TRAVELLING
-        names = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        # numpy and PIL come with diffusers
-        assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names | {
-            "torch",
-            "diffusers",
-            "numpy",
-            "PIL",
-        }
+from pipeline_pfgmpp.evaluation import FashionMNISTClassifier
+from pipeline_pfgmpp.evaluation.fashion_mnist_classifier import WEIGHTS
+from pipeline_pfgmpp.evaluation.reports import format_evaluation
 
 
 def test_importing_the_package_loads_nothing_heavy_beyond_diffusers():
@@ -63,24 +46,21 @@ def test_every_bundled_model_loads_and_samples(index):
 
 
 def test_the_bundled_model_draws_clothes():
-    """The committed classifier recognises the class that was asked for in most samples."""
-    from pipeline_pfgmpp.evaluation import FashionMNISTClassifier
-    from pipeline_pfgmpp.evaluation.fashion_mnist_classifier import WEIGHTS
-
+    """The committed classifier recognises the requested class in most samples."""
     pipe = DiffusionPipeline.from_pretrained(ROOT / "model_cards" / "pfgmpp-fashion-mnist")
-    labels = torch.arange(10).repeat_interleave(6)
-    generators = [torch.Generator().manual_seed(seed) for seed in range(60)]
+    labels = torch.arange(10).repeat_interleave(3)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(30)]
     images = pipe(
-        60, num_inference_steps=10, class_labels=labels, generator=generators, output_type="pt"
+        30, num_inference_steps=10, class_labels=labels, generator=generators, output_type="pt"
     ).images
     with torch.no_grad():
         predicted = FashionMNISTClassifier.from_pretrained(WEIGHTS).eval()(images * 2 - 1).argmax(1)
-    assert (predicted == labels).float().mean() > 0.7
+    assert (predicted == labels).float().mean() > 0.7, predicted
 
 
 @pytest.mark.parametrize("page", ["README.md", "space/README.md", "space/about.md"])
 def test_code_blocks_import_what_they_use(page):
-    """The blocks of a page run from top to bottom, so one may use what another has imported."""
+    """The blocks of a page run from top to bottom, so later ones may use what earlier ones imported."""
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
     command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "-"]
     result = subprocess.run(command, input="\n".join(blocks), capture_output=True, text=True)
@@ -106,8 +86,6 @@ def test_ruff():
 
 
 def test_the_report_holds_what_was_measured():
-    from pipeline_pfgmpp.evaluation.reports import format_evaluation
-
     report = (ROOT / "experiments" / "RESULTS.md").read_text()
     results = json.loads((ROOT / "model_cards" / "pfgmpp-fashion-mnist" / "evaluation.json").read_text())
     assert format_evaluation(results) in report
