@@ -1,15 +1,15 @@
 # Copyright 2026 The pipeline_pfgmpp authors. Licensed under the Apache License, Version 2.0.
 r"""
-The networks of PFGM++ and EDM, under their published option and parameter names.
-
-They are DDPM++ and NCSN++ (`SongUNet`, https://huggingface.co/papers/2011.13456) and ADM
-(`DhariwalUNet`, https://huggingface.co/papers/2105.05233).
+The networks of PFGM++ and EDM, under their published option and parameter names: DDPM++ and NCSN++
+(`SongUNet`, https://huggingface.co/papers/2011.13456) and ADM (`DhariwalUNet`,
+https://huggingface.co/papers/2105.05233).
 
 A network maps $(c_{in} x, c_{noise})$ to the raw output $F$ of EDM's preconditioned denoiser
 
 $$D_\theta(x, \sigma) = c_{skip}\,x + c_{out}\,F(c_{in} x, c_{noise})$$
 
-(https://huggingface.co/papers/2206.00364, table 1). The scheduler owns the preconditioning.
+(https://huggingface.co/papers/2206.00364, table 1). The scheduler owns the preconditioning. From the
+Hub diffusers fetches a single file of a network's code, so this module imports none of the package's.
 """
 
 import math
@@ -24,18 +24,197 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.utils import is_accelerate_available
 from torch import nn
 
-from .unet_blocks import (
-    FAMILIES,
-    DimensionEmbedding,
-    ResampleConv2d,
-    SinusoidalEmbedding,
-    UNetBlock,
-    make_group_norm,
-)
+
+# How the blocks of the two families differ.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "SongUNet": {"adaptive_scale": False, "skip_scale": math.sqrt(0.5), "eps": 1e-6, "resample_proj": True},
+    "DhariwalUNet": {"adaptive_scale": True, "skip_scale": 1.0, "eps": 1e-5, "resample_proj": False},
+}
 
 
-# Network options of the published models (https://huggingface.co/papers/2206.00364, table 7), and of
-# the model that comes with this package.
+def _make_group_norm(channels: int, eps: float) -> nn.GroupNorm:
+    """Build a group normalisation with the published number of groups."""
+    return nn.GroupNorm(num_groups=min(32, channels // 4), num_channels=channels, eps=eps)
+
+
+class ResampleConv2d(nn.Module):
+    """
+    A convolution that may double or halve the resolution.
+
+    With `kernel` 0 it only resamples; with `fused` it convolves first and resamples the padded output.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        up: bool = False,
+        down: bool = False,
+        resample_filter: tuple[int, ...] = (1, 1),
+        fused: bool = False,
+        gain: float = 1.0,
+    ):
+        super().__init__()
+        self.up = up
+        self.down = down
+        self.fused = fused
+        self.kernel = kernel
+        self.filter_padding = (len(resample_filter) - 1) // 2
+        if kernel:
+            self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel))
+            self.bias = nn.Parameter(torch.zeros(out_channels))
+            nn.init.xavier_uniform_(self.weight, gain)
+        if up or down:
+            taps = torch.tensor(resample_filter, dtype=torch.float32)
+            kernel2d = taps.outer(taps) / taps.sum() ** 2
+            self.register_buffer("resample_filter", kernel2d[None, None])
+
+    def _resample(self, x: torch.Tensor, padding: int) -> torch.Tensor:
+        channels = x.shape[1]
+        kernel = self.resample_filter.to(x.dtype).expand(channels, -1, -1, -1)
+        if self.up:
+            return F.conv_transpose2d(x, 4 * kernel, stride=2, padding=padding, groups=channels)
+        return F.conv2d(x, kernel, stride=2, padding=padding, groups=channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve and resample images of shape `(batch, in_channels, height, width)`."""
+        if self.fused:
+            x = F.conv2d(x, self.weight, self.bias, padding=self.kernel // 2 + self.filter_padding)
+            return self._resample(x, padding=0)
+        if self.up or self.down:
+            x = self._resample(x, self.filter_padding)
+        return F.conv2d(x, self.weight, self.bias, padding=self.kernel // 2) if self.kernel else x
+
+
+class UNetBlock(nn.Module):
+    r"""
+    A residual block with noise-level conditioning, optional resampling and optional self-attention.
+
+    The last four arguments are those of `FAMILIES`. The block computes $s\,(\mathrm{skip}(x) + f(x, e))$
+    with `skip_scale` as $s$ and an embedding $e$ of the noise level, the class and D.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        num_heads: int = 0,
+        up: bool = False,
+        down: bool = False,
+        dropout: float = 0.0,
+        resample_filter: tuple[int, ...] = (1, 1),
+        adaptive_scale: bool = False,
+        skip_scale: float = 1.0,
+        eps: float = 1e-5,
+        resample_proj: bool = False,
+    ):
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.adaptive_scale = adaptive_scale
+        self.skip_scale = skip_scale
+        resampling: dict[str, Any] = {"up": up, "down": down, "resample_filter": resample_filter}
+
+        self.norm0 = _make_group_norm(in_channels, eps)
+        self.conv0 = ResampleConv2d(in_channels, out_channels, 3, **resampling)
+        self.affine = nn.Linear(emb_channels, out_channels * (2 if adaptive_scale else 1))
+        self.norm1 = _make_group_norm(out_channels, eps)
+        # The tiny gain makes a new block almost the identity.
+        self.conv1 = ResampleConv2d(out_channels, out_channels, 3, gain=1e-5)
+        self.skip = None
+        if out_channels != in_channels or up or down:
+            kernel = 1 if resample_proj or out_channels != in_channels else 0
+            self.skip = ResampleConv2d(in_channels, out_channels, kernel, **resampling)
+        if num_heads:
+            self.norm2 = _make_group_norm(out_channels, eps)
+            self.qkv = ResampleConv2d(out_channels, 3 * out_channels, 1)
+            self.proj = ResampleConv2d(out_channels, out_channels, 1, gain=1e-5)
+
+    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        """Transform features of shape `(batch, in_channels, height, width)`, given the embedding."""
+        # In place where the block owns the tensor: on a CPU, new memory costs as much as the arithmetic.
+        h = self.conv0(F.silu(self.norm0(x), inplace=True))
+        params = self.affine(emb)[:, :, None, None]
+        if self.adaptive_scale:
+            scale, shift = params.chunk(2, dim=1)
+            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1), inplace=True)
+        else:
+            h = F.silu(self.norm1(h.add_(params)), inplace=True)
+        h = self.conv1(F.dropout(h, self.dropout, self.training))
+        x = h.add_(x if self.skip is None else self.skip(x)).mul_(self.skip_scale)
+        if self.num_heads:
+            x = self.proj(self._attend(self.norm2(x))).add_(x).mul_(self.skip_scale)
+        return x
+
+    def _attend(self, x: torch.Tensor) -> torch.Tensor:
+        batch, channels, height, width = x.shape
+        # In the published layout of (heads, channels per head, 3) the last index selects q, k or v.
+        qkv = self.qkv(x).reshape(batch, self.num_heads, channels // self.num_heads, 3, height * width)
+        q, k, v = (part.transpose(-1, -2) for part in qkv.unbind(3))
+        return F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(x.shape)
+
+
+class SinusoidalEmbedding(nn.Module):
+    """Sines and cosines of a scalar at fixed frequencies, in float32 whatever the weights' type."""
+
+    def __init__(
+        self, freqs: torch.Tensor, scale: float = 1.0, sin_first: bool = True, persistent: bool = True
+    ):
+        super().__init__()
+        self.freqs: torch.Tensor
+        self.register_buffer("freqs", freqs, persistent=persistent)
+        self.scale = scale
+        self.sin_first = sin_first
+
+    @classmethod
+    def make_positional(
+        cls, num_channels: int, endpoint: bool = True, sin_first: bool = True
+    ) -> "SinusoidalEmbedding":
+        """Build one with frequencies from 1 down to 1/10000, or to one short of it without `endpoint`."""
+        half = num_channels // 2
+        exponents = torch.arange(half, dtype=torch.float32) / (half - (1 if endpoint else 0))
+        return cls(10000.0**-exponents, sin_first=sin_first, persistent=False)
+
+    @classmethod
+    def make_fourier(cls, num_channels: int) -> "SinusoidalEmbedding":
+        """Build one with random frequencies, which belong to the weights."""
+        return cls(16 * torch.randn(num_channels // 2, dtype=torch.float32), scale=2 * math.pi)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "SinusoidalEmbedding":
+        # torch moves and casts modules through this method. A rounded frequency is another frequency.
+        freqs = self.freqs
+        super()._apply(fn, recurse)
+        self.freqs = freqs.to(self.freqs.device)
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Embed scalars of shape `(batch,)` in vectors of shape `(batch, num_channels)`."""
+        angles = x.float().outer(self.scale * self.freqs)
+        parts = [angles.sin(), angles.cos()]
+        return torch.cat(parts if self.sin_first else parts[::-1], dim=1)
+
+
+class DimensionEmbedding(nn.Module):
+    r"""
+    Embedding of D by $\log(1 + N/D)$, which is 0 at infinity and smooth in 1/D.
+
+    Its weights begin at zero, so that adding it to a trained network changes nothing at first.
+    """
+
+    def __init__(self, num_channels: int):
+        super().__init__()
+        self.features = SinusoidalEmbedding.make_positional(num_channels)
+        self.linear = nn.Linear(num_channels, num_channels, bias=False)
+        nn.init.zeros_(self.linear.weight)
+
+    def forward(self, D: torch.Tensor, num_dims: int) -> torch.Tensor:
+        """Embed D of shape `(batch,)` for images of N = `num_dims` values."""
+        return self.linear(self.features(torch.log1p(num_dims / D)).to(self.linear.weight.dtype))
+
+
+# Options of the published networks (https://huggingface.co/papers/2206.00364, table 7) and of our own.
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar10-ncsnpp": {
         "sample_size": 32,
@@ -73,8 +252,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
     r"""
     DDPM++, NCSN++ and ADM as published with PFGM++ and EDM.
 
-    On a CPU the weights of the convolutions are kept channels last, the layout in which they run
-    fastest there.
+    On a CPU the convolutions' weights are kept channels last, the fastest layout there.
 
     Args:
         sample_size (`int`, defaults to 32): Height and width of the images, after which the parts are
@@ -83,16 +261,13 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         out_channels (`int`, defaults to 3): Channels of the output.
         model_type (`str`, defaults to `"SongUNet"`): `"SongUNet"` (DDPM++, NCSN++) or
             `"DhariwalUNet"` (ADM).
-        model_channels (`int`, defaults to 128): Base number of channels, which `channel_mult`
-            multiplies.
-        channel_mult (`tuple[int, ...]`, defaults to `(2, 2, 2)`): Factor on the channels of each
-            level, from the finest to the coarsest.
+        model_channels (`int`, defaults to 128): Channels, which `channel_mult` multiplies.
+        channel_mult (`tuple[int, ...]`, defaults to `(2, 2, 2)`): Channels per level, finest first.
         num_blocks (`int`, defaults to 4): Residual blocks per resolution.
         attn_resolutions (`tuple[int, ...]`, defaults to `(16,)`): Resolutions with self-attention.
         dropout (`float`, defaults to 0.13): Dropout probability inside the blocks.
         label_dim (`int`, defaults to 0): Number of classes; 0 is unconditional.
-        label_dropout (`float`, defaults to 0): Probability of training without the label, for
-            guidance.
+        label_dropout (`float`, defaults to 0): Probability of training without the label.
         augment_dim (`int`, defaults to 0): Number of augmentation labels; 0 is none.
         embedding_type (`str`, defaults to `"positional"`): `"positional"` (DDPM++, ADM) or
             `"fourier"` (NCSN++).
@@ -105,8 +280,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
             infinity and is given `D` at each call.
 
     Raises:
-        ValueError: An option is unknown, or `sample_size` cannot be halved once for each level after
-            the first.
+        ValueError: An option is unknown, or `sample_size` cannot be halved at each further level.
     """
 
     _supports_gradient_checkpointing = True
@@ -165,9 +339,8 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
                 noise_channels, endpoint=not self._is_adm, sin_first=not self._is_adm
             )
         self.map_dimension = DimensionEmbedding(noise_channels) if config.d_conditioning else None
-        self.map_augment: nn.Linear | None = None
-        if config.augment_dim:
-            self.map_augment = nn.Linear(config.augment_dim, noise_channels, bias=False)
+        augment_dim = config.augment_dim
+        self.map_augment = nn.Linear(augment_dim, noise_channels, bias=False) if augment_dim else None
         self.map_layer0 = nn.Linear(noise_channels, emb_channels)
         self.map_layer1 = nn.Linear(emb_channels, emb_channels)
         self.map_label: nn.Linear | None = None
@@ -249,7 +422,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
                 self.dec[f"{prefix}_block{index}"] = block
                 channels = config.model_channels * mult
 
-        out_norm = make_group_norm(channels, FAMILIES[config.model_type]["eps"])
+        out_norm = _make_group_norm(channels, FAMILIES[config.model_type]["eps"])
         out_conv = ResampleConv2d(channels, config.out_channels, 3, gain=1e-5)
         if self._is_adm:
             self.out_norm = out_norm
@@ -264,8 +437,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         Build the network of a published model, or of this package's, with new weights.
 
         Args:
-            name (`str`): One of `PRESETS`: `"cifar10-ncsnpp"`, `"cifar10-ddpmpp"`,
-                `"ffhq64-ddpmpp"`, `"imagenet64-adm"`, `"fashion-mnist-small"`.
+            name (`str`): One of `PRESETS`, such as `"cifar10-ncsnpp"`.
             options: Constructor arguments that override the preset's.
 
         Returns:
@@ -287,8 +459,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
             args, kwargs: As for [`~diffusers.ModelMixin.from_pretrained`].
 
         Returns:
-            [`PFGMPPUNet2DModel`]: The network; with `output_loading_info`, a tuple of the network
-                and the information.
+            [`PFGMPPUNet2DModel`]: The network, in a tuple if `output_loading_info` is set.
         """
         loaded = super().from_pretrained(*args, **kwargs)
         network = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -297,11 +468,9 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         return loaded
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "PFGMPPUNet2DModel":
-        # torch moves and casts modules through this method. Weights that leave the CPU take the usual
-        # layout with them, unless the caller asks for another one; weights that stay or arrive there
-        # are laid out as the CPU likes them.
-        leaves_cpu = fn(torch.empty(0, device="cpu")).device.type != "cpu"
-        if leaves_cpu:
+        # torch moves and casts modules through this method. Weights that leave the CPU get the usual
+        # layout, unless the caller asks for another; those that stay or arrive get the CPU's.
+        if fn(torch.empty(0, device="cpu")).device.type != "cpu":
             self._set_layout(torch.contiguous_format)
         super()._apply(fn, recurse)
         self._set_layout(torch.channels_last)
@@ -336,8 +505,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
             labels = self._encode_labels(class_labels, emb)
             if self.training and config.label_dropout:
                 labels = labels * (torch.rand_like(labels[:, :1]) >= config.label_dropout)
-            scale = 1.0 if self._is_adm else math.sqrt(config.label_dim)
-            label_emb = self.map_label(labels * scale)
+            label_emb = self.map_label(labels * (1.0 if self._is_adm else math.sqrt(config.label_dim)))
         if self._is_adm:
             return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))) + label_emb)
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb + label_emb))))
@@ -393,8 +561,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
             `UNet2DOutput` or `tuple`: The raw output F of shape `(batch, out_channels, height, width)`.
 
         Raises:
-            ValueError: The labels are of the wrong shape, or the network is not conditioned on an
-                argument that is given.
+            ValueError: Labels are of the wrong shape, or the network is not conditioned on them or on D.
         """
         for name, given, layer, option in (
             ("class_labels", class_labels, self.map_label, "label_dim"),
@@ -429,6 +596,4 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         if self._is_adm:
             x = self.out_conv(F.silu(self.out_norm(x)))
 
-        if not return_dict:
-            return (x,)
-        return UNet2DOutput(sample=x)
+        return UNet2DOutput(sample=x) if return_dict else (x,)

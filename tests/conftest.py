@@ -34,7 +34,6 @@ CODE = {
     "scheduler/pipeline_pfgmpp.py": "scheduling_pfgmpp.py",
     "scheduler/noise.py": "noise.py",
     "unet/pipeline_pfgmpp.py": "unet_pfgmpp.py",
-    "unet/unet_blocks.py": "unet_blocks.py",
 }
 
 
