@@ -66,8 +66,8 @@ def test_sample_draws_one_row_per_dimension_and_one_panel_per_noise(tmp_path, ca
         (["nowhere/at-all", "--output", "x.png"], "nowhere/at-all"),
         (["MODEL", "--output", "x.jpg"], "--output must end in .png"),
         (["MODEL", "--columns", "0"], "--columns and --rows must be positive"),
-        (["MODEL", "--noise", ""], "--noise must hold one or more numbers"),
-        (["MODEL", "--noise=-1"], "--noise must hold one or more numbers that are not negative"),
+        (["MODEL", "--noise", ""], "--noise must hold one or more finite numbers"),
+        (["MODEL", "--noise=-1"], "finite numbers that are not negative"),
         (["MODEL", "--seeds", "", "--output", "many"], "`seeds` must be a list such as 0-49999"),
         (["MODEL", "--num-inference-steps", "0"], "`num_inference_steps` must be"),
     ],
@@ -150,6 +150,8 @@ def test_verify_measures_the_card_again(model, fashion_mnist, tmp_path, capsys, 
         ("[1]", "is not a report of `pfgmpp evaluate`: it must hold"),
         ("{", "cannot be read"),
         ('{"results": []}', "is not a report"),
+        (json.dumps({**results, "features": 5}), "`features` is of the wrong type"),
+        (json.dumps({**results, "settings": {}}), "`settings` does not name the scheduler"),
     ):
         (model / "evaluation.json").write_text(text)
         with pytest.raises(SystemExit):

@@ -98,6 +98,10 @@ def test_damaged_idx_files_are_refused(tmp_path):
     labels_file.write_bytes(labels_file.read_bytes()[:-1])
     with pytest.raises(ValueError, match="truncated"):
         read_idx(labels_file)
+    images_file = tmp_path / "train-images-idx3-ubyte.gz"
+    images_file.write_bytes(images_file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="is damaged"):
+        read_idx(images_file)
     labels_file.write_bytes(b"P5 2 2")
     with pytest.raises(ValueError, match="not an IDX file"):
         read_idx(labels_file)

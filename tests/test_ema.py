@@ -72,6 +72,10 @@ def test_an_average_of_any_width_is_put_together_afterwards(tmp_path):
     assert fit_profile([(400, 0.1)], 400, 0.1).item() == pytest.approx(1)
     with pytest.raises(ValueError, match="must not be after the last snapshot"):
         combine_snapshots(tmp_path, wanted, step=401)
+    with open(next((tmp_path / "ema").glob("*.safetensors")), "r+b") as file:
+        file.truncate(20)
+    with pytest.raises(ValueError, match="is damaged"):
+        combine_snapshots(tmp_path, wanted)
     with pytest.raises(ValueError, match="holds no snapshots"):
         combine_snapshots(tmp_path / "none", wanted)
 

@@ -9,6 +9,7 @@ one image is drawn per seed, into a folder of PNGs or an .npz file. Processes sh
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -79,8 +80,8 @@ def run(args: argparse.Namespace) -> None:
     Args:
         args (`argparse.Namespace`): Arguments of [`add_arguments`].
     """
-    if not args.noise or min(args.noise) < 0:
-        raise ValueError("--noise must hold one or more numbers that are not negative.")
+    if not args.noise or not all(0 <= noise < math.inf for noise in args.noise):
+        raise ValueError("--noise must hold one or more finite numbers that are not negative.")
     if args.num_images is None and args.seeds is None:
         sample_grid(args)
     else:

@@ -47,6 +47,11 @@ def run(args: argparse.Namespace) -> None:
     robustness = read_report(args.model, "robustness.json") or []
     if evaluation is None:
         raise ValueError(f"{args.model} holds no evaluation.json, so there is nothing to verify.")
+    scheduler = evaluation["settings"].get("scheduler")
+    if not isinstance(scheduler, dict):
+        raise ValueError(
+            f"evaluation.json of {args.model} cannot be verified: `settings` does not name the scheduler."
+        )
     data = args.data or evaluation.get("data")
     if data is None:
         raise ValueError("evaluation.json does not say which data it is about: name them with --data.")
@@ -58,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         pipeline, evaluation["features"], data, split, trust_remote_code=args.trust_remote_code
     )
     own_scheduler = pipeline.scheduler
-    pipeline.scheduler = PFGMPPScheduler.from_config(evaluation["settings"]["scheduler"])
+    pipeline.scheduler = PFGMPPScheduler.from_config(scheduler)
     figures = verify_evaluation(pipeline, metrics, evaluation, args.num_images, args.batch_size)
     print(format_figures("evaluation.json", figures))
     if robustness:

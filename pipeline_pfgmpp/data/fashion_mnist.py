@@ -6,6 +6,7 @@ Debian's package dataset-fashion-mnist installs it under /usr/share/datasets/fas
 
 import gzip
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +31,15 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
         `np.ndarray` of uint8: Images of shape (M, H, W) or labels of shape (M,).
 
     Raises:
-        ValueError: The file is not an IDX file of bytes, or it is truncated.
+        ValueError: The file is not an IDX file of bytes, or it is damaged.
     """
     path = Path(path)
     content = path.read_bytes()
     if path.suffix == ".gz":
-        content = gzip.decompress(content)
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
     if content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
         raise ValueError(f"{path} is not an IDX file of unsigned bytes.")
     dimensions = content[3]

@@ -10,6 +10,7 @@ The paper claims that quality falls later at small D than at D = infinity.
 """
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +62,7 @@ def list_settings(noise: list[float], bits: list[float], nfe: list[float]) -> li
     """
     for name, values, least in (("noise", noise, 0), ("bits", bits, 1), ("nfe", nfe, 1)):
         for value in values:
-            if value < least or (name != "noise" and value != int(value)):
+            if not least <= value < math.inf or (name != "noise" and not float(value).is_integer()):
                 raise ValueError(f"`{name}` must not contain {value:g}.")
     most = int(max(nfe, default=35))
     settings = [Setting(0.0, None, most)]

@@ -19,8 +19,16 @@ if TYPE_CHECKING:
 
 REPORTS = ("evaluation.json", "robustness.json")
 
-EVALUATION_ENTRIES = {"results", "settings", "features", "num_images"}
-ROBUSTNESS_ENTRIES = {"D", "noise", "bits", "nfe", "num_images", "distances"}
+# The entries of a report, and of a point of one, that every reader relies on.
+EVALUATION_ENTRIES = {"results": list, "settings": dict, "features": str, "num_images": int}
+ROBUSTNESS_ENTRIES = {
+    "D": str,
+    "noise": (int, float),
+    "bits": (int, type(None)),
+    "nfe": int,
+    "num_images": int,
+    "distances": list,
+}
 
 
 def parse_report(content: str | bytes, name: str, model: str | os.PathLike) -> Any:
@@ -45,8 +53,6 @@ def parse_report(content: str | bytes, name: str, model: str | os.PathLike) -> A
         raise ValueError(f"{name} of {model} cannot be read: {error}") from None
     if name == "evaluation.json":
         _check_entries([report], EVALUATION_ENTRIES, "pfgmpp evaluate", name, model)
-        if not isinstance(report["settings"], dict):
-            raise ValueError(f"{name} of {model} is not a report: its `settings` must be an object.")
     else:
         points = report if isinstance(report, list) else [None]
         _check_entries(points, ROBUSTNESS_ENTRIES, "pfgmpp robustness", name, model)
@@ -54,12 +60,15 @@ def parse_report(content: str | bytes, name: str, model: str | os.PathLike) -> A
 
 
 def _check_entries(
-    objects: list, required: set[str], command: str, name: str, model: str | os.PathLike
+    objects: list, required: dict[str, Any], command: str, name: str, model: str | os.PathLike
 ) -> None:
+    reason = f"{name} of {model} is not a report of `{command}`"
     for each in objects:
-        if not isinstance(each, dict) or not required <= each.keys():
-            entries = ", ".join(sorted(required))
-            raise ValueError(f"{name} of {model} is not a report of `{command}`: it must hold {entries}.")
+        if not isinstance(each, dict) or not required.keys() <= each.keys():
+            raise ValueError(f"{reason}: it must hold {', '.join(sorted(required))}.")
+        for entry, types in required.items():
+            if not isinstance(each[entry], types):
+                raise ValueError(f"{reason}: `{entry}` is of the wrong type.")
 
 
 def read_report(model: str | os.PathLike, name: str) -> Any:

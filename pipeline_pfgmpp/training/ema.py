@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -188,7 +189,8 @@ def combine_snapshots(
         `dict[str, torch.Tensor]`: The parameters by name, in float32.
 
     Raises:
-        ValueError: There are no snapshots, `step` is after the last one, or the width is out of range.
+        ValueError: There are no snapshots, one is damaged, `step` is after the last one, or the width is
+            out of range.
     """
     paths = sorted((Path(run) / "ema").glob("*.safetensors"))
     if not paths:
@@ -200,7 +202,11 @@ def combine_snapshots(
     weights = fit_profile(snapshots, step or max(time for time, _ in snapshots), width)
     total: dict[str, torch.Tensor] = {}
     for path, weight in zip(paths, weights.tolist()):
-        for name, tensor in load_file(path).items():
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+        for name, tensor in tensors.items():
             weighted = weight * tensor.double()
             total[name] = total[name] + weighted if name in total else weighted
     return {name: tensor.float() for name, tensor in total.items()}
