@@ -8,7 +8,7 @@ SOURCE ?= /usr/share/datasets/fashion-mnist
 help:
 	@echo "make demo   install into .venv and draw clothes at several D, undisturbed and disturbed"
 	@echo "make space  install into .venv and open the Space, which prints its address"
-	@echo "make test   install into .venv and run the tests; with CI=1 a browser is installed for them, and must be there"
+	@echo "make test   install into .venv and run the tests; with CI=1, also install the browser that some of them need"
 	@echo "make data   turn Debian's dataset-fashion-mnist into data/fashion-mnist"
 	@echo "make clean  remove .venv and what the demo wrote"
 
@@ -26,7 +26,7 @@ space: .venv/installed
 test: .venv/installed $(if $(CI),browser)
 	$(BIN)/python -m pytest
 
-# Of the Space's page; without a browser its tests are skipped
+# For the tests of the Space's page, which are skipped without a browser
 browser:
 	@command -v chromium > /dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium; }
 
