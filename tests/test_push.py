@@ -18,6 +18,7 @@ from pipeline_pfgmpp.commands import main
 from pipeline_pfgmpp.hub import describe_files, list_files, upload_files
 from pipeline_pfgmpp.hub.push import read_public
 from pipeline_pfgmpp.hub.space_files import PACKAGE_DATA
+from pipeline_pfgmpp.records.digests import digest_weights
 
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -148,6 +149,87 @@ def test_variants_and_shards_belong_to_a_pipeline(folder):
     assert list_files(folder).keys() & {WEIGHTS} == set()
     (folder / "unet" / min(shards)).unlink()
     with pytest.raises(ValueError, match=f"unet lacks {min(shards)}, which the index of its weights names"):
+        list_files(folder)
+
+
+@pytest.mark.parametrize("options", [{}, {"variant": "fp16"}, {"max_shard_size": "5KB"}])
+def test_weights_saved_as_pickles_are_refused_and_not_left_out(folder, options):
+    """The push succeeded, and the repository had no weights."""
+    pipe = PFGMPPPipeline.from_pretrained(folder)
+    pipe.save_pretrained(folder.parent / "pickled", safe_serialization=False, **options)
+    with pytest.raises(
+        ValueError, match=r"unet holds weights as a pickle, diffusion_\S+, and only safetensors"
+    ):
+        list_files(folder.parent / "pickled")
+    if "variant" in options:  # the default weights alone would be another model
+        pipe.save_pretrained(folder, safe_serialization=False, **options)
+        with pytest.raises(
+            ValueError, match=r"unet holds weights as a pickle, diffusion_pytorch_model\.fp16"
+        ):
+            list_files(folder)
+
+
+def test_the_pickled_guide_of_a_pipeline_is_refused(folder):
+    pipe = PFGMPPPipeline.from_pretrained(folder)
+    guided = PFGMPPPipeline(pipe.unet, pipe.scheduler, guidance_unet=pipe.unet)
+    guided.save_pretrained(folder)
+    assert "guidance_unet/diffusion_pytorch_model.safetensors" in list_files(folder)
+    (folder / "guidance_unet" / "diffusion_pytorch_model.safetensors").unlink()
+    pipe.unet.save_pretrained(folder / "guidance_unet", safe_serialization=False)
+    with pytest.raises(ValueError, match="guidance_unet holds weights as a pickle"):
+        list_files(folder)
+
+
+@pytest.mark.parametrize("size", ["10GB", "5KB"])
+def test_a_pickle_beside_safetensors_must_hold_the_same_weights(folder, size):
+    """A pipeline that is saved again as a pickle leaves the old safetensors, which load first."""
+    pipe = PFGMPPPipeline.from_pretrained(folder)
+    pipe.save_pretrained(folder, safe_serialization=False, max_shard_size=size)
+    assert {name for name in list_files(folder) if "diffusion" in name} == {WEIGHTS}
+    next(pipe.unet.parameters()).data.add_(1)
+    pipe.save_pretrained(folder, safe_serialization=False, max_shard_size=size)
+    with pytest.raises(
+        ValueError, match=r"holds other weights than diffusion_pytorch_model\.safetensors: remove"
+    ):
+        list_files(folder)
+    for path in (folder / "unet").glob("*.bin"):
+        path.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"unet/diffusion_pytorch_model\S*\.bin cannot be read"):
+        list_files(folder)
+
+
+@pytest.mark.parametrize("size", ["10GB", "5KB"])
+def test_a_folder_that_holds_only_a_variant_is_pushed_with_its_report(folder, size):
+    pipe = PFGMPPPipeline.from_pretrained(folder)
+    pipe.save_pretrained(folder.parent / "only", variant="fp16", max_shard_size=size)
+    only = folder.parent / "only"
+    report = {"results": [], "settings": {}, "features": "fashion-mnist", "num_images": 2}
+    report["settings"] = {"weights": digest_weights(pipe)}
+    (only / "evaluation.json").write_text(json.dumps(report))
+    files = list_files(only)
+    assert any(name.startswith("unet/diffusion_pytorch_model.fp16") for name in files)
+    copy = folder.parent / "copy"
+    for name, path in files.items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy / name)
+    assert digest_weights(DiffusionPipeline.from_pretrained(copy, variant="fp16")) == digest_weights(pipe)
+    report["settings"] = {"weights": "0123456789abcdef"}
+    (only / "evaluation.json").write_text(json.dumps(report))
+    with pytest.raises(ValueError, match="measured with other weights"):
+        list_files(only)
+
+
+def test_networks_without_a_common_variant_are_refused(folder):
+    pipe = PFGMPPPipeline.from_pretrained(folder)
+    guided = PFGMPPPipeline(pipe.unet, pipe.scheduler, guidance_unet=pipe.unet)
+    guided.save_pretrained(folder, variant="a")
+    assert f"guidance_unet/{Path(WEIGHTS).stem}.a.safetensors" in list_files(folder)  # with unet's default
+    (folder / WEIGHTS).unlink()
+    weights = folder / "guidance_unet" / "diffusion_pytorch_model.a.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.b.safetensors"))
+    with pytest.raises(
+        ValueError, match="no variant loads all of its networks: guidance_unet has b; unet has a"
+    ):
         list_files(folder)
 
 

@@ -3,9 +3,11 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote
 
 from ..records.reports import REPORTS, check_weights, list_weights, parse_report
+from ..records.weights import SHARD, WeightFile, list_variants, parse_weight_files
 from .reading import (
     NETWORKS,
     build_network,
@@ -22,10 +24,6 @@ from .safety import find_file, find_files
 PACKAGE = "pipeline_pfgmpp"
 DESCRIPTIONS = ("README.md", *REPORTS)  # uploaded if they exist
 CONFIGS = ("config.json", "scheduler_config.json")
-# Weight files carry the name of a variant, such as `fp16`, or none.
-WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.[\w-]+)?\.safetensors")
-SHARD = re.compile(r"(diffusion_pytorch_model|model)(\.[\w-]+)?-\d{5}-of-\d{5}(\.[\w-]+)?\.safetensors")
-WEIGHTS_INDEX = re.compile(r"(diffusion_pytorch_model|model)\.safetensors\.index(\.[\w-]+)?\.json")
 PICTURE_TYPES = r"\.(?:png|jpe?g|gif|webp)"
 PICTURE = re.compile(rf"""(?:\]\(\s*<?|\bsrc\s*=\s*["']?)([^\s"'<>()?#]+{PICTURE_TYPES})\b""", re.IGNORECASE)
 
@@ -44,6 +42,8 @@ def list_pipeline_files(folder: Path) -> dict[str, Path]:
         ValueError: The folder is not a pipeline folder, its files do not fit each other, or one of them
             may not be uploaded.
     """
+    from diffusers import ModelMixin
+
     from ..code_files import list_code
     from ..pipeline_pfgmpp import PFGMPPPipeline
 
@@ -59,8 +59,13 @@ def list_pipeline_files(folder: Path) -> dict[str, Path]:
         files = find_files(folder, ["model_index.json", *DESCRIPTIONS])
         if "README.md" in files:
             files |= _list_pictures(folder)
+        variants = {}
         for part, (_, cls) in classes.items():
-            files |= _list_component(folder, part, cls)
+            component = _list_component(folder, part, cls)
+            files |= component
+            if issubclass(cls, ModelMixin):
+                variants[part] = list_variants(PurePosixPath(name).name for name in component)
+        _check_variants(variants)
         for name in REPORTS:
             if name in files:
                 _check_report(folder, name)
@@ -108,23 +113,85 @@ def _list_component(folder: Path, part: str, cls: type) -> dict[str, Path]:
         raise ValueError(f"{part} has none of {', '.join(CONFIGS)}.")
     if not issubclass(cls, ModelMixin):
         return files
-    groups = []  # of files that hold the weights together
-    for name in sorted(path.name for path in (folder / part).iterdir()):
-        if WEIGHTS_INDEX.fullmatch(name):
-            groups.append(_list_shards(folder, part, name))
-            files |= find_files(folder, [f"{part}/{name}"])
-        elif WEIGHTS.fullmatch(name) and not SHARD.fullmatch(name):
-            groups.append([name])
-    if not groups:
+    weights = parse_weight_files(path.name for path in (folder / part).iterdir())
+    for file in weights:
+        if not file.is_pickle:
+            files |= _list_weights(folder, part, cls.__name__, file)
+    for file in weights:
+        if file.is_pickle:
+            _check_pickle(folder, part, file, weights)
+    if not weights:
         raise ValueError(f"{part} has no weights as safetensors.")
-    for group in groups:
-        weights = find_files(folder, [f"{part}/{name}" for name in group])
-        for name in group:
-            if f"{part}/{name}" not in weights:
-                raise ValueError(f"{part} lacks {name}, which the index of its weights names.")
-        _check_tensors(folder, part, cls.__name__, weights)
-        files |= weights
     return files
+
+
+def _list_weights(folder: Path, part: str, network: str, file: WeightFile) -> dict[str, Path]:
+    """List a file of weights or an index with its files, checked against the network's configuration."""
+    names = _list_shards(folder, part, file.name) if file.is_index else [file.name]
+    weights = find_files(folder, [f"{part}/{name}" for name in names])
+    for name in names:
+        if f"{part}/{name}" not in weights:
+            raise ValueError(f"{part} lacks {name}, which the index of its weights names.")
+    _check_tensors(folder, part, network, weights)
+    return weights | find_files(folder, [f"{part}/{file.name}"])
+
+
+def _check_pickle(folder: Path, part: str, pickle: WeightFile, weights: list[WeightFile]) -> None:
+    """Refuse weights that are stored as a pickle, unless the same weights are stored as safetensors."""
+    for file in weights:
+        if file.is_pickle or file.variant != pickle.variant:
+            continue
+        if _hold_the_same(_read_tensors(folder, part, file), _read_tensors(folder, part, pickle)):
+            return
+        raise ValueError(
+            f"{part}/{pickle.name} holds other weights than {file.name}: remove the one that does not belong"
+            " to this model."
+        )
+    raise ValueError(
+        f"{part} holds weights as a pickle, {pickle.name}, and only safetensors are uploaded: save the"
+        " pipeline again with safe_serialization=True, and remove the pickle."
+    )
+
+
+def _read_tensors(folder: Path, part: str, file: WeightFile) -> dict[str, Any]:
+    """Read the tensors of a weight file, or of the files that an index names; no pickle is run."""
+    import torch
+    from safetensors.torch import load_file
+
+    names = _list_shards(folder, part, file.name) if file.is_index else [file.name]
+    tensors: dict[str, Any] = {}
+    for name, path in find_files(folder, [f"{part}/{name}" for name in names]).items():
+        try:
+            if file.is_pickle:
+                tensors |= torch.load(path, "cpu", weights_only=True)
+            else:
+                tensors |= load_file(path)
+        except Exception as error:  # a damaged pickle may raise anything
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(f"{name} cannot be read: {reason}") from None
+    return tensors
+
+
+def _hold_the_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    import torch
+
+    if first.keys() != second.keys():
+        return False
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def _check_variants(components: Mapping[str, list[str | None]]) -> None:
+    """Refuse networks that no variant loads together; diffusers falls back to the default weights of each."""
+    choices = {variant for variants in components.values() for variant in variants}
+    for choice in choices:
+        if all(choice in variants or None in variants for variants in components.values()):
+            return
+    if choices:
+        found = "; ".join(
+            f"{part} has {', '.join(str(variant) for variant in variants)}"
+            for part, variants in components.items()
+        )
+        raise ValueError(f"no variant loads all of its networks: {found}.")
 
 
 def _list_shards(folder: Path, part: str, index: str) -> list[str]:

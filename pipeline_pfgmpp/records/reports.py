@@ -132,7 +132,8 @@ def check_weights(
         name (`str`): Name of the report, for the error message.
         model (`str` or `os.PathLike`): A pipeline folder or a Hub id.
         pipeline ([`~diffusers.DiffusionPipeline`], *optional*): The model, if it is loaded already;
-            otherwise it is loaded from the local folder `model`.
+            otherwise it is loaded from the local folder `model`, of which any variant may have been
+            measured.
 
     Raises:
         ValueError: The model has other weights.
@@ -142,10 +143,16 @@ def check_weights(
     from diffusers import DiffusionPipeline
 
     from .digests import digest_weights
+    from .weights import list_folder_variants
 
-    if pipeline is None:
-        pipeline = DiffusionPipeline.from_pretrained(model, local_files_only=True)
-    if measured != {digest_weights(pipeline)}:
+    if pipeline is not None:
+        digests = {digest_weights(pipeline)}
+    else:
+        digests = {
+            digest_weights(DiffusionPipeline.from_pretrained(model, variant=variant, local_files_only=True))
+            for variant in list_folder_variants(model)
+        }
+    if len(measured) > 1 or not measured <= digests:
         raise ValueError(
             f"The figures of {name} were measured with other weights than those of {model}:"
             " measure this model again."
