@@ -292,11 +292,14 @@ REQUIRED = ["--train_data_dir", "data", "--output_dir", "out", "--max_train_step
 
 @pytest.mark.parametrize("preset", RECIPES)
 def test_presets_are_the_published_recipes_and_can_be_overridden(preset):
-    args = parse(*REQUIRED, "--preset", preset)
+    required = [*REQUIRED, "--preset", preset]
+    if preset == "fine-tuning":
+        required += ["--pretrained_model_name_or_path", "model"]
+    args = parse(*required)
     for name, value in RECIPES[preset].items():
         assert getattr(args, name) == value
-    assert parse(*REQUIRED, "--preset", preset, "--learning_rate", "0.5").learning_rate == 0.5
-    assert parse(*REQUIRED, "--preset", preset, "--no-class_conditional").class_conditional is False
+    assert parse(*required, "--learning_rate", "0.5").learning_rate == 0.5
+    assert parse(*required, "--no-class_conditional").class_conditional is False
 
 
 def test_a_file_of_arguments_goes_between_the_preset_and_the_command_line(tmp_path, capsys):
