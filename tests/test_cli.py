@@ -7,10 +7,13 @@ import sys
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from conftest import ROOT, make_tiny_pipeline
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from tqdm.auto import tqdm
 
-from pipeline_pfgmpp import commands
+from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, commands
+from pipeline_pfgmpp.commands.shared import choose_class
 from pipeline_pfgmpp.pictures.grid import draw_grid
 
 
@@ -65,11 +68,13 @@ def test_sample_draws_one_row_per_dimension_and_one_panel_per_noise(tmp_path, ca
     [
         (["nowhere/at-all", "--output", "x.png"], "nowhere/at-all"),
         (["MODEL", "--output", "x.jpg"], "--output must end in .png"),
-        (["MODEL", "--columns", "0"], "--columns and --rows must be positive"),
-        (["MODEL", "--noise", ""], "--noise must hold one or more finite numbers"),
-        (["MODEL", "--noise=-1"], "finite numbers that are not negative"),
         (["MODEL", "--seeds", "", "--output", "many"], "`seeds` must be a list such as 0-49999"),
-        (["MODEL", "--num-inference-steps", "0"], "`num_inference_steps` must be"),
+        (["MODEL", "--rows", "2"], "--rows has no effect on this model, whose classes are the rows"),
+        (["MODEL", "--D", "8,16"], "--D is 8,16, but this network was trained at D = 16 only"),
+        (["MODEL", "--variant", "fp16"], "has no variants of its weights, so leave out --variant fp16"),
+        (["MODEL", "--class-label", "boot"], "must be one of 0 (shoe), 1 (bag), 2 (shirt), but is 'boot'."),
+        (["MODEL", "--class-label", "3"], "must be one of 0 (shoe), 1 (bag), 2 (shirt), but is '3'."),
+        (["MODEL", "--class-label", "-1"], "must be one of 0 (shoe), 1 (bag), 2 (shirt), but is '-1'."),
     ],
 )
 def test_bad_input_ends_in_a_message_and_leaves_nothing(args, message, model, tmp_path, capsys, monkeypatch):
@@ -97,7 +102,9 @@ def test_evaluate_writes_into_the_card(model, fashion_mnist, tmp_path, capsys, m
             [str(model), "--metrics", "fjd"],
             "There is no metric 'fjd'; choose from fid, kid, precision_recall, inception_score",
         ),
-        ([str(model), "--num-images", "1"], "--num-images must be at least 2"),
+        ([str(model), "--num-images", "1"], "--num-images: must be a whole number from 2 to"),
+        ([str(model), "--D", "8"], "--D is 8, but this network was trained at D = 16 only"),
+        ([str(model), "--class-label", "boot"], "--class-label must be one of 0 (shoe), 1 (bag)"),
         (
             [str(model), "--num-inference-steps", "3", "--output", str(drawn)],
             "holds images drawn with other settings (num_inference_steps is 2 there and 3 here)",
@@ -168,13 +175,221 @@ def test_errors_stand_on_a_line_of_their_own(capsys):
 
 
 def test_numbers_are_refused_in_plain_words(capsys):
-    for text in ("16,many", "nan"):
+    for text in ("16,many", "nan", "", "0", "-1", "16,,32", "inf,nan"):
         with pytest.raises(SystemExit) as stop:
-            commands.main(["sample", "model", "--D", text])
+            commands.main(["sample", "model", f"--D={text}"])
         assert stop.value.code == 2
-        assert f"expected numbers separated by commas, such as 16,128,inf, but got '{text}'" in (
+        assert f"expected positive numbers separated by commas, such as 16,128,inf, but got '{text}'" in (
             capsys.readouterr().err
         )
+
+
+NO_COUNT = ("0", "-1", "nan", "inf", "2.5", "", "many", "99999999999")
+NO_NUMBER = ("-1", "nan", "inf", "", "many", "1e300")
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "values"),
+    [
+        ("sample model", "--num-images", NO_COUNT),
+        ("sample model", "--columns", NO_COUNT),
+        ("sample model", "--rows", NO_COUNT),
+        ("sample model", "--batch-size", NO_COUNT),
+        ("sample model", "--num-inference-steps", NO_COUNT),
+        ("sample model", "--seed", ("-1", "nan", "2.5", "", str(2**64))),
+        ("sample model", "--D", ("0", *NO_NUMBER[:2], "16,16")),
+        ("sample model", "--noise", (*NO_NUMBER, "0,0", "0,nan")),
+        ("sample model", "--rho", ("0", *NO_NUMBER)),
+        ("sample model", "--sigma-min", ("0", *NO_NUMBER[:-1])),
+        ("sample model", "--guidance-scale", NO_NUMBER),
+        ("evaluate model --data x", "--num-images", ("1", *NO_COUNT)),
+        ("evaluate model --data x", "--groups", NO_COUNT),
+        ("evaluate model --data x", "--D", ("0", "nan", "")),
+        ("robustness model --data x", "--num-images", ("1", *NO_COUNT)),
+        ("robustness model --data x", "--groups", NO_COUNT),
+        ("robustness model --data x", "--batch-size", NO_COUNT),
+        ("robustness model --data x", "--D", ("0", "nan", "")),
+        ("robustness model --data x", "--noise", ("-1", "nan", "inf", "many")),
+        ("robustness model --data x", "--bits", ("0", "7.5", "64", "nan", "8,8")),
+        ("robustness model --data x", "--nfe", ("0", "7.5", "inf", "nan")),
+        ("verify model", "--num-images", ("7", *NO_COUNT)),
+        ("verify model", "--batch-size", NO_COUNT),
+        ("convert file folder", "--D", ("0", "-1", "nan", "")),
+        ("convert file folder", "--sigma-data", ("0", *NO_NUMBER[:-1])),
+        ("average run", "--width", ("0", "0.3", *NO_NUMBER)),
+        ("average run --width 0.1", "--step", NO_COUNT[:-1]),
+    ],
+)
+def test_a_number_out_of_range_is_refused_in_one_sentence(
+    command, option, values, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for value in values:
+        with pytest.raises(SystemExit) as stop:
+            commands.main([*command.split(), f"{option}={value}"])
+        assert stop.value.code == 2, value
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert f"argument {option}: " in error
+        assert repr(value) in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--noise=0.1", "--D=16", "--seed=1", "--columns=3", "--output=x.png"])
+def test_an_option_that_is_given_twice_is_not_ignored_once(option, capsys):
+    with pytest.raises(SystemExit) as stop:
+        commands.main(["sample", "model", option, option])
+    assert stop.value.code == 2
+    assert "may be given only once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "value"), [("--weights", "net"), ("--sigma-data", "0.5")])
+def test_options_of_files_are_not_ignored_for_a_ddpm(option, value, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        commands.main(["convert", "--from-diffusers", "ddpm", str(tmp_path / "out"), option, value])
+    assert stop.value.code == 1
+    assert f"{option} has no effect on a DDPM of diffusers" in capsys.readouterr().err
+
+
+def test_rows_are_not_ignored_where_they_are_dimensions(tmp_path, capsys):
+    make_tiny_pipeline(D=16).save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit):
+        commands.main(
+            [
+                "sample",
+                str(tmp_path / "model"),
+                "--D",
+                "8,16",
+                "--rows",
+                "2",
+                "--output",
+                str(tmp_path / "x.png"),
+            ]
+        )
+    assert "--rows has no effect with several --D, which are the rows" in capsys.readouterr().err
+
+
+def draw(model, tmp_path, *arguments):
+    """Draw two steps into an .npz file, and return its images."""
+    output = tmp_path / "drawn.npz"
+    output.unlink(missing_ok=True)
+    few = ["--num-inference-steps", "2", "--output", str(output)]
+    commands.main(["sample", str(model), "--num-images", "2", *few, *arguments])
+    with np.load(output) as archive:
+        return archive["images"]
+
+
+@pytest.mark.parametrize("text", ["Ankle boot", "ankle boot", "1"])
+def test_a_class_is_chosen_by_name_or_number(text, tmp_path):
+    pipeline = make_tiny_pipeline(D=16, label_dim=3, d_conditioning=False)
+    pipeline.register_to_config(id2label={"0": "shoe", "1": "Ankle boot", "2": "shirt"})
+    pipeline.save_pretrained(tmp_path / "model")
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    images = pipeline(2, num_inference_steps=2, class_labels=1, generator=generators, output_type="np").images
+    drawn = draw(tmp_path / "model", tmp_path, "--class-label", text)
+    assert np.abs(drawn - images * 255).max() <= 1
+
+
+def test_a_name_counts_before_a_number(tmp_path):
+    pipeline = make_tiny_pipeline(D=16, label_dim=3, d_conditioning=False)
+    pipeline.register_to_config(id2label={"0": "1", "1": "10", "2": "2"})  # as text is sorted
+    assert [choose_class(pipeline, text) for text in ("1", "10", "2", "0")] == [0, 1, 2, 0]
+    pipeline.register_to_config(id2label={"0": "Boot", "1": "boot", "2": "BOOT"})
+    assert choose_class(pipeline, "boot") == 1
+    with pytest.raises(ValueError, match=r"--class-label must be one of 0 \(Boot\), 1 \(boot\), 2 \(BOOT\)"):
+        choose_class(pipeline, "bOOt")
+
+
+def test_a_class_that_never_occurred_is_neither_drawn_nor_accepted(tmp_path, capsys):
+    pipeline = make_tiny_pipeline(D=16, label_dim=3, d_conditioning=False)
+    pipeline.register_to_config(id2label={"0": "shoe", "2": "shirt"})
+    pipeline.save_pretrained(tmp_path / "model")
+    sample = ["sample", str(tmp_path / "model"), "--output", str(tmp_path / "x.png")]
+    with pytest.raises(SystemExit):
+        commands.main([*sample, "--class-label", "1"])
+    assert "--class-label must be one of 0 (shoe), 2 (shirt), but is '1'." in capsys.readouterr().err
+    commands.main([*sample, "--columns", "2", "--num-inference-steps", "1"])
+    assert "Drew 4 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_rectangular_images_of_any_number_of_channels_are_drawn(channels, tmp_path, capsys):
+    unet = UNet2DModel(
+        (24, 40),
+        channels,
+        channels,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+    PFGMPPPipeline(unet, PFGMPPScheduler(D=16)).save_pretrained(tmp_path / "model")
+    assert draw(tmp_path / "model", tmp_path).shape == (2, 24, 40, channels)
+    grid = ["sample", str(tmp_path / "model"), "--columns", "3", "--rows", "2", "--num-inference-steps", "1"]
+    grid += ["--output", str(tmp_path / "grid.png")]
+    if channels == 2:
+        for arguments, message in (
+            (grid, "A grid shows images of 1, 3 or 4 channels, but"),
+            (
+                [*grid[:2], "--num-images", "2", "--output", str(tmp_path / "f")],
+                "2 channels cannot be written as",
+            ),
+        ):
+            with pytest.raises(SystemExit):
+                commands.main(arguments)
+            assert message in capsys.readouterr().err
+        return
+    commands.main(grid)
+    assert PIL.Image.open(tmp_path / "grid.png").size == (4 + 3 * 84, 4 + 2 * 52)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("command", ["sample", "evaluate", "robustness"])
+def test_weights_that_are_not_finite_are_refused(command, value, model, tmp_path, capsys, monkeypatch):
+    """A run that had diverged was drawn from without a word."""
+    monkeypatch.chdir(tmp_path)
+    pipeline = PFGMPPPipeline.from_pretrained(model)
+    pipeline.unet.map_layer0.bias.data[3] = value
+    pipeline.save_pretrained(model)
+    data = [] if command == "sample" else ["--data", "nowhere"]
+    with pytest.raises(SystemExit) as stop:
+        commands.main([command, str(model), *data])
+    assert stop.value.code == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "its weights must be finite, but `map_layer0.bias` of `unet` holds NaN or infinity" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_model_with_only_a_variant_says_how_to_use_it(model, tmp_path, capsys):
+    expected = draw(model, tmp_path)
+    PFGMPPPipeline.from_pretrained(model).save_pretrained(tmp_path / "only", variant="ema500")
+    for command, *options in (["sample"], ["evaluate", "--data", "x"], ["robustness", "--data", "x"]):
+        with pytest.raises(SystemExit) as stop:
+            commands.main([command, str(tmp_path / "only"), *options])
+        assert stop.value.code == 1
+        assert "holds weights only as the variant ema500: add --variant ema500." in capsys.readouterr().err
+    np.testing.assert_array_equal(draw(tmp_path / "only", tmp_path, "--variant", "ema500"), expected)
+    with pytest.raises(SystemExit):
+        draw(tmp_path / "only", tmp_path, "--variant", "fp16")
+    assert "--variant must be ema500 for" in capsys.readouterr().err
+
+
+def test_another_kind_of_pipeline_is_refused_by_name(tmp_path, capsys):
+    unet = UNet2DModel(
+        8,
+        1,
+        1,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(SystemExit):
+        commands.main(["sample", str(tmp_path)])
+    assert "is a DDPMPipeline, but must be a PFGMPPPipeline." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT
 from diffusers import DiffusionPipeline
 
-from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, commands
+from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, commands
 from pipeline_pfgmpp.generation import load_samples, parse_seeds, sample_to_files
 from pipeline_pfgmpp.records.digests import default_output, describe, digest_weights
 
@@ -207,13 +207,21 @@ def test_the_digest_is_of_the_weights_and_not_of_their_type(pipe, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--num-images", "0"], "--num-images must be positive"),
         (["--num-images", "3", "--seeds", "0-1"], "leave one of them out"),
-        (["--num-images", "3", "--output", "x.png"], "--output must be a folder or end in .npz"),
-        (["--num-images", "3", "--batch-size", "0"], "`batch_size` must be positive"),
+        (["--seeds", "0-1", "--seed", "3"], "--seed and --seeds contradict each other"),
+        (["--seeds", "0-99999999999"], "`seeds` must name at most 10,000,000 numbers"),
+        (["--num-images", "3", "--columns", "2"], "--columns belongs to a grid"),
+        (["--num-images", "3", "--rows", "2"], "--rows belongs to a grid"),
+        (["--num-images", "3", "--noise", "0,0.2"], "at only one --D and one --noise"),
         (["--num-images", "3", "--D", "64"], "trained at D = 16 only"),
-        (["--num-images", "3", "--class-label", "3"], "`class_labels` must lie in 0 ... 2"),
+        (["--num-images", "3", "--class-label", "3"], "--class-label must be one of 0, 1, 2, but is '3'."),
         (["--num-images", "3", "--solver-type", "rk4"], "`solver_type` must be one of"),
+        (["--num-images", "3", "--sigma-min", "80"], "sigma_min"),
+        (
+            ["--num-images", "3", "--sigma-schedule", "exponential", "--rho", "5"],
+            "--rho has no effect on the exponential spacing",
+        ),
+        (["--num-images", "3", "--variant", "fp16"], "has no variants of its weights"),
     ],
 )
 def test_bad_arguments_end_in_one_sentence(args, message, model, tmp_path, capsys, monkeypatch):
@@ -238,3 +246,75 @@ def test_images_of_some_seeds_are_read(name, model, tmp_path):
     for path, seeds in ((tmp_path / name, [4]), (tmp_path, None), (tmp_path / "none.npz", None)):
         with pytest.raises(ValueError, match="does not hold these images of"):
             load_samples(path, seeds)
+
+
+@pytest.mark.parametrize("output", ["x.png", "X.PNG"])
+def test_many_images_do_not_fit_one_picture(output, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        commands.main(["sample", str(model), "--output", output, "--num-images", "3"])
+    assert "--output must be a folder or end in .npz" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_are_not_ours_are_left_alone(pipe, tmp_path):
+    """A picture of notes among the numbered ones ended loading with an error of int()."""
+    sample_to_files(pipe, [3, 1234567], tmp_path, num_inference_steps=1)
+    for name in (
+        "notes.png",
+        "1.png",
+        "0000001.png",
+        "-00001.png",
+        "000002.txt",
+        "٠٠٠٠٠١.png",
+        ".000004.png",
+    ):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "folder").mkdir()
+    images, _ = load_samples(tmp_path)
+    assert len(images) == 2
+    assert (tmp_path / "notes.png").read_text() == "mine"
+    for path in tmp_path.glob("[0-9]*[37].png"):
+        path.unlink()
+    with pytest.raises(ValueError, match="does not hold these images of `pfgmpp sample`: it holds no images"):
+        load_samples(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", ""])
+def test_a_damaged_record_of_settings_is_refused(text, pipe, tmp_path):
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(
+        ValueError, match=r"settings\.json is not a record of `pfgmpp sample`; choose another"
+    ):
+        sample_to_files(pipe, [1], tmp_path, num_inference_steps=1)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6])
+def test_images_of_any_number_of_channels_are_stored(channels, tmp_path):
+    data = torch.rand(3, channels, 8, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pipe = PFGMPPPipeline(EmpiricalDenoiser(data), PFGMPPScheduler(D=16))
+    sample_to_files(pipe, [0, 1], tmp_path / "many.npz", num_inference_steps=8)
+    images, _ = load_samples(tmp_path / "many.npz")
+    assert images.shape == (2, channels, 8, 12)
+    levels = ((data / 2 + 0.5) * 255).round()
+    for image in images:  # each is one of the data
+        assert (levels - image.float()).abs().amax((1, 2, 3)).min() <= 3
+    if channels in (1, 3, 4):
+        sample_to_files(pipe, [0, 1], tmp_path / "folder", num_inference_steps=8)
+        assert torch.equal(load_samples(tmp_path / "folder")[0], images)
+        return
+    with pytest.raises(
+        ValueError, match=f"Images of {channels} channels cannot be written as PNG files: `output`"
+    ):
+        sample_to_files(pipe, [0, 1], tmp_path / "folder", num_inference_steps=8)
+    assert [path.name for path in tmp_path.iterdir()] == ["many.npz"]
+
+
+def test_images_that_are_not_finite_are_not_stored(pipe, tmp_path):
+    """NaN became black pictures."""
+    broken = PFGMPPPipeline(copy.deepcopy(pipe.unet), pipe.scheduler)
+    broken.unet.dec["8x8_aux_conv"].weight.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="The images of seeds 0 to 1 hold NaN or infinity"):
+        sample_to_files(broken, [0, 1], tmp_path / "out", num_inference_steps=2)
+    assert not (tmp_path / "out").exists()

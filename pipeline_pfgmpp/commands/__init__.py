@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from ..records.commands import format_command
 from . import average, convert, data, evaluate, field_lines, info, plot, push, robustness, sample, verify
 from .extras import check_extra
+from .parsing import CommandParser
 
 
 COMMANDS = {
@@ -36,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     Returns:
         `argparse.ArgumentParser`: The parser. What it returns names the command in `command`.
     """
-    parser = argparse.ArgumentParser(prog="pfgmpp", description="PFGM++ for the Hugging Face ecosystem.")
+    parser = CommandParser(prog="pfgmpp", description="PFGM++ for the Hugging Face ecosystem.")
     subparsers = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     for name, module in COMMANDS.items():
         description = (module.__doc__ or "").strip()

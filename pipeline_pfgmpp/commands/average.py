@@ -8,6 +8,8 @@ the run's pipeline as a variant of its weights.
 import argparse
 from pathlib import Path
 
+from .parsing import make_integer_parser, make_number_parser
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
@@ -17,8 +19,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser (`argparse.ArgumentParser`): The parser of the command.
     """
     parser.add_argument("run", type=Path, help="the --output_dir of a finished training run with --ema_width")
-    parser.add_argument("--width", type=float, required=True, help="sigma_rel, between 0 and 0.289")
-    parser.add_argument("--step", type=int, help="optimisation step (default: the last)")
+    parser.add_argument(
+        "--width",
+        type=make_number_parser("a number between 0 and 0.289", lambda width: 0 < width < 0.289),
+        required=True,
+        help="sigma_rel, between 0 and 0.289",
+    )
+    parser.add_argument(
+        "--step", type=make_integer_parser(1, 10**12), help="optimisation step (default: the last)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -6,6 +6,8 @@ The checkpoint is a PFGM++ or EDM file (.pt or .pkl), of which no code is run, o
 
 import argparse
 
+from .parsing import parse_dimension, parse_positive
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
@@ -32,10 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ema for the moving average, net for the network as trained (default: %(default)s)",
     )
     parser.add_argument(
-        "--D", type=float, help="augmented dimension, if the file does not state it; inf is diffusion"
+        "--D",
+        type=parse_dimension,
+        help="augmented dimension, if the file does not state it; inf is diffusion",
     )
     parser.add_argument(
-        "--sigma-data", type=float, help="standard deviation of the data, if the file does not state it"
+        "--sigma-data",
+        type=parse_positive,
+        help="standard deviation of the data, if the file does not state it",
     )
 
 
@@ -46,6 +52,13 @@ def run(args: argparse.Namespace) -> None:
     Args:
         args (`argparse.Namespace`): Arguments of [`add_arguments`].
     """
+    if args.from_diffusers:
+        for option in ("weights", "sigma_data"):
+            if option in args.given:
+                raise ValueError(
+                    f"--{option.replace('_', '-')} has no effect on a DDPM of diffusers: leave it out with"
+                    " --from-diffusers."
+                )
     import torch
 
     from ..conversion import convert_checkpoint, convert_diffusers

@@ -9,17 +9,17 @@ import argparse
 import json
 from pathlib import Path
 
+from .parsing import make_integer_parser, parse_dimensions
 from .shared import (
     add_drawing_arguments,
     add_measuring_arguments,
     check_card,
-    check_counts,
+    check_dimensions,
     get_call_settings,
     get_scheduler_settings,
     load_metrics,
     load_pipeline,
     load_real_images,
-    parse_numbers,
 )
 
 
@@ -45,16 +45,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--D",
-        type=parse_numbers,
+        type=parse_dimensions,
         help="augmented dimensions, for a network that is conditioned on D, such as 16,128,inf"
         " (default: the model's)",
     )
     parser.add_argument(
-        "--num-images", type=int, default=10_000, help="images per value (default: %(default)s)"
+        "--num-images",
+        type=make_integer_parser(2),
+        default=10_000,
+        help="images per value (default: %(default)s)",
     )
     parser.add_argument(
         "--groups",
-        type=int,
+        type=make_integer_parser(1, 10_000),
         default=1,
         help="values per metric, each from images of its own (default: %(default)s)",
     )
@@ -86,15 +89,15 @@ def run(args: argparse.Namespace) -> None:
 
     if args.write:
         check_card(args.model)
-    check_counts(args)
-    pipeline = load_pipeline(args.model, **get_scheduler_settings(args))
+    pipeline = load_pipeline(args.model, args.variant, **get_scheduler_settings(args))
+    settings = get_call_settings(args, pipeline)
+    check_dimensions([pipeline], args.D)
     metrics = load_metrics(
         pipeline, args.features, args.data, args.split, args.metrics, args.trust_remote_code
     )
     baseline = None
     if args.baseline_split:
         baseline = load_real_images(args.data, args.baseline_split, pipeline)
-    settings = get_call_settings(args)
     description = describe(pipeline, **settings)
     samples = Path(args.output or default_output("samples", args.model, description))
     entries = evaluate(

@@ -10,13 +10,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from .parsing import make_integer_parser, make_list_parser, parse_dimensions
 from .shared import (
+    add_batch_size_argument,
     add_measuring_arguments,
+    add_noise_argument,
+    add_variant_argument,
     check_card,
-    check_counts,
+    check_dimensions,
     load_metrics,
     load_pipeline,
-    parse_numbers,
 )
 
 
@@ -29,36 +32,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument("models", nargs="+", metavar="MODEL", help="Hub ids or pipeline folders")
     add_measuring_arguments(parser)
+    add_variant_argument(parser)
     parser.add_argument(
         "--D",
-        type=parse_numbers,
+        type=parse_dimensions,
         default="16,64,128,2048,inf",
         help="augmented dimensions, for networks that are conditioned on D (default: %(default)s)",
     )
-    parser.add_argument(
-        "--noise",
-        type=parse_numbers,
-        default="0,0.1,0.2,0.3",
-        help="strengths α of the noise that is injected before each step (default: %(default)s)",
+    add_noise_argument(
+        parser,
+        "0,0.1,0.2,0.3",
+        "strengths α of the noise that is injected before each step (default: %(default)s)",
+        may_be_empty=True,
     )
     parser.add_argument(
-        "--bits", type=parse_numbers, default="9,8,7,6,5", help="bits per weight (default: %(default)s)"
+        "--bits",
+        type=make_list_parser(
+            "whole numbers from 1 to 24, separated by commas",
+            lambda bits: bits in range(1, 25),
+            may_be_empty=True,
+        ),
+        default="9,8,7,6,5",
+        help="bits per weight (default: %(default)s)",
     )
     parser.add_argument(
         "--nfe",
-        type=parse_numbers,
+        type=make_list_parser(
+            "whole numbers from 1 to 100,000, separated by commas",
+            lambda nfe: nfe in range(1, 100_001),
+            may_be_empty=True,
+        ),
         default="35,19,11,7",
         help="calls of the network; the largest number is used for noise and bits (default: %(default)s)",
     )
     parser.add_argument(
-        "--num-images", type=int, default=1000, help="images per distance (default: %(default)s)"
+        "--num-images",
+        type=make_integer_parser(2),
+        default=1000,
+        help="images per distance (default: %(default)s)",
     )
     parser.add_argument(
-        "--groups", type=int, default=3, help="distances per point, for error bars (default: %(default)s)"
+        "--groups",
+        type=make_integer_parser(1, 10_000),
+        default=3,
+        help="distances per point, for error bars (default: %(default)s)",
     )
-    parser.add_argument(
-        "--batch-size", type=int, default=50, help="images per batch and process (default: %(default)s)"
-    )
+    add_batch_size_argument(parser, 50)
     parser.add_argument(
         "--output",
         help="folder for the results (default: outputs/robustness/MODEL-DIGEST, where the digest covers"
@@ -85,12 +104,15 @@ def run(args: argparse.Namespace) -> None:
     from ..records.digests import default_output, describe
 
     settings = robustness.list_settings(args.noise, args.bits, args.nfe)
-    check_counts(args)
     if args.write:
         if len(args.models) > 1:
             raise ValueError("--write needs one model, because each model has a card of its own.")
         check_card(args.models[0])
-    pipelines = {name: load_pipeline(model) for name, model in zip(_name_models(args.models), args.models)}
+    pipelines = {}
+    for name, model in zip(_name_models(args.models), args.models):
+        pipelines[name] = load_pipeline(model, args.variant)
+    if "D" in args.given:
+        check_dimensions(list(pipelines.values()), args.D)
     first = next(iter(pipelines.values()))
     metrics = load_metrics(
         first, args.features, args.data, args.split, trust_remote_code=args.trust_remote_code

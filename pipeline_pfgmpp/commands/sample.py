@@ -9,16 +9,17 @@ one image is drawn per seed, into a folder of PNGs or an .npz file. Processes sh
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .parsing import make_integer_parser, parse_dimensions
 from .shared import (
     add_drawing_arguments,
+    add_noise_argument,
+    check_dimensions,
     get_call_settings,
     get_scheduler_settings,
     load_pipeline,
-    parse_numbers,
 )
 
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 DEFAULT_ROWS = 8  # of a grid in which rows are not classes
+MOST_ROWS = 1000  # and columns
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,28 +48,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the .png file of the grid, or for many images a folder or an .npz file (default: %(default)s)",
     )
     parser.add_argument(
-        "--num-images", type=int, help="draw this many images, with consecutive seeds from --seed on"
+        "--num-images",
+        type=make_integer_parser(1),
+        help="draw this many images, with consecutive seeds from --seed on",
     )
     parser.add_argument("--seeds", help="draw one image per seed: a list such as 0-49999 or 3,5,10-12")
     parser.add_argument(
-        "--columns", type=int, default=10, help="images per row of the grid (default: %(default)s)"
+        "--columns",
+        type=make_integer_parser(1, MOST_ROWS),
+        default=10,
+        help="images per row of the grid (default: %(default)s)",
     )
     parser.add_argument(
         "--rows",
-        type=int,
+        type=make_integer_parser(1, MOST_ROWS),
         help=f"rows of the grid, if they are neither classes nor D (default: {DEFAULT_ROWS})",
     )
     parser.add_argument(
         "--D",
-        type=parse_numbers,
+        type=parse_dimensions,
         help="augmented dimension, for a network that is conditioned on D; inf is diffusion;"
         " several, such as 16,128,inf, are the rows of the grid (default: the model's)",
     )
-    parser.add_argument(
-        "--noise",
-        type=parse_numbers,
-        default="0",
-        help="strength α of the noise that is injected before each step; for several, such as 0,0.2,"
+    add_noise_argument(
+        parser,
+        "0",
+        "strength α of the noise that is injected before each step; for several, such as 0,0.2,"
         " grids are stacked (default: %(default)s)",
     )
     add_drawing_arguments(parser)
@@ -80,8 +86,6 @@ def run(args: argparse.Namespace) -> None:
     Args:
         args (`argparse.Namespace`): Arguments of [`add_arguments`].
     """
-    if not args.noise or not all(0 <= noise < math.inf for noise in args.noise):
-        raise ValueError("--noise must hold one or more finite numbers that are not negative.")
     if args.num_images is None and args.seeds is None:
         sample_grid(args)
     else:
@@ -102,27 +106,37 @@ def sample_many(args: argparse.Namespace) -> None:
 
     if args.output.lower().endswith(".png"):
         raise ValueError(f"--output must be a folder or end in .npz for many images, but is {args.output}.")
-    seeds = _list_seeds(args)
     if len(args.D or []) > 1 or len(args.noise) > 1:
         raise ValueError("Many images are drawn at only one --D and one --noise.")
-    settings = get_call_settings(args)
+    for option in ("columns", "rows"):
+        if option in args.given:
+            raise ValueError(f"--{option} belongs to a grid: leave it out with --num-images or --seeds.")
+    seeds = _list_seeds(args)
+    pipeline = _load_pipeline(args)
+    settings = get_call_settings(args, pipeline)
     if args.D:
         settings["D"] = args.D[0]
     if args.noise[0]:
         settings["noise"] = args.noise[0]
-    pipeline = load_pipeline(args.model, **get_scheduler_settings(args))
     sample_to_files(pipeline, seeds, args.output, args.batch_size, args.command_line, **settings)
     print(f"Drew {len(seeds)} images: {Path(args.output).resolve()}")
+
+
+def _load_pipeline(args: argparse.Namespace) -> PFGMPPPipeline:
+    """Load the model, and refuse a D that it does not have."""
+    pipeline = load_pipeline(args.model, args.variant, **get_scheduler_settings(args))
+    check_dimensions([pipeline], args.D)
+    return pipeline
 
 
 def _list_seeds(args: argparse.Namespace) -> list[int]:
     """List the seeds that `--seeds`, or `--seed` and `--num-images`, name."""
     from ..generation import parse_seeds
 
-    if args.num_images is not None and args.num_images < 1:
-        raise ValueError(f"--num-images must be positive, but is {args.num_images}.")
     if args.seeds is None:
         return list(range(args.seed, args.seed + args.num_images))
+    if "seed" in args.given:
+        raise ValueError("--seed and --seeds contradict each other: leave one of them out.")
     seeds = parse_seeds(args.seeds)
     if args.num_images not in (None, len(seeds)):
         raise ValueError(
@@ -156,15 +170,20 @@ def sample_grid(args: argparse.Namespace) -> None:
     Raises:
         ValueError: An argument is out of range, or does not fit the model.
     """
+    from ..pictures.grid import PICTURE_MODES
     from ..records.writing import replace_file
 
     if not args.output.lower().endswith(".png"):
         raise ValueError(
             f"--output must end in .png for a grid, but is {args.output}; --num-images draws many images."
         )
-    if args.columns < 1 or (args.rows is not None and args.rows < 1):
-        raise ValueError(f"--columns and --rows must be positive, but are {args.columns} and {args.rows}.")
-    pipeline = load_pipeline(args.model, **get_scheduler_settings(args))
+    pipeline = _load_pipeline(args)
+    channels = pipeline.unet.config.in_channels
+    if channels not in PICTURE_MODES:
+        raise ValueError(
+            f"A grid shows images of 1, 3 or 4 channels, but {args.model} has {channels}: draw them into an"
+            " .npz file with --num-images and --output."
+        )
     if len(args.D or []) > 1:
         rows = _plan_rows_by_dimension(pipeline, args)
     else:
@@ -179,21 +198,34 @@ def sample_grid(args: argparse.Namespace) -> None:
 
 def _plan_rows_by_dimension(pipeline: PFGMPPPipeline, args: argparse.Namespace) -> list[Row]:
     """Plan one row per D, with the same seeds and classes in each."""
+    from ..generation import list_classes
+
+    if args.rows is not None:
+        raise ValueError("--rows has no effect with several --D, which are the rows: leave it out.")
     seeds = [args.seed + column for column in range(args.columns)]
     settings = {}
-    if pipeline.num_classes and args.class_label is None:
-        settings["class_labels"] = [column % pipeline.num_classes for column in range(args.columns)]
+    classes = list(list_classes(pipeline))
+    if classes and args.class_label is None:
+        settings["class_labels"] = [classes[column % len(classes)] for column in range(args.columns)]
     return [Row(f"D = {D:g}", seeds, {"D": D, **settings}) for D in args.D]
 
 
 def _plan_rows_by_class(pipeline: PFGMPPPipeline, args: argparse.Namespace) -> list[Row]:
     """Plan one row per class; rows of one class, or of an unconditional model, differ by their seeds."""
+    from ..generation import list_classes
+
+    names = list_classes(pipeline)
     classes: list[int | None]
-    if pipeline.num_classes and args.class_label is None:
-        classes = list(range(pipeline.num_classes))
+    if names and args.class_label is None:
+        if args.rows is not None:
+            raise ValueError(
+                "--rows has no effect on this model, whose classes are the rows: leave it out, or choose one"
+                " class with --class-label."
+            )
+        classes = list(names)
     else:
-        classes = [args.class_label] * (args.rows or DEFAULT_ROWS)
-    names = pipeline.config.get("id2label") or {}
+        chosen = get_call_settings(args, pipeline).get("class_labels")
+        classes = [chosen] * (args.rows or DEFAULT_ROWS)
     D = args.D[0] if args.D else None
     rows = []
     for index, label in enumerate(classes):
@@ -202,24 +234,25 @@ def _plan_rows_by_class(pipeline: PFGMPPPipeline, args: argparse.Namespace) -> l
         text = None
         if label is not None:
             settings["class_labels"] = label
-            text = names.get(str(label), str(label))
+            text = names[label]
         rows.append(Row(text, list(range(start, start + args.columns)), settings))
     return rows
 
 
 def _draw_rows(pipeline: PFGMPPPipeline, rows: list[Row], args: argparse.Namespace) -> list[torch.Tensor]:
     """Draw the images of each row, at one noise after the other."""
+    import torch
     from tqdm.auto import tqdm
 
     from ..generation import generate
 
-    call_settings = get_call_settings(args)
+    call_settings = get_call_settings(args, pipeline)
     panels = [(noise, row) for noise in args.noise for row in rows]
     drawn = []
     for noise, row in tqdm(panels, "Sampling", unit="row"):
         settings = call_settings | row.settings
-        _, images = next(generate(pipeline, row.seeds, args.columns, None, noise, **settings))
-        drawn.append(images)
+        batches = generate(pipeline, row.seeds, args.batch_size, None, noise, **settings)
+        drawn.append(torch.cat([images for _, images in batches]))
     return drawn
 
 

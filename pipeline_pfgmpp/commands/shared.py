@@ -9,39 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .parsing import (
+    LARGEST_SEED,
+    make_integer_parser,
+    make_list_parser,
+    make_number_parser,
+    parse_positive,
+)
+
 
 if TYPE_CHECKING:
     import torch
 
     from ..evaluation import ImageMetrics
     from ..pipeline_pfgmpp import PFGMPPPipeline
-
-
-def parse_numbers(text: str) -> list[float]:
-    """
-    Parse numbers separated by commas.
-
-    Args:
-        text (`str`): Such as `"16,128,inf"`.
-
-    Returns:
-        `list[float]`: The numbers; none if the text is empty.
-
-    Raises:
-        argparse.ArgumentTypeError: A part is not a number.
-    """
-    numbers = []
-    for part in filter(None, text.split(",")):
-        try:
-            number = float(part)
-        except ValueError:
-            number = math.nan
-        if math.isnan(number):
-            raise argparse.ArgumentTypeError(
-                f"expected numbers separated by commas, such as 16,128,inf, but got {text!r}"
-            )
-        numbers.append(number)
-    return numbers
+MAX_LISTED = 100  # classes that an error message lists
 
 
 def add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,31 +33,99 @@ def add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser (`argparse.ArgumentParser`): The parser of a command that draws images.
     """
+    add_variant_argument(parser)
     parser.add_argument(
-        "--num-inference-steps", type=int, default=18, help="steps of the solver (default: %(default)s)"
+        "--num-inference-steps",
+        type=make_integer_parser(1, 100_000),
+        default=18,
+        help="steps of the solver (default: %(default)s)",
     )
     parser.add_argument(
         "--solver-type", help="heun, euler, dpmpp_2m, dpmpp_3m or dpmpp_2m_sde (default: the model's)"
     )
-    parser.add_argument("--rho", type=float, help="exponent of the step spacing (default: the model's)")
+    parser.add_argument(
+        "--rho",
+        type=make_number_parser("a number from 0.1 to 1000", lambda rho: 0.1 <= rho <= 1000),
+        help="exponent of the step spacing (default: the model's)",
+    )
     parser.add_argument(
         "--sigma-schedule", help="spacing of the steps: karras or exponential (default: the model's)"
     )
     parser.add_argument(
-        "--sigma-min", type=float, help="smallest noise level of the steps (default: the model's)"
+        "--sigma-min",
+        type=parse_positive,
+        help="smallest noise level of the steps (default: the model's)",
     )
     parser.add_argument(
-        "--class-label", type=int, help="class of all images (default: drawn at random for each image)"
+        "--class-label",
+        metavar="CLASS",
+        help="class of all images, by its name, such as 'Ankle boot', or by its number"
+        " (default: drawn at random for each image)",
     )
     parser.add_argument(
         "--guidance-scale",
-        type=float,
+        type=make_number_parser("a number from 0 to 100", lambda scale: 0 <= scale <= 100),
         default=1.0,
         help="scale of guidance; 1 means no guidance (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
     parser.add_argument(
-        "--batch-size", type=int, default=64, help="images per batch and process (default: %(default)s)"
+        "--seed",
+        type=make_integer_parser(0, LARGEST_SEED),
+        default=0,
+        help="seed of the first image (default: %(default)s)",
+    )
+    add_batch_size_argument(parser, 64)
+
+
+def add_variant_argument(parser: argparse.ArgumentParser) -> None:
+    """
+    Add the argument that chooses the variant of the weights.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The parser of a command that loads a model.
+    """
+    parser.add_argument(
+        "--variant", help="variant of the weights, such as fp16 or ema500 (default: the weights without one)"
+    )
+
+
+def add_batch_size_argument(parser: argparse.ArgumentParser, default: int) -> None:
+    """
+    Add the argument that says how many images the network sees at a time.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The parser of a command that draws images.
+        default (`int`): The default.
+    """
+    parser.add_argument(
+        "--batch-size",
+        type=make_integer_parser(1),
+        default=default,
+        help="images per batch and process (default: %(default)s)",
+    )
+
+
+def add_noise_argument(
+    parser: argparse.ArgumentParser, default: str, description: str, may_be_empty: bool = False
+) -> None:
+    """
+    Add the argument that says how strong the injected noise is.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The parser of a command that disturbs sampling.
+        default (`str`): The default.
+        description (`str`): The description in `--help`.
+        may_be_empty (`bool`, defaults to `False`): Whether no strength may be given.
+    """
+    parser.add_argument(
+        "--noise",
+        type=make_list_parser(
+            "numbers from 0 to 100 separated by commas, such as 0,0.2",
+            lambda noise: 0 <= noise <= 100,
+            may_be_empty,
+        ),
+        default=default,
+        help=description,
     )
 
 
@@ -120,20 +170,61 @@ def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
     add_features_arguments(parser)
 
 
-def get_call_settings(args: argparse.Namespace) -> dict[str, Any]:
+def get_call_settings(args: argparse.Namespace, pipeline: PFGMPPPipeline) -> dict[str, Any]:
     """
     Return the command line's arguments for the call of the pipeline.
 
     Args:
         args (`argparse.Namespace`): Arguments that include those of [`add_drawing_arguments`].
+        pipeline ([`PFGMPPPipeline`]): The pipeline.
 
     Returns:
         `dict`: Arguments of [`PFGMPPPipeline.__call__`].
+
+    Raises:
+        ValueError: The pipeline does not have this class.
     """
-    settings = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
+    settings: dict[str, Any] = {
+        "num_inference_steps": args.num_inference_steps,
+        "guidance_scale": args.guidance_scale,
+    }
     if args.class_label is not None:
-        settings["class_labels"] = args.class_label
+        settings["class_labels"] = choose_class(pipeline, args.class_label)
     return settings
+
+
+def choose_class(pipeline: PFGMPPPipeline, text: str) -> int:
+    """
+    Find a class by its name or its number. A name counts before a number.
+
+    Args:
+        pipeline ([`PFGMPPPipeline`]): The model.
+        text (`str`): The name, of which the case counts only where it must, or the number.
+
+    Returns:
+        `int`: The number of the class.
+
+    Raises:
+        ValueError: There is no such class, or several have this name.
+    """
+    from ..generation import list_classes
+
+    classes = list_classes(pipeline)
+    if not classes:
+        raise ValueError(f"--class-label is {text!r}, but this model is unconditional: leave it out.")
+    found = [number for number, name in classes.items() if name == text]
+    if not found:
+        found = [number for number, name in classes.items() if name.casefold() == text.casefold()]
+    if not found and text.isdecimal() and int(text) in classes:
+        found = [int(text)]
+    if len(found) == 1:
+        return found[0]
+    listed = [
+        name if name == str(number) else f"{number} ({name})"
+        for number, name in list(classes.items())[:MAX_LISTED]
+    ]
+    more = ", ..." if len(classes) > MAX_LISTED else ""
+    raise ValueError(f"--class-label must be one of {', '.join(listed)}{more}, but is {text!r}.")
 
 
 def get_scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -150,12 +241,13 @@ def get_scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
-def load_pipeline(model: str, **scheduler_settings: Any) -> PFGMPPPipeline:
+def load_pipeline(model: str, variant: str | None = None, **scheduler_settings: Any) -> PFGMPPPipeline:
     """
     Load a pipeline onto the GPU of this process, or onto the CPU if there is none.
 
     Args:
         model (`str`): A Hub id or a pipeline folder.
+        variant (`str`, *optional*): Variant of its weights.
         scheduler_settings: Entries of the scheduler's configuration to replace.
 
     Returns:
@@ -163,18 +255,63 @@ def load_pipeline(model: str, **scheduler_settings: Any) -> PFGMPPPipeline:
 
     Raises:
         OSError: There is no such model.
-        ValueError: A setting is out of range.
+        ValueError: The model has no such weights, is another kind of pipeline or has weights that are
+            not finite, or a setting is out of range.
     """
     import torch
     from diffusers import DiffusionPipeline
 
+    from ..pipeline_pfgmpp import PFGMPPPipeline
+    from ..records.weights import check_finite, list_folder_variants
     from ..scheduling_pfgmpp import PFGMPPScheduler
 
-    pipeline = DiffusionPipeline.from_pretrained(model)
+    if Path(model).is_dir():
+        _check_variant(model, variant, list_folder_variants(model))
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(model, variant=variant)
+    except (OSError, ValueError):
+        if not Path(model).is_dir():
+            _check_variant(model, variant, _list_remote_variants(model))
+        raise
+    if not isinstance(pipeline, PFGMPPPipeline):
+        raise ValueError(f"{model} is a {type(pipeline).__name__}, but must be a PFGMPPPipeline.")
+    check_finite(pipeline, model)
     pipeline.scheduler = PFGMPPScheduler.from_config(pipeline.scheduler.config, **scheduler_settings)
+    if "rho" in scheduler_settings and pipeline.scheduler.config.sigma_schedule != "karras":
+        raise ValueError(
+            f"--rho has no effect on the {pipeline.scheduler.config.sigma_schedule} spacing of the steps:"
+            " leave it out, or add --sigma-schedule karras."
+        )
     if torch.cuda.is_available():
         pipeline.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     return pipeline
+
+
+def _list_remote_variants(model: str) -> list[str | None]:
+    """List the variants of a model on the Hub; none if the Hub does not answer."""
+    from huggingface_hub import HfApi
+
+    from ..records.weights import list_variants
+
+    try:
+        names = HfApi().list_repo_files(model)
+    except Exception:  # the reason why the model could not be loaded is reported instead
+        return []
+    return list_variants(name.removeprefix("unet/") for name in names if name.startswith("unet/"))
+
+
+def _check_variant(model: str, variant: str | None, variants: Sequence[str | None]) -> None:
+    """Refuse a variant that a model does not have, or no variant where it has nothing else."""
+    if not variants or variant in variants:
+        return
+    named = [name for name in variants if name is not None]
+    if variant is None:
+        raise ValueError(
+            f"{model} holds weights only as the variant {' or '.join(named)}: add --variant {named[0]}."
+        )
+    if not named:
+        raise ValueError(f"{model} has no variants of its weights, so leave out --variant {variant}.")
+    raise ValueError(f"--variant must be {' or '.join(named)} for {model}, but is {variant!r}.")
 
 
 def load_real_images(data: str, split: str, pipeline: PFGMPPPipeline) -> torch.Tensor:
@@ -259,15 +396,25 @@ def check_card(model: str) -> None:
         )
 
 
-def check_counts(args: argparse.Namespace) -> None:
+def check_dimensions(pipelines: Sequence[PFGMPPPipeline], dimensions: Sequence[float] | None) -> None:
     """
-    Refuse to measure too few images.
+    Refuse `--D` for networks of which none is conditioned on D, and which therefore cannot follow it.
 
     Args:
-        args (`argparse.Namespace`): Arguments that include `--num-images` and `--groups`.
+        pipelines (`Sequence[PFGMPPPipeline]`): The models.
+        dimensions (`Sequence[float]`, *optional*): The values of `--D`.
 
     Raises:
-        ValueError: A distance would have fewer than two images, or there would be no value.
+        ValueError: A network was trained at a single D, and other values were given.
     """
-    if args.num_images < 2 or args.groups < 1:
-        raise ValueError("--num-images must be at least 2 and --groups at least 1.")
+    if dimensions is None or any(pipeline.unet.config.get("d_conditioning") for pipeline in pipelines):
+        return
+    for pipeline in pipelines:
+        own = pipeline.scheduler.config.D
+        trained = math.inf if own is None else own
+        if list(dimensions) != [trained]:
+            asked = ",".join(f"{D:g}" for D in dimensions)
+            raise ValueError(
+                f"--D is {asked}, but this network was trained at D = {trained:g} only: leave it out, or use"
+                " a network that is conditioned on D."
+            )

@@ -7,7 +7,14 @@ and tells whether they agree with the card. Exits with code 1 if they do not.
 
 import argparse
 
-from .shared import add_trust_argument, load_metrics, load_pipeline
+from .parsing import make_integer_parser
+from .shared import (
+    add_batch_size_argument,
+    add_trust_argument,
+    add_variant_argument,
+    load_metrics,
+    load_pipeline,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,11 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="its split (default: the one in evaluation.json)")
     parser.add_argument(
         "--num-images",
-        type=int,
+        type=make_integer_parser(8),
         default=1000,
         help="images per figure of evaluation.json (default: %(default)s)",
     )
-    parser.add_argument("--batch-size", type=int, default=50, help="images per batch (default: %(default)s)")
+    add_batch_size_argument(parser, 50)
+    add_variant_argument(parser)
     add_trust_argument(parser)
 
 
@@ -41,8 +49,6 @@ def run(args: argparse.Namespace) -> None:
     from ..records.reports import check_weights, list_weights, read_report
     from ..scheduling_pfgmpp import PFGMPPScheduler
 
-    if args.num_images < 8:
-        raise ValueError(f"--num-images must be at least 8, but is {args.num_images}.")
     evaluation = read_report(args.model, "evaluation.json")
     robustness = read_report(args.model, "robustness.json") or []
     if evaluation is None:
@@ -56,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     if data is None:
         raise ValueError("evaluation.json does not say which data it is about: name them with --data.")
     split = args.split or evaluation.get("split", "test")
-    pipeline = load_pipeline(args.model)
+    pipeline = load_pipeline(args.model, args.variant)
     for name, report in (("evaluation.json", evaluation), ("robustness.json", robustness)):
         check_weights(list_weights(report) - {None}, name, args.model, pipeline)
     metrics = load_metrics(

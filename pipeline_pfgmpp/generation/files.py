@@ -5,6 +5,7 @@ interruption.
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from ..pictures.grid import to_pil
+from ..pictures.grid import PICTURE_MODES, to_pil
 from ..records.digests import describe, list_differences
 from ..records.writing import replace_file
 from .generate import generate, split_batches
 
 
 SETTINGS = "settings.json"
+IMAGE = re.compile(r"(?:\d{6}|[1-9]\d{6,})\.png", re.ASCII)
+MOST_SEEDS = 10_000_000  # in a list of seeds
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -34,7 +37,7 @@ def parse_seeds(text: str) -> list[int]:
         `list[int]`: The seeds in the given order.
 
     Raises:
-        ValueError: The text is not such a list, or it names a seed twice.
+        ValueError: The text is not such a list, names a seed twice, or names more than ten million.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -42,6 +45,10 @@ def parse_seeds(text: str) -> list[int]:
         last = last or first
         if not first.isdecimal() or not last.isdecimal() or int(last) < int(first):
             raise ValueError(f"`seeds` must be a list such as 0-49999 or 3,5,10-12, but is {text!r}.")
+        if len(seeds) + int(last) - int(first) >= MOST_SEEDS or int(last) >= 2**63:
+            raise ValueError(
+                f"`seeds` must name at most {MOST_SEEDS:,} numbers below 2**63, but is {text[:50]!r}."
+            )
         seeds.extend(range(int(first), int(last) + 1))
     if len(set(seeds)) != len(seeds):
         raise ValueError(f"`seeds` names a seed twice: {text!r}.")
@@ -59,7 +66,8 @@ def sample_to_files(
     """
     Generate one image per seed into a folder of PNG files, or into one `.npz` file.
 
-    An `.npz` file holds `images` of shape `(M, H, W, C)` as uint8, and their `seeds`. Under
+    An `.npz` file holds `images` of shape `(M, H, W, C)` as uint8, and their `seeds`. Images that are not
+    of 1, 3 or 4 channels can be written only into such a file. Under
     `accelerate launch` or `torchrun` the processes share the batches. Interrupted runs resume: a
     batch that is complete on disk is not generated again.
 
@@ -81,6 +89,13 @@ def sample_to_files(
     state = PartialState(cpu=pipeline.device.type == "cpu")
     output = Path(output).resolve()
     packed = output.suffix == ".npz"
+    channels = pipeline.unet.config.in_channels
+    suffix = ".png" if channels in PICTURE_MODES else ".npy"
+    if suffix == ".npy" and not packed:
+        raise ValueError(
+            f"Images of {channels} channels cannot be written as PNG files: `output` must end in .npz, but is"
+            f" {output}."
+        )
     folder = output.with_name(f".{output.name}.partial") if packed else output
     if packed and output.exists():
         raise ValueError(f"`output` {output} exists already; choose a new file.")
@@ -90,18 +105,18 @@ def sample_to_files(
     _check_settings(folder, description)
 
     batches = split_batches(seeds, batch_size)[state.process_index :: state.num_processes]
-    missing = [seed for batch in batches if not _is_complete(folder, batch) for seed in batch]
+    missing = [seed for batch in batches if not _is_complete(folder, batch, suffix) for seed in batch]
     desc = "Sampling"
     if state.num_processes > 1:
         desc = f"Sampling ({state.process_index + 1} of {state.num_processes})"
     for batch, images in generate(pipeline, missing, batch_size, desc, **settings):
         _write_settings(folder, description)
         for seed, image in zip(batch, images):
-            _write_png(_locate(folder, seed), image)
+            _write_image(_locate(folder, seed, suffix), image)
 
     state.wait_for_everyone()
     if packed and state.is_main_process:
-        _pack(folder, seeds, output)
+        _pack(folder, seeds, output, suffix)
 
 
 def load_samples(
@@ -132,12 +147,15 @@ def load_samples(
     return torch.from_numpy(images).permute(0, 3, 1, 2), settings
 
 
-def _load_folder(path: Path, seeds: list[int] | None) -> tuple[np.ndarray, str]:
-    """Return the images of a folder, and its settings as JSON."""
+def _load_folder(path: Path, seeds: list[int] | None, suffix: str = ".png") -> tuple[np.ndarray, str]:
+    """Return the images of a folder, and its settings as JSON. Files of other names are left alone."""
     if seeds is None:
-        seeds = sorted(int(file.stem) for file in path.glob("*.png"))
-    images = np.stack([_read_png(_locate(path, seed)) for seed in seeds])
-    return images, (path / SETTINGS).read_text()
+        names = [file.name for file in path.iterdir()]
+        seeds = sorted(int(name.removesuffix(suffix)) for name in names if IMAGE.fullmatch(name))
+    if not seeds:
+        raise ValueError("it holds no images")
+    images = np.stack([_read_image(_locate(path, seed, suffix)) for seed in seeds])
+    return images, (path / SETTINGS).read_text(encoding="utf-8")
 
 
 def _load_archive(path: Path, seeds: list[int] | None) -> tuple[np.ndarray, str]:
@@ -153,20 +171,25 @@ def _load_archive(path: Path, seeds: list[int] | None) -> tuple[np.ndarray, str]
         return images, str(archive["settings"])
 
 
-def _locate(folder: Path, seed: int) -> Path:
+def _locate(folder: Path, seed: int, suffix: str) -> Path:
     """Return the path of the image of a seed."""
-    return folder / f"{seed:06d}.png"
+    return folder / f"{seed:06d}{suffix}"
 
 
-def _is_complete(folder: Path, batch: list[int]) -> bool:
-    return all(_locate(folder, seed).is_file() for seed in batch)
+def _is_complete(folder: Path, batch: list[int], suffix: str) -> bool:
+    return all(_locate(folder, seed, suffix).is_file() for seed in batch)
 
 
 def _check_settings(folder: Path, description: dict[str, Any]) -> None:
     """Refuse to add images to a folder whose images were generated differently."""
     path = folder / SETTINGS
     if path.is_file():
-        found = json.loads(path.read_text())
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} is not a record of `pfgmpp sample`; choose another output.")
         differences = list_differences(found | {"command": None}, description | {"command": None})
         if differences:
             raise ValueError(
@@ -187,23 +210,29 @@ def _write_settings(folder: Path, description: dict[str, Any]) -> None:
         partial.write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
 
 
-def _write_png(path: Path, image: torch.Tensor) -> None:
-    """Write an image of shape `(C, H, W)`."""
-    (picture,) = to_pil(image[None])
+def _write_image(path: Path, image: torch.Tensor) -> None:
+    """Write an image of shape `(C, H, W)` as a picture, or as an array if it is not one."""
     with replace_file(path) as partial:
-        picture.save(partial, format="PNG")
+        if path.suffix == ".png":
+            (picture,) = to_pil(image[None])
+            picture.save(partial, format="PNG")
+        else:
+            with open(partial, "wb") as file:
+                np.save(file, image.permute(1, 2, 0).numpy())
 
 
-def _read_png(path: Path) -> np.ndarray:
+def _read_image(path: Path) -> np.ndarray:
     """Return an image of shape `(H, W, C)`."""
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False)
     with Image.open(path) as image:
         array = np.asarray(image)
     return array if array.ndim == 3 else array[..., None]
 
 
-def _pack(folder: Path, seeds: list[int], output: Path) -> None:
+def _pack(folder: Path, seeds: list[int], output: Path, suffix: str) -> None:
     """Move the images of a folder into one `.npz` file."""
-    images, settings = _load_folder(folder, seeds)
+    images, settings = _load_folder(folder, seeds, suffix)
     with replace_file(output) as partial, open(partial, "wb") as file:
         np.savez(file, images=images, seeds=np.array(seeds), settings=settings)
     shutil.rmtree(folder)

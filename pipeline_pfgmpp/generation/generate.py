@@ -38,7 +38,8 @@ def generate(
             `(batch, C, H, W)` as uint8 on the CPU.
 
     Raises:
-        ValueError: `batch_size` is not positive, or an argument does not fit the pipeline.
+        ValueError: `batch_size` is not positive, an argument does not fit the pipeline, or an image has
+            values that are not finite.
     """
     batches = split_batches(seeds, batch_size)
     pipeline.set_progress_bar_config(disable=True)
@@ -49,8 +50,23 @@ def generate(
             if noise:
                 disturbance = inject_noise(pipeline, batch, generators, noise, settings.get("D"))
             output = pipeline(len(batch), generator=generators, output_type="pt", **disturbance, **settings)
-            yield batch, (output.images * 255).round().to("cpu", torch.uint8)
+            yield batch, _convert_to_bytes(output.images, pipeline.config.get("value_range"), batch)
             progress.update(len(batch))
+
+
+def _convert_to_bytes(
+    images: torch.Tensor, value_range: tuple[float, float] | None, seeds: list[int]
+) -> torch.Tensor:
+    """Convert images in [0, 1], or in the range of the data's values, to uint8 on the CPU."""
+    if not bool(images.isfinite().all()):
+        raise ValueError(
+            f"The images of seeds {seeds[0]} to {seeds[-1]} hold NaN or infinity, so they are not stored:"
+            " with these settings the network does not denoise."
+        )
+    if value_range is not None:
+        low, high = value_range
+        images = (images - low) / (high - low)
+    return (images * 255).round().to("cpu", torch.uint8)
 
 
 def split_batches(seeds: list[int], batch_size: int) -> list[list[int]]:

@@ -5,6 +5,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 
 FONT_SIZE = 15  # in pixels
+PICTURE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels
 
 
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
@@ -12,11 +13,16 @@ def to_pil(images: torch.Tensor) -> list[Image.Image]:
     Convert images from tensors to PIL.
 
     Args:
-        images (`torch.Tensor` of shape `(batch, 1 or 3, H, W)`, uint8): The images.
+        images (`torch.Tensor` of shape `(batch, 1, 3 or 4, H, W)`, uint8): The images.
 
     Returns:
-        `list[PIL.Image.Image]`: Greyscale or RGB images.
+        `list[PIL.Image.Image]`: Greyscale, RGB or RGBA images.
+
+    Raises:
+        ValueError: Images of this number of channels are not pictures.
     """
+    if images.shape[1] not in PICTURE_MODES:
+        raise ValueError(f"A picture has 1, 3 or 4 channels, but these images have {images.shape[1]}.")
     arrays = images.permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]
 
@@ -32,14 +38,14 @@ def draw_grid(
         columns (`int`): Images per row.
         row_labels (`list[str]`, *optional*): Labels of the rows, in Latin letters, which are all that
             Pillow's own font has.
-        cell (`int`, defaults to 64): Least height of an image in the grid, in pixels; smaller images
-            are enlarged by a whole factor.
+        cell (`int`, defaults to 64): Least size of the longer side of an image in the grid, in pixels;
+            smaller images are enlarged by a whole factor.
         gap (`int`, defaults to 4): Space between images, in pixels.
 
     Returns:
         `PIL.Image.Image`: The grid.
     """
-    factor = max(1, -(-cell // images[0].height))
+    factor = max(1, -(-cell // max(images[0].size)))
     width = images[0].width * factor
     height = images[0].height * factor
     font = ImageFont.load_default(size=FONT_SIZE)
