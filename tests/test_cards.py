@@ -4,11 +4,13 @@ import re
 import runpy
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 
+from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler
 from pipeline_pfgmpp.hub.cards import describe_base, write_model_card
 from pipeline_pfgmpp.records.commands import format_command
 from pipeline_pfgmpp.records.dimensions import format_dimension
@@ -71,6 +73,15 @@ def test_the_card_of_a_network_for_every_d_says_so(tmp_path):
     assert "any augmented dimension D" in text
     assert "`D=` selects the augmented dimension" in text
     assert "Not stated: it depends on the data" in text
+
+
+def test_the_card_of_a_rectangular_network_names_both_sides(tmp_path):
+    """The number of data dimensions was the square of a pair."""
+    pipe = PFGMPPPipeline(EmpiricalDenoiser(torch.zeros(1, 2, 24, 40)), PFGMPPScheduler(D=16))
+    write_model_card(tmp_path, pipe, "## Training\n\nNone.")
+    text = (tmp_path / "README.md").read_text()
+    assert "Unconditional image generation at 24×40 (height × width) pixels of 2 channels with" in text
+    assert "N = 1,920 data dimensions" in text
 
 
 @pytest.mark.parametrize(

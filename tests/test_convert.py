@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -26,6 +27,7 @@ from safetensors.torch import load_file
 from pipeline_pfgmpp import DDPMUNet2DModel, PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, sample_noise
 from pipeline_pfgmpp.commands import main
 from pipeline_pfgmpp.conversion import convert_checkpoint, convert_diffusers, inert_pickle
+from pipeline_pfgmpp.conversion.architecture import read_architecture
 from pipeline_pfgmpp.conversion.torch_files import load
 
 
@@ -100,6 +102,19 @@ def test_published_networks_give_the_published_outputs(name, suffix, golden, tmp
         ).sample
         denoised = pipe.scheduler.precondition_outputs(x, output, sigma.view(-1, 1, 1, 1))
         assert (denoised - tensors["out.denoised_augmented"]).abs().max() < 1e-4
+
+
+def test_the_sides_of_a_rectangular_network_are_read(tensors_and_config):
+    """The width was taken for another height."""
+    state, _ = tensors_and_config
+    state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    square = read_architecture(state)
+    wide = {
+        re.sub(r"\b(\d+)x(\d+)_", lambda size: f"{size[1]}x{3 * int(size[2])}_", name): tensor
+        for name, tensor in state.items()
+    }
+    side = square["sample_size"]
+    assert read_architecture(wide) == {**square, "sample_size": (side, 3 * side)}
 
 
 def test_the_average_or_the_network_as_trained(tensors_and_config, tmp_path):
@@ -465,6 +480,24 @@ def test_a_ddpm_keeps_its_weights_and_takes_another_d(ddpm, tmp_path):
         assert torch.equal(value, ddpm.state_dict()[name].half())
     assert pipe(num_inference_steps=2, output_type="pt").images.isfinite().all()
     assert "CC BY-NC-SA" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_rectangular_ddpm_of_other_channels_is_converted(tmp_path, capsys):
+    unet = UNet2DModel(
+        (8, 16),
+        2,
+        2,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
+    main(["convert", "--from-diffusers", str(tmp_path / "ddpm"), str(tmp_path / "out")])
+    assert "at 8×16 (height × width) pixels of 2 channels" in (tmp_path / "out" / "README.md").read_text()
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert pipe(num_inference_steps=2, output_type="np").images.shape == (1, 8, 16, 2)
 
 
 def test_what_is_no_ddpm_is_refused(ddpm, tmp_path):

@@ -47,6 +47,17 @@ def show(folder, capsys):
     return status, captured.out, captured.err
 
 
+# A small network of diffusers.
+SMALL = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [8],
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"],
+}
 HUGE = f"at most {2**16} is accepted"
 BROKEN_JSON = [
     (b"[]", "must hold a JSON object, but holds a list"),
@@ -107,6 +118,8 @@ def test_broken_json_is_one_sentence(folder, capsys, name, content, message):
         ),
         (SCHEDULER, {"sigma_data": []}, "must be int or float, but is list"),
         (NETWORK, {"d_conditioning": "yes"}, "`d_conditioning` in unet/config.json must be bool, but is str"),
+        (INDEX, {"value_range": 255}, "`value_range` in model_index.json must be list or null, but is int"),
+        (INDEX, {"value_range": [0, "255"]}, "`value_range` in model_index.json must be two numbers"),
         (NETWORK, {"in_channels": None}, "no network can be built from unet/config.json"),
         (NETWORK, {"sample_size": "28"}, "no network can be built from unet/config.json"),
         (NETWORK, {"model_type": "Other"}, "`model_type` must be one of"),
@@ -261,17 +274,38 @@ def test_the_range_of_d(folder):
     assert model_info(folder)["D"] == "64"
 
 
+@pytest.mark.parametrize(
+    ("size", "channels", "value_range", "expected"),
+    [
+        ([24, 40], 1, None, "24×40 (height × width), grey"),
+        ([24, 24], 3, [0, 65535], "24×24, RGB, values 0 to 65535"),
+        (24, 2, [-0.5, 1.25], "24×24, 2 channels, values -0.5 to 1.25"),
+    ],
+)
+def test_size_channels_and_values_are_described(tmp_path, size, channels, value_range, expected):
+    unet = UNet2DModel(**{**SMALL, "sample_size": size, "in_channels": channels, "out_channels": channels})
+    PFGMPPPipeline(unet, PFGMPPScheduler(D=16)).save_pretrained(tmp_path)
+    change(tmp_path, INDEX, value_range=value_range)
+    assert model_info(tmp_path)["images"] == expected
+
+
+def test_variants_are_listed_and_a_folder_of_variants_alone_says_how_to_load_it(folder):
+    assert "variants" not in model_info(folder)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").touch()
+    assert "variants" not in model_info(folder)
+    for name in ("fp16.safetensors", "ema500.safetensors", "ema500-00001-of-00002.safetensors"):
+        (folder / "unet" / f"diffusion_pytorch_model.{name}").touch()
+    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.parts.json").touch()
+    assert model_info(folder)["variants"] == "ema500, fp16, parts"
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    assert model_info(folder)["variants"] == (
+        "ema500, fp16, parts (load one of them, for instance with --variant ema500)"
+    )
+
+
 def test_the_networks_of_diffusers_are_described(tmp_path):
-    small = {
-        "sample_size": 8,
-        "in_channels": 4,
-        "out_channels": 4,
-        "block_out_channels": [8],
-        "norm_num_groups": 4,
-    }
-    small |= {"layers_per_block": 1, "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
     schedule = dict(DDPMScheduler().config)
-    for unet in (UNet2DModel(**small), DDPMUNet2DModel(schedule, 0.5, **small)):
+    for unet in (UNet2DModel(**SMALL), DDPMUNet2DModel(schedule, 0.5, **SMALL)):
         PFGMPPPipeline(unet, PFGMPPScheduler(D=16)).save_pretrained(tmp_path)
         info = model_info(tmp_path)
         assert info["network"] == f"{type(unet).__name__}, {unet.num_parameters():,} parameters"

@@ -54,28 +54,32 @@ def read_architecture(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     Raises:
         LookupError or ValueError: Tensors of a published network are missing or of a wrong shape.
     """
-    blocks: dict[int, set[str]] = {}  # the blocks of each resolution
+    blocks: dict[tuple[int, int], set[str]] = {}  # the blocks of each level, by its height and width
     for name in state:
-        found = re.match(r"enc\.(\d+)x\d+_block(\d+)\.", name)
+        found = re.match(r"enc\.(\d+)x(\d+)_block(\d+)\.", name)
         if found:
-            blocks.setdefault(int(found[1]), set()).add(found[2])
-    resolutions = sorted(blocks, reverse=True)
-    size = resolutions[0]
+            blocks.setdefault((int(found[1]), int(found[2])), set()).add(found[3])
+    sizes = sorted(blocks, reverse=True)
+    levels = [f"{height}x{width}" for height, width in sizes]
+    first = levels[0]
+    height, width = sizes[0]
     emb_channels, noise_channels = state["map_layer0.weight"].shape
     model_channels = emb_channels // 4
-    widths = [state[f"enc.{r}x{r}_block0.conv1.weight"].shape[0] for r in resolutions]
+    channels = [state[f"enc.{level}_block0.conv1.weight"].shape[0] for level in levels]
     is_adm = "out_conv.weight" in state
-    last = "out_conv.weight" if is_adm else f"dec.{size}x{size}_aux_conv.weight"
+    last = "out_conv.weight" if is_adm else f"dec.{first}_aux_conv.weight"
     has_residual_skips = any("aux_residual" in name for name in state)
     return {
-        "sample_size": size,
-        "in_channels": state[f"enc.{size}x{size}_conv.weight"].shape[1],
+        "sample_size": height if height == width else (height, width),
+        "in_channels": state[f"enc.{first}_conv.weight"].shape[1],
         "out_channels": state[last].shape[0],
         "model_type": "DhariwalUNet" if is_adm else "SongUNet",
         "model_channels": model_channels,
-        "channel_mult": [width // model_channels for width in widths],
-        "num_blocks": len(blocks[size]),
-        "attn_resolutions": [r for r in resolutions if f"enc.{r}x{r}_block0.qkv.weight" in state],
+        "channel_mult": [count // model_channels for count in channels],
+        "num_blocks": len(blocks[sizes[0]]),
+        "attn_resolutions": [
+            min(size) for size, level in zip(sizes, levels) if f"enc.{level}_block0.qkv.weight" in state
+        ],
         "label_dim": _count_inputs(state, "map_label.weight"),
         "augment_dim": _count_inputs(state, "map_augment.weight"),
         "embedding_type": "fourier" if "map_noise.freqs" in state else "positional",

@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 
 from ..noise import sample_noise
 from ..records.digests import derive_seed
+from ..records.sizes import get_image_size
 
 
 def inject_noise(
@@ -47,7 +48,7 @@ def inject_noise(
     scheduler = pipeline.scheduler
     if D is None:
         D = scheduler.config.D
-    shape = (len(seeds), pipeline.unet.config.in_channels, *_read_size(pipeline))
+    shape = (len(seeds), pipeline.unet.config.in_channels, *get_image_size(pipeline.unet))
     own_generators = [torch.Generator().manual_seed(derive_seed(seed, "injected noise")) for seed in seeds]
 
     def draw_noise() -> torch.Tensor:
@@ -62,15 +63,6 @@ def inject_noise(
 
     latents = scheduler.sample_noise(shape, generators, device, D=D)
     return {"latents": latents + draw_noise(), "callback_on_step_end": disturb_next_step}
-
-
-def _read_size(pipeline: DiffusionPipeline) -> tuple[int, int]:
-    """Return the height and width of the images that the network generates."""
-    size = pipeline.unet.config.sample_size
-    if isinstance(size, int):
-        return size, size
-    height, width = size
-    return height, width
 
 
 def quantize(module: torch.nn.Module, bits: int) -> None:

@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..records.dimensions import describe_dimensions
+from ..records.sizes import format_size, get_image_size
 
 
 TEMPLATE = """---
@@ -22,7 +23,7 @@ TEMPLATE = """---
 {% if has_picture %}
 ![Samples](samples.png)
 {% endif %}
-{{ kind }} image generation at {{ size }}×{{ size }} pixels with
+{{ kind }} image generation at {{ size }} pixels{{ channels }} with
 [PFGM++](https://huggingface.co/papers/2302.04265) at {{ dimension }}, as a diffusers pipeline.
 N = {{ data_dimensions }} data dimensions, {{ parameters }} parameters.
 
@@ -122,6 +123,7 @@ def build_card(
         `ModelCard`: The card.
     """
     config = unet.config
+    height, width = get_image_size(unet)
     any_D = bool(config.get("d_conditioning"))
     card_data = ModelCardData(
         library_name="diffusers",
@@ -135,10 +137,11 @@ def build_card(
         name=name,
         has_picture=has_picture,
         kind="Class-conditional" if num_classes else "Unconditional",
-        size=config.sample_size,
+        size=format_size(height, width),
+        channels="" if config.in_channels in (1, 3) else f" of {config.in_channels} channels",
         any_D=any_D,
         dimension=describe_dimensions(D, any_D, D_range),
-        data_dimensions=f"{config.in_channels * config.sample_size**2:,}",
+        data_dimensions=f"{config.in_channels * height * width:,}",
         parameters=f"{unet.num_parameters():,}",
         classes=", ".join(f"{index} {label}" for index, label in (id2label or {}).items()),
         origin=origin.strip(),

@@ -1,10 +1,12 @@
 """Describing a model from its configurations and its card."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..records.sizes import format_size
+from ..records.weights import list_folder_variants, list_variants
 from .reading import (
     MAX_BYTES,
     build_network,
@@ -41,33 +43,43 @@ def model_info(model: str | os.PathLike) -> dict[str, str]:
         ValueError: There is no such model, or it cannot be read as a PFGM++ pipeline.
     """
     try:
-        folder = Path(model) if Path(model).is_dir() else _download(str(model))
-        rows = _describe(folder)
+        if Path(model).is_dir():
+            rows = _describe(Path(model), list_folder_variants(model))
+        else:
+            rows = _describe(*_download(str(model)))
     except (OSError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{model} cannot be read as a PFGM++ pipeline: {escape_controls(reason)}") from None
     return {name: escape_controls(value) for name, value in rows.items()}
 
 
-def _download(repo_id: str) -> Path:
-    """Download the files that describe a model, or find them in the cache if the Hub cannot be reached."""
+def _download(repo_id: str) -> tuple[Path, Sequence[str | None]]:
+    """
+    Download the files that describe a model, and list the variants of its weights.
+
+    If the Hub cannot be reached, the files and the weights in the cache count.
+    """
     from httpx import TransportError
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     names = [INDEX, SCHEDULER, NETWORK, CARD]
+    variants = None
     try:
         for file in HfApi().get_paths_info(repo_id, names):
             if getattr(file, "size", 0) > MAX_BYTES:
                 raise ValueError(f"{file.path} is larger than {MAX_BYTES} bytes.")
+        files = HfApi().list_repo_files(repo_id)
+        variants = list_variants(name.removeprefix("unet/") for name in files if name.startswith("unet/"))
     except HfHubHTTPError:
         raise
     except (OSError, TransportError):  # offline, or the Hub cannot be reached
         pass
-    return Path(snapshot_download(repo_id, allow_patterns=names))
+    folder = Path(snapshot_download(repo_id, allow_patterns=names))
+    return folder, list_folder_variants(folder) if variants is None else variants
 
 
-def _describe(folder: Path) -> dict[str, str]:
+def _describe(folder: Path, variants: Sequence[str | None]) -> dict[str, str]:
     index = read_object(folder, INDEX)
     scheduler = read_object(folder, SCHEDULER)
     unet = read_object(folder, NETWORK)
@@ -77,18 +89,21 @@ def _describe(folder: Path) -> dict[str, str]:
     sigma_min = get_number(scheduler, "sigma_min", SCHEDULER)
     sigma_max = get_number(scheduler, "sigma_max", SCHEDULER)
     sigma_data = get_number(scheduler, "sigma_data", SCHEDULER)
-    channels = get_entry(unet, "in_channels", int, NETWORK)
-    colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
     classes = get_entry(index, "id2label", (dict, type(None)), INDEX, None) or {}
-    return {
+    rows = {
         "D": _describe_dimension(scheduler, unet),
         "noise levels": f"{sigma_min:g} to {sigma_max:g}, data {sigma_data:g}",
-        "images": f"{_describe_size(unet)}, {colours}",
+        "images": _describe_images(index, unet),
         "network": f"{network}, {parameters:,} parameters",
         "classes": _join_names(classes.values(), f"`id2label` in {INDEX}") or "none",
         "trained on": _read_card_entry(card, "datasets"),
         "licence": _read_card_entry(card, "license"),
     }
+    if variants not in ([], [None]):
+        rows["variants"] = _join_names((str(variant) for variant in variants if variant), "variants")
+        if None not in variants:
+            rows["variants"] += f" (load one of them, for instance with --variant {variants[0]})"
+    return rows
 
 
 def _describe_dimension(scheduler: Mapping[str, Any], unet: Mapping[str, Any]) -> str:
@@ -116,12 +131,27 @@ def _format_dimension(entries: Mapping[str, Any], name: str, file: str) -> str:
     return format_dimension(get_number(entries, name, file))
 
 
-def _describe_size(unet: Mapping[str, Any]) -> str:
+def _describe_images(index: Mapping[str, Any], unet: Mapping[str, Any]) -> str:
+    """Describe size and channels, and the range of values if it is not that of 8 bits."""
     size = get_entry(unet, "sample_size", (int, list), NETWORK)
     sides = size if isinstance(size, list) else [size, size]
     if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
         raise ValueError(f"`sample_size` in {NETWORK} must be one or two whole numbers.")
-    return "×".join(map(str, sides))
+    height, width = sides
+    channels = get_entry(unet, "in_channels", int, NETWORK)
+    colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+    description = f"{format_size(height, width)}, {colours}"
+    value_range = get_entry(index, "value_range", (list, type(None)), INDEX, None)
+    if value_range is None:
+        return description
+    if len(value_range) != 2 or not all(_is_number(value) for value in value_range):
+        raise ValueError(f"`value_range` in {INDEX} must be two numbers.")
+    low, high = value_range
+    return f"{description}, values {low:g} to {high:g}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _read_card_entry(card: Mapping[str, Any], name: str) -> str:
