@@ -17,14 +17,14 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from datasets import load_dataset
 from diffusers import DiffusionPipeline, ModelMixin
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
-from pipeline_pfgmpp.data import ImageDataset, ImageDecoder, ImageStream, load_images
+from pipeline_pfgmpp.data import ImageDataset, ImageStream
 from pipeline_pfgmpp.hub import push_to_hub
 from pipeline_pfgmpp.records.commands import format_command
 from pipeline_pfgmpp.records.digests import digest_weights
@@ -46,6 +46,7 @@ from pipeline_pfgmpp.training import (
     read_trained_range,
 )
 from pipeline_pfgmpp.training.config import SAVE_DTYPES
+from pipeline_pfgmpp.training.inputs import add_data_arguments, format_size, load_data
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,42 +98,6 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sigma_data", type=float, help="standard deviation of the data in [-1, 1] (default: measured)")
     add("--gradient_checkpointing", action="store_true", help="compute activations twice to store fewer")
     add("--compile", action="store_true", help="compile the network")
-
-
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("data").add_argument
-    add("--dataset_name", help="data set on the Hub, or a local folder of images or parquet files")
-    add("--dataset_config_name", help="configuration of the data set")
-    add("--train_data_dir", help="local folder of images or parquet files")
-    add("--split", default="train", help="split to train on (default: %(default)s)")
-    add("--image_column", help="column of the images (default: the only image column)")
-    add("--label_column", help="column of the classes (default: the only class column)")
-    add("--resolution", type=int, help="height and width in pixels (default: as the preset)")
-    add(
-        "--streaming",
-        action="store_true",
-        help="read the data set during training instead of decoding it first",
-    )
-    add(
-        "--shuffle_window",
-        type=int,
-        default=10_000,
-        help="with --streaming, images to shuffle at a time (default: %(default)s)",
-    )
-    add("--strict", action="store_true", help="stop at a broken image instead of reporting and skipping it")
-    add(
-        "--dataloader_num_workers",
-        type=int,
-        default=4,
-        help="threads that decode images (default: %(default)s)",
-    )
-    add("--random_flip", action="store_true", help="mirror images at random")
-    add("--augment", type=float, help="probability of each non-leaking transform (default: as the preset)")
-    add(
-        "--reference_batch_size",
-        type=int,
-        help="train towards the field of this many images, over all processes, instead of single images",
-    )
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -355,51 +320,36 @@ def load_pretrained(args: argparse.Namespace, accelerator: Accelerator) -> PFGMP
             " PFGMPPPipeline."
         )
     size = pipeline.unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    size = height if height == width else (height, width)
     if args.resolution not in (None, size):
         raise ValueError(
-            f"--resolution {args.resolution}: the network of {name} is for {size}×{size} pixels."
+            f"--resolution is {format_size(args.resolution)}, but the network of {name} is for"
+            f" {height}x{width} pixels: leave it out, or train a new network."
+        )
+    channels = pipeline.unet.config.in_channels
+    if args.channels not in (None, channels):
+        raise ValueError(
+            f"--channels is {args.channels}, but the network of {name} takes {channels}: leave it out, or"
+            " train a new network."
         )
     args.resolution = size
+    args.channels = channels
     if args.preset != "fine-tuning":
         accelerator.print(f"--preset {args.preset} only gives the recipe: the network is the pretrained one.")
     return pipeline
 
 
-def load_data(
-    args: argparse.Namespace, accelerator: Accelerator, channels: int | None
-) -> tuple[ImageDataset | ImageStream, dict[str, str]]:
-    """Load the images with the network's number of channels, or with their own, and identify them."""
-    source = args.dataset_name or args.train_data_dir
-    options: dict[str, Any] = {
-        "image_column": args.image_column,
-        "label_column": args.label_column,
-        "num_workers": args.dataloader_num_workers,
-    }
-    data: ImageDataset | ImageStream
+def check_resolution(args: argparse.Namespace) -> None:
+    """Raise an error, before data are loaded, if the levels of the new network do not divide its size."""
     try:
-        with accelerator.main_process_first():
-            dataset = load_dataset(
-                source, args.dataset_config_name, split=args.split, streaming=args.streaming
-            )
-            found = ImageDecoder(dataset, args.resolution, **options).channels
-            options |= {"strict": args.strict, "channels": channels or found}
-            if args.streaming:
-                data = ImageStream(dataset, args.resolution, args.shuffle_window, **options)
-            else:
-                data = load_images(dataset, args.resolution, **options)
-            digest = data.digest()
-    except (ValueError, OSError) as error:
-        raise ValueError(f"The data set {source} cannot be used: {error}") from None
-    if args.class_conditional and data.class_names is None:
+        with torch.device("meta"):
+            PFGMPPUNet2DModel.from_preset(args.preset, sample_size=args.resolution)
+    except ValueError as error:
         raise ValueError(
-            f"--class_conditional needs a class column, but {source} has only {list(dataset.features)}."
-        )
-    if found != data.channels:
-        kinds = {1: "grey", 3: "colour"}
-        accelerator.print(
-            f"The images of {source} are {kinds[found]}; they are converted to {kinds[data.channels]}."
-        )
-    return data, {"name": f"{source}, split {args.split}", "digest": digest}
+            f"--resolution is {format_size(args.resolution)}, which --preset {args.preset} cannot"
+            f" take: {error}"
+        ) from None
 
 
 def build_network(args: argparse.Namespace, data: ImageDataset | ImageStream) -> tuple[ModelMixin, list[str]]:
@@ -487,8 +437,14 @@ def warn_of_long_warmup(config: TrainingConfig, images_per_step: int, accelerato
 
 def describe_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Describe the arguments for `arguments.yaml`, with which `--config` resumes the run."""
-    changed = {"D": args.D and str(args.D), "config": None, "resume_from_checkpoint": "latest"}
-    return vars(args) | changed | {"overwrite_output_dir": False}
+    changed = {
+        "D": args.D and str(args.D),
+        "resolution": format_size(args.resolution),
+        "config": None,
+        "resume_from_checkpoint": "latest",
+        "overwrite_output_dir": False,
+    }
+    return vars(args) | changed
 
 
 def train(args: argparse.Namespace) -> None:
@@ -511,9 +467,9 @@ def train(args: argparse.Namespace) -> None:
     warn_of_long_warmup(config, images_per_step, accelerator)
 
     pretrained = load_pretrained(args, accelerator)
-    data, record.identity["data"] = load_data(
-        args, accelerator, pretrained.unet.config.in_channels if pretrained else None
-    )
+    if pretrained is None:
+        check_resolution(args)
+    data, record.identity["data"] = load_data(args, accelerator, pretrained)
     if pretrained:
         record.identity["pretrained model"] = {
             "name": record.pretrained,

@@ -50,8 +50,8 @@ def read_picture(image: PIL.Image.Image, channels: int | None = None, background
 
     Args:
         image (`PIL.Image.Image`): The picture; its EXIF orientation is applied.
-        channels (`int`, *optional*): 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGBA); by default 1
-            or 3, as the picture has it.
+        channels (`int`, *optional*): 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGBA); by default
+            1 for grey pictures and 3 for the others.
         background (`str`, defaults to `"white"`): A colour as Pillow names it, such as `"#808080"`.
 
     Returns:
@@ -159,8 +159,8 @@ def _read_deep(image: PIL.Image.Image, is_png: bool, background: str) -> Pixels:
     if not np.isfinite(values).all():
         raise ValueError("a picture must not hold NaN or infinities")
     sixteen = image.mode.startswith("I;16") or (image.mode == "I" and is_png)
-    if "transparency" in image.info:
-        grey = LUMA @ np.array(_parse_colour(background), np.float32)
+    if "transparency" in image.info:  # the one value that stands for transparent pixels
+        grey = LUMA @ np.array(parse_colour(background), np.float32)
         top = SIXTEEN_BITS[1] if sixteen else float(values.max())
         values[values == image.info["transparency"]] = grey / 255 * top
     return Pixels(values, SIXTEEN_BITS if sixteen else None)
@@ -168,7 +168,7 @@ def _read_deep(image: PIL.Image.Image, is_png: bool, background: str) -> Pixels:
 
 def _composite(image: PIL.Image.Image, background: str) -> PIL.Image.Image:
     """Put a picture with alpha on a background; grey on grey stays grey."""
-    red, green, blue = _parse_colour(background)
+    red, green, blue = parse_colour(background)
     if image.mode == "LA" and red == green == blue:
         canvas = PIL.Image.new("L", image.size, red)
         canvas.paste(image.getchannel("L"), mask=image.getchannel("A"))
@@ -178,7 +178,19 @@ def _composite(image: PIL.Image.Image, background: str) -> PIL.Image.Image:
     return canvas
 
 
-def _parse_colour(name: str) -> tuple[int, int, int]:
+def parse_colour(name: str) -> tuple[int, int, int]:
+    """
+    Parse a colour.
+
+    Args:
+        name (`str`): A colour as Pillow names it, such as `"white"` or `"#808080"`.
+
+    Returns:
+        `tuple[int, int, int]`: Red, green and blue in [0, 255].
+
+    Raises:
+        ValueError: There is no such colour.
+    """
     try:
         red, green, blue = PIL.ImageColor.getrgb(name)[:3]
     except ValueError:

@@ -13,9 +13,9 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, load_dataset
+from datasets import Array2D, Array3D, ClassLabel, Dataset, Features, Image, List, Value, load_dataset
 
-from pipeline_pfgmpp.data import ImageDataset, ImageDecoder, ImageStream, load_images, prefetch
+from pipeline_pfgmpp.data import ImageDataset, ImageDecoder, ImageStream, load_images, open_dataset, prefetch
 from pipeline_pfgmpp.data.fashion_mnist import convert_idx, read_idx
 
 
@@ -231,8 +231,14 @@ def test_broken_images_of_a_stream_are_named_and_left_out(broken, capsys):
         (broken / f"{number}.png").write_text("neither")
     with pytest.raises(ValueError, match="None of the first images can be read"):
         ImageStream(dataset, 8)
+
+
+def test_a_process_without_images_is_told_so(broken):
+    for number in (1, 2, 3):
+        (broken / f"{number}.png").write_text("neither")
+    dataset = load_dataset(str(broken), split="train", streaming=True)
     with pytest.raises(ValueError, match="holds no image that can be read for this process"):
-        next(ImageStream(dataset, 8, channels=3).batches(6))
+        next(ImageStream(dataset, 8).batches(1, process_index=1, num_processes=2))
 
 
 def test_decoding_happens_once(fashion_mnist, monkeypatch):
@@ -282,3 +288,228 @@ def test_a_digest_tells_data_apart_and_not_where_they_lie(folders, tmp_path_fact
     relabelled = ImageDataset(whole[0].images, whole[0].labels.flip(0), whole[0].class_names)
     assert relabelled.digest() != whole[0].digest()
     assert ImageDataset(whole[0].images).digest() != whole[0].digest()
+
+
+def make_dataset(images, **columns):
+    """A data set of pictures, in memory."""
+    features = {"image": Image(), **{name: feature for name, (feature, _) in columns.items()}}
+    values = {"image": images, **{name: list(found) for name, (_, found) in columns.items()}}
+    return Dataset.from_dict(values, features=Features(features))
+
+
+RAMP = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+
+
+def test_sixteen_bits_are_not_cut_to_eight():
+    data = load_images(make_dataset([PIL.Image.fromarray(RAMP)]), resolution=16)
+    assert data.images.dtype == torch.float32
+    assert data.value_range == (0, 65535)
+    assert torch.equal(data.images[0, 0], torch.from_numpy(RAMP.astype(np.float32)))
+    seen = data.normalize(data.images)
+    assert seen.min() == -1
+    assert seen.max() == 1
+    assert data.sigma_data() == pytest.approx(seen.double().std(correction=0).item())
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_eight_and_sixteen_bits_in_one_data_set(order):
+    """White is white at either depth, whichever comes first."""
+    white = [PIL.Image.new("L", (4, 4), 255), PIL.Image.fromarray(np.full((4, 4), 65535, np.uint16))]
+    black = [PIL.Image.new("L", (4, 4), 0), PIL.Image.fromarray(np.zeros((4, 4), np.uint16))]
+    data = load_images(make_dataset((white + black)[::order]), resolution=4)
+    assert data.value_range == (0, 65535)
+    assert data.normalize(data.images).flatten(1)[:, 0].tolist() == [1, 1, -1, -1][::order]
+
+
+def test_a_stream_takes_the_depth_of_its_first_image(tmp_path):
+    PIL.Image.new("L", (4, 4), 51).save(tmp_path / "0.png")
+    PIL.Image.fromarray(np.full((4, 4), 65535, np.uint16)).save(tmp_path / "1.png")
+    stream = ImageStream(load_dataset(str(tmp_path), split="train", streaming=True), 4)
+    batch, _ = next(stream.batches(2))
+    assert batch["images"].dtype == torch.uint8
+    assert sorted(batch["images"].flatten(1)[:, 0].tolist()) == [51, 255]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_floats_have_the_range_of_their_data_set(tmp_path, streaming):
+    for name, value in (("a", -1000), ("b", 0), ("c", 3000)):
+        PIL.Image.fromarray(np.full((4, 4), value, np.float32)).save(tmp_path / f"{name}.tiff")
+    dataset = load_dataset(str(tmp_path), split="train", streaming=streaming)
+    data = ImageStream(dataset, 4) if streaming else load_images(dataset, 4)
+    assert data.value_range == (-1000, 3000)
+    batch, _ = next(data.batches(3))
+    assert sorted(data.normalize(batch["images"]).flatten(1)[:, 0].tolist()) == [-1, -0.5, 1]
+
+
+def test_a_stated_range_is_used_and_clips(capsys):
+    values = np.array([[0, 1000], [4095, 60000]], np.uint16)  # of twelve bits, with one dead pixel
+    data = load_images(make_dataset([PIL.Image.fromarray(values)]), resolution=2, value_range=(0, 4095))
+    assert data.value_range == (0, 4095)
+    assert data.normalize(data.images).flatten().tolist() == pytest.approx([-1, 2000 / 4095 - 1, 1, 1])
+    assert "Some images have values outside of `value_range`, which are clipped." in capsys.readouterr().out
+    with pytest.raises(ValueError, match="`value_range` must be"):
+        load_images(make_dataset([PIL.Image.fromarray(values)]), resolution=2, value_range=(1, 1))
+
+
+def test_transparent_pictures_are_composited_and_said_once(capsys):
+    pictures = [PIL.Image.new("RGBA", (4, 4), (0, 0, 0, 0))] * 3 + [PIL.Image.new("RGB", (4, 4))]
+    data = load_images(make_dataset(pictures), resolution=4)
+    assert data.images.flatten(1)[:, 0].tolist() == [255, 255, 255, 0]
+    assert capsys.readouterr().out.count("Transparent pictures are shown on a white background.") == 1
+    assert load_images(make_dataset(pictures), resolution=4, background="black").images.max() == 0
+    assert load_images(make_dataset(pictures), resolution=4, channels=4).images.shape == (4, 4, 4, 4)
+
+
+def test_rectangles():
+    data = load_images(make_dataset([PIL.Image.new("L", (60, 40), 9)] * 2), resolution=(8, 24))
+    assert data.images.shape == (2, 1, 8, 24)
+    for resolution in (0, (8, 0), (1, 2, 3)):
+        with pytest.raises(ValueError, match="`resolution` must be one positive number or two"):
+            load_images(make_dataset([PIL.Image.new("L", (4, 4))]), resolution)
+
+
+@pytest.mark.parametrize(("feature", "shape", "channels"), [
+    (Array2D((6, 4), "float32"), (6, 4), None),
+    (Array3D((3, 6, 4), "float32"), (3, 6, 4), None),
+    (Array3D((6, 4, 13), "float32"), (6, 4, 13), 13),
+    (List(List(Value("float32"))), (6, 4), None),
+])  # fmt: skip
+def test_columns_of_arrays(feature, shape, channels):
+    values = np.random.default_rng(0).normal(size=(5, *shape)).astype(np.float32)
+    dataset = Dataset.from_dict({"field": list(values)}, features=Features({"field": feature}))
+    data = load_images(dataset, (6, 4), image_column="field", channels=channels)
+    layout = values.reshape(5, *shape) if len(shape) == 3 else values[:, None]
+    if channels:
+        layout = np.moveaxis(layout, -1, 1)
+    assert torch.equal(data.images, torch.from_numpy(layout))
+    assert data.value_range == (values.min(), values.max())
+
+
+def test_arrays_of_bytes_stay_bytes():
+    values = np.arange(48, dtype=np.uint8).reshape(2, 6, 4)
+    dataset = Dataset.from_dict({"x": list(values)}, features=Features({"x": Array2D((6, 4), "uint8")}))
+    data = load_images(dataset, (6, 4))
+    assert data.images.dtype == torch.uint8
+    assert data.value_range == (0, 255)
+
+
+def test_data_without_contrast_are_refused():
+    flat = make_dataset([PIL.Image.fromarray(np.full((4, 4), 7, np.float32))])
+    with pytest.raises(ValueError, match="All pixels have the value 7"):
+        load_images(flat, resolution=4)
+    with pytest.raises(ValueError, match="All pixels have the value 9"):
+        load_images(make_dataset([PIL.Image.new("L", (4, 4), 9)]), resolution=4).sigma_data()
+
+
+def test_a_column_that_holds_no_images_is_refused():
+    dataset = make_dataset([PIL.Image.new("L", (4, 4))], name=(Value("string"), ["a"]))
+    with pytest.raises(ValueError, match="'a' is not the path of a .npy file"):
+        load_images(dataset, resolution=4, image_column="name")
+    numbers = make_dataset([PIL.Image.new("L", (4, 4))], number=(Value("int64"), [1]))
+    with pytest.raises(ValueError, match="neither pictures nor arrays"):
+        load_images(numbers, resolution=4, image_column="number")
+
+
+PICTURES = [PIL.Image.new("L", (4, 4), value) for value in (0, 10, 20, 30)]
+
+
+@pytest.mark.parametrize(("feature", "values", "names", "indices"), [
+    (Value("string"), ["dog", "cat", "dog", "ant"], ["ant", "cat", "dog"], [2, 1, 2, 0]),
+    (Value("int64"), [70, 5, 5, 70], ["5", "70"], [1, 0, 0, 1]),
+    (Value("bool"), [True, False, True, True], ["False", "True"], [1, 0, 1, 1]),
+    (ClassLabel(names=["x", "y", "z"]), [2, 0, 0, 2], ["x", "y", "z"], [2, 0, 0, 2]),
+])  # fmt: skip
+def test_labels_of_every_type_become_classes(feature, values, names, indices):
+    data = load_images(make_dataset(PICTURES, label=(feature, values)), resolution=4)
+    assert data.class_names == names
+    assert data.labels.tolist() == indices
+    assert data.present_classes == sorted(set(indices))
+
+
+@pytest.mark.parametrize(("feature", "values"), [
+    (Value("string"), ["b", None, "a", None]),
+    (ClassLabel(names=["a", "b"]), [1, None, 0, -1]),
+])  # fmt: skip
+def test_rows_without_a_label_are_left_out_or_refused(feature, values, capsys):
+    dataset = make_dataset(PICTURES, label=(feature, values))
+    data = load_images(dataset, resolution=4)
+    assert data.labels.tolist() == [1, 0]
+    assert data.images.flatten(1)[:, 0].tolist() == [0, 20]
+    assert "Left out 2 of 4 rows, which have no class." in capsys.readouterr().out
+    with pytest.raises(ValueError, match="2 of 4 rows have no class"):
+        load_images(dataset, resolution=4, strict=True)
+    assert len(load_images(dataset, resolution=4, labels=False, strict=True)) == 4
+
+
+def test_a_stream_leaves_out_rows_without_a_label(capsys):
+    dataset = make_dataset(PICTURES, label=(ClassLabel(names=["a", "b"]), [1, None, 0, -1]))
+    stream = ImageStream(dataset.to_iterable_dataset(), 4)
+    batch, _ = next(stream.batches(4))
+    assert sorted(set(batch["images"].flatten(1)[:, 0].tolist())) == [0, 20]
+    assert capsys.readouterr().out.count("rows without a class") == 1
+    assert (
+        "class_labels" not in next(ImageStream(dataset.to_iterable_dataset(), 4, labels=False).batches(2))[0]
+    )
+
+
+@pytest.mark.parametrize(("feature", "values", "message"), [
+    (Value("float32"), [0.5, 1.0, 2.0, 3.0], "holds 0.5; a class is a string"),
+    (List(Value("int64")), [[1], [2], [1], [1]], r"holds \[1\]; a class is a string"),
+])  # fmt: skip
+def test_what_is_no_class_is_refused(feature, values, message):
+    with pytest.raises(ValueError, match=message):
+        load_images(make_dataset(PICTURES, label=(feature, values)), resolution=4)
+
+
+def test_a_stream_must_name_its_classes():
+    dataset = make_dataset(PICTURES, label=(Value("string"), ["a", "b", "a", "b"])).to_iterable_dataset()
+    with pytest.raises(ValueError, match="must be a ClassLabel"):
+        ImageStream(dataset, 4)
+
+
+def test_two_label_columns_are_no_matter_without_labels():
+    names = ClassLabel(names=["a"])
+    dataset = make_dataset(PICTURES, one=(names, [0] * 4), two=(names, [0] * 4))
+    with pytest.raises(ValueError, match="several label columns"):
+        load_images(dataset, resolution=4)
+    assert load_images(dataset, resolution=4, labels=False).labels is None
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_folders_of_arrays(tmp_path, streaming):
+    for split, count in (("train", 3), ("test", 1)):
+        for name in ("lung", "knee"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(count):
+                np.save(
+                    tmp_path / split / name / f"{index}.npy",
+                    np.full((6, 4), index + (name == "lung"), np.float32),
+                )
+    dataset = open_dataset(str(tmp_path), streaming=streaming)
+    data = ImageStream(dataset, (6, 4)) if streaming else load_images(dataset, (6, 4))
+    assert data.class_names == ["knee", "lung"]
+    assert data.value_range == (0, 3)
+    batch, _ = next(data.batches(6))
+    pairs = zip(batch["class_labels"].tolist(), batch["images"].flatten(1)[:, 0].tolist())
+    assert sorted(pairs) == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (1, 3)]
+    assert len(load_images(open_dataset(str(tmp_path), split="test"), (6, 4))) == 2
+    with pytest.raises(ValueError, match="no split 'validation'"):
+        open_dataset(str(tmp_path), split="validation")
+
+
+def test_a_changed_array_is_decoded_anew(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(16, dtype=np.uint8).reshape(4, 4))
+    first = load_images(open_dataset(str(tmp_path)), 4)
+    np.save(tmp_path / "a.npy", np.arange(16, dtype=np.uint8)[::-1].reshape(4, 4))
+    assert torch.equal(load_images(open_dataset(str(tmp_path)), 4).images, first.images.flip(-1, -2))
+
+
+def test_pickles_among_arrays_are_not_run(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([{"an": "object"}]), allow_pickle=True)
+    with pytest.raises(ValueError, match="None of the first images can be read: Object arrays"):
+        load_images(open_dataset(str(tmp_path)), 4)
+
+
+def test_a_missing_data_set_is_one_sentence():
+    with pytest.raises(ValueError, match="The data set nowhere/at-all cannot be opened"):
+        open_dataset("nowhere/at-all")

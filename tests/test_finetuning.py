@@ -299,7 +299,7 @@ def test_what_cannot_be_fine_tuned_so_ends_in_one_sentence(tmp_path):
     common = ["--train_data_dir", rings, "--max_train_steps", "1", "--output_dir", tmp_path / "out"]
     for start, options, message in (
         ("ddpm", [], "is a DDPMPipeline. pfgmpp convert --from-diffusers turns a DDPM into a PFGMPP"),
-        ("start", ["--resolution", "16"], "--resolution 16: the network of"),
+        ("start", ["--resolution", "16"], "--resolution is 16, but the network of"),
         (
             "start",
             ["--new_classes", "--D", "16:inf"],

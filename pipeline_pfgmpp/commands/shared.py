@@ -316,7 +316,9 @@ def _check_variant(model: str, variant: str | None, variants: Sequence[str | Non
 
 def load_real_images(data: str, split: str, pipeline: PFGMPPPipeline) -> torch.Tensor:
     """
-    Load real images with the size and the channels of a model's images.
+    Load real images with the size, the channels and the range of a model's images, in 8 bits.
+
+    Classes are not read.
 
     Args:
         data (`str`): The data set: a folder or a Hub id.
@@ -328,18 +330,26 @@ def load_real_images(data: str, split: str, pipeline: PFGMPPPipeline) -> torch.T
 
     Raises:
         OSError: There is no such data set.
-        ValueError: It has no such split, or no images.
+        ValueError: It has no such split, or no images that can be read as the model's.
     """
     from accelerate import PartialState
-    from datasets import load_dataset
 
-    from ..data import load_images
+    from ..data import convert_to_bytes, load_images, open_dataset
+    from ..pixels import EIGHT_BITS, SIXTEEN_BITS
 
     config = pipeline.unet.config
+    value_range = pipeline.config.get("value_range")
+    if value_range is not None:
+        value_range = tuple(value_range)
+    if value_range in (EIGHT_BITS, SIXTEEN_BITS):
+        value_range = None  # integers have the range of their own depth
     state = PartialState(cpu=pipeline.device.type == "cpu")
     with state.main_process_first():  # it fills the cache that the others read
-        dataset = load_dataset(data, split=split)
-        return load_images(dataset, config.sample_size, channels=config.in_channels).images
+        dataset = open_dataset(data, split=split)
+        real = load_images(
+            dataset, config.sample_size, labels=False, channels=config.in_channels, value_range=value_range
+        )
+    return convert_to_bytes(real.images, real.value_range)
 
 
 def load_metrics(

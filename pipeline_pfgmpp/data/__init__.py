@@ -4,8 +4,17 @@ ecosystem.
 """
 
 from .decoding import ImageDecoder
-from .images import ImageDataset, load_images, prefetch
+from .images import ImageDataset, convert_to_bytes, load_images, prefetch
+from .sources import open_dataset
 from .stream import ImageStream
 
 
-__all__ = ["ImageDataset", "ImageDecoder", "ImageStream", "load_images", "prefetch"]
+__all__ = [
+    "ImageDataset",
+    "ImageDecoder",
+    "ImageStream",
+    "convert_to_bytes",
+    "load_images",
+    "open_dataset",
+    "prefetch",
+]

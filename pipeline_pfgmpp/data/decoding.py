@@ -1,67 +1,153 @@
-"""Rows of a data set, decoded into tensors of one size."""
+"""Rows of a data set, decoded into tensors of one size and one range of values."""
 
+import math
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from tqdm.auto import tqdm
+
+from ..pixels import (
+    EIGHT_BITS,
+    SIXTEEN_BITS,
+    Pixels,
+    fit_size,
+    is_transparent,
+    parse_colour,
+    read_array,
+    read_picture,
+)
 
 
 if TYPE_CHECKING:
     import datasets
 
-GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
 PENDING = 64  # images that wait for a thread or for their turn
+PROBED = 100  # rows in which a first image must be readable
 
 
-def _pick_column(dataset, wanted: str | None, feature_type: type, what: str) -> str | None:
-    """Return the column asked for, or else the only one of a feature type, or else None."""
-    names = [name for name, feature in dataset.features.items() if isinstance(feature, feature_type)]
+class DeeperImageError(ValueError):
+    """An image has more than the 8 bits that the first one promised."""
+
+
+def _find_image_column(dataset: Any, wanted: str | None) -> str:
+    """Return the column asked for, or else the only one that holds images."""
+    import datasets
+
+    columns = list(dataset.features)
     if wanted is not None:
-        if wanted not in dataset.features:
-            raise ValueError(
-                f"`{what}_column` is {wanted!r}, but the data set has the columns {list(dataset.features)}."
-            )
+        if wanted not in columns:
+            raise ValueError(f"`image_column` is {wanted!r}, but the data set has the columns {columns}.")
+        if not _holds_images(dataset.features[wanted]):
+            kind = dataset.features[wanted]
+            raise ValueError(f"`image_column` {wanted!r} holds {kind}, which is neither pictures nor arrays.")
         return wanted
+    kinds = (datasets.Image, datasets.Array2D, datasets.Array3D)
+    names = [name for name in columns if isinstance(dataset.features[name], kinds)]
+    if not names and "image" in columns and _holds_images(dataset.features["image"]):
+        names = ["image"]
     if len(names) > 1:
-        raise ValueError(f"The data set has several {what} columns, {names}; name one with `{what}_column`.")
-    return names[0] if names else None
+        raise ValueError(f"The data set has several image columns, {names}; name one with `image_column`.")
+    if not names:
+        raise ValueError(f"The data set has no image column among {columns}; name one with `image_column`.")
+    return names[0]
+
+
+def _holds_images(feature: Any) -> bool:
+    """Tell whether a column may hold pictures, arrays or paths of `.npy` files."""
+    import datasets
+
+    kinds = (datasets.Image, datasets.Array2D, datasets.Array3D, datasets.List, datasets.LargeList, list)
+    return isinstance(feature, kinds) or feature == datasets.Value("string")
+
+
+def _load_array(path: str) -> np.ndarray:
+    if not path.endswith(".npy"):
+        raise ValueError(f"{path!r} is not the path of a .npy file")
+    return np.load(path, allow_pickle=False)
+
+
+def _read_size(resolution: int | tuple[int, int]) -> tuple[int, int]:
+    """Return height and width."""
+    size = [resolution, resolution] if isinstance(resolution, int) else list(resolution)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"`resolution` must be one positive number or two, but is {resolution}.")
+    return size[0], size[1]
+
+
+def _check_range(value_range: tuple[float, float]) -> None:
+    low, high = value_range
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"`value_range` must be (low, high) with low < high, but is {value_range}.")
+
+
+def describe_changes(composited: bool, clipped: bool, background: str) -> list[str]:
+    """
+    Describe in sentences what was done to images besides resizing.
+
+    Args:
+        composited (`bool`): Whether there are transparent pictures, which got a background.
+        clipped (`bool`): Whether there are values outside of the range.
+        background (`str`): The colour of the background.
+
+    Returns:
+        `list[str]`: The sentences; none if nothing was done.
+    """
+    remarks = []
+    if composited:
+        remarks.append(f"Transparent pictures are shown on a {background} background.")
+    if clipped:
+        remarks.append("Some images have values outside of `value_range`, which are clipped.")
+    return remarks
 
 
 class ImageDecoder:
     """
-    Turns rows of a data set into tensors of one size.
+    Decode rows of a data set into tensors of one size.
 
     The shorter side of an image is resized to fit, and the longer one is cropped at the centre.
+    Images of 8 bits come as uint8, deeper ones as float32 in the units of the data.
 
     Args:
-        dataset (`datasets.Dataset` or `datasets.IterableDataset`): A data set with an image column.
-        resolution (`int`): Height and width of the result, in pixels.
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`): A data set with a column of
+            pictures (`Image`) or arrays (`Array2D`, `Array3D` or nested lists).
+        resolution (`int` or `tuple[int, int]`): Height and width of the result, in pixels; one
+            number for squares.
         image_column (`str`, *optional*): Name of the image column; by default the only one.
-        label_column (`str`, *optional*): Name of the class column; by default the only `ClassLabel`.
-        channels (`int`, *optional*): 1 (grey) or 3 (RGB); by default that of the first image that
-            can be read.
+        channels (`int`, *optional*): Channels of the result: 1 (grey), 2 (grey and alpha), 3 (RGB),
+            4 (RGBA), or as many as arrays have; by default those of the first image that can be read.
+        value_range (`tuple[float, float]`, *optional*): The values of black and white, for data that
+            do not use the range of their type. Values outside are clipped.
+        background (`str`, defaults to `"white"`): The colour behind transparent pictures.
         strict (`bool`, defaults to `False`): Whether a broken image raises an error; otherwise it
             is reported and skipped.
         num_workers (`int`, defaults to 4): Number of decoding threads.
 
+    Attributes:
+        size (`tuple[int, int]`): Height and width of the result.
+        channels (`int`): Channels of the result.
+        dtype (`torch.dtype`): Type of the result, uint8 or float32.
+        value_range (`tuple[float, float]` or `None`): The values of black and white; None for data
+            whose type does not tell.
+
     Raises:
-        ValueError: A column is missing or ambiguous, `channels` is neither 1 nor 3, or no image can
-            be read.
+        ValueError: The column is missing or ambiguous, an option is out of range, or no image can be
+            read.
     """
 
     def __init__(
         self,
         dataset: "datasets.Dataset | datasets.IterableDataset",
-        resolution: int,
+        resolution: int | tuple[int, int],
         image_column: str | None = None,
-        label_column: str | None = None,
         channels: int | None = None,
+        value_range: tuple[float, float] | None = None,
+        background: str = "white",
         strict: bool = False,
         num_workers: int = 4,
     ):
@@ -69,46 +155,119 @@ class ImageDecoder:
 
         if dataset.features is None:
             raise ValueError("The data set does not describe its columns.")
-        self.image_column = _pick_column(dataset, image_column, datasets.Image, "image")
-        self.label_column = _pick_column(dataset, label_column, datasets.ClassLabel, "label")
-        if self.image_column is None:
-            columns = list(dataset.features)
-            raise ValueError(
-                f"The data set has no image column among {columns}; name one with `image_column`."
-            )
-        self.class_names = getattr(dataset.features.get(self.label_column), "names", None)
-        # Undecoded rows can always be read, whatever is in them.
-        self.dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
-        self.resolution = resolution
+        if value_range is not None:
+            _check_range(value_range)
+        if channels is not None and channels < 1:
+            raise ValueError(f"`channels` must be at least 1, but is {channels}.")
+        parse_colour(background)
+        self.size = _read_size(resolution)
+        self.image_column = _find_image_column(dataset, image_column)
+        feature = dataset.features[self.image_column]
+        self._dtype = getattr(feature, "dtype", None)
+        if isinstance(feature, datasets.Image):
+            # Undecoded rows can always be read, whatever is in them.
+            dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
+        self._is_picture = isinstance(feature, datasets.Image)
+        self.dataset = dataset
+        self.background = background
         self.strict = strict
         self.skipped = 0
+        self.clipped = False
+        self.composited = False
+        self.rounds_deeper = False  # where decoding cannot start again
         self.pool = ThreadPoolExecutor(max(num_workers, 1))
         self._open = datasets.Image().decode_example
-        self.channels = self._find_channels() if channels is None else channels
-        if self.channels not in (1, 3):
-            raise ValueError(f"`channels` must be 1 or 3, but is {channels}.")
+        self.stated_range = value_range
+        self._probe(channels)
 
-    def _find_channels(self) -> int:
-        """Return the number of channels of the first image that can be read."""
-        for row in islice(self.dataset, 100):
+    def list_files(self, first: int, last: int) -> list[str]:
+        """
+        List the files on this machine that a range of rows refers to.
+
+        Args:
+            first (`int`): The first row.
+            last (`int`): The row after the last.
+
+        Returns:
+            `list[str]`: Their paths.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        column = self.dataset.with_format("arrow")[first:last][self.image_column]
+        if self._is_picture:
+            if not pc.any(pc.is_null(pc.struct_field(column, "bytes"))).as_py():
+                return []
+            column = pc.struct_field(column, "path")
+        if not pa.types.is_string(column.type):
+            return []
+        return [path for path in column.to_pylist() if path and os.path.isfile(path)]
+
+    def _probe(self, channels: int | None) -> None:
+        """Take number of channels, type and range of the first image that can be read."""
+        reason: Exception | None = None
+        for row in islice(self.dataset, PROBED):
             try:
-                mode = self._open(row[self.image_column]).mode
-            except Exception:
+                pixels = self._read(row, channels)
+            except Exception as error:
+                reason = error
                 continue
-            return 1 if mode in GREY_MODES else 3
-        raise ValueError("None of the first images can be read.")
+            self.channels: int = channels or pixels.values.shape[-1]
+            is_deep = self.stated_range is not None or pixels.values.dtype != np.uint8
+            self.dtype = torch.float32 if is_deep else torch.uint8
+            self.value_range = self.stated_range or pixels.value_range
+            self._is_measured = self.value_range is None
+            return
+        raise ValueError(f"None of the first images can be read: {reason or 'there are none'}")
+
+    def set_range(self, value_range: tuple[float, float]) -> None:
+        """Set the values of black and white, and clip values outside from now on."""
+        self.stated_range = value_range
+        self.value_range = value_range
+
+    def deepen(self) -> None:
+        """Decode to float32 from now on, since an image has more than 8 bits."""
+        self.dtype = torch.float32
+        self.value_range = self.stated_range or SIXTEEN_BITS
+
+    def _read(self, row: dict, channels: int | None) -> Pixels:
+        value = row[self.image_column]
+        if isinstance(value, str):
+            return read_array(_load_array(value), channels)
+        if not self._is_picture:
+            return read_array(np.asarray(value, dtype=self._dtype), channels)
+        image = self._open(value)
+        if is_transparent(image) and channels not in (2, 4):
+            self.composited = True
+        return read_picture(image, channels, self.background)
 
     def _decode(self, row: dict) -> torch.Tensor | Exception:
         """Decode a row; a broken image gives its error, whatever that is."""
-        size = (self.resolution, self.resolution)
         try:
-            image = self._open(row[self.image_column]).convert("L" if self.channels == 1 else "RGB")
-            if image.size != size:
-                image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+            pixels = self._fit_range(fit_size(self._read(row, self.channels), self.size))
         except Exception as error:
             return error
-        pixels = torch.from_numpy(np.array(image))
-        return pixels.view(*size, self.channels).permute(2, 0, 1)
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+    def _fit_range(self, pixels: Pixels) -> np.ndarray:
+        """Give an image the range of the data set."""
+        values = pixels.values
+        if self.stated_range is not None:
+            low, high = self.stated_range
+            if values.min() < low or values.max() > high:
+                self.clipped = True
+            return values.clip(low, high).astype(np.float32)
+        if (pixels.value_range is None) != self._is_measured:
+            raise ValueError(
+                "its type has a range of its own and the first image's type has none, or the other way round"
+            )
+        if self._is_measured or pixels.value_range == self.value_range:
+            return values
+        if self.value_range == SIXTEEN_BITS:
+            return values.astype(np.float32) * (SIXTEEN_BITS[1] / EIGHT_BITS[1])
+        if not self.rounds_deeper:
+            raise DeeperImageError("it has more than 8 bits, unlike the first image")
+        return (values * (EIGHT_BITS[1] / SIXTEEN_BITS[1])).round().astype(np.uint8)
 
     def __call__(self, rows: Iterable[tuple[int, dict]]) -> Iterator[torch.Tensor | None]:
         """
@@ -119,7 +278,7 @@ class ImageDecoder:
                 messages name an image that has no path.
 
         Yields:
-            `torch.Tensor` of shape `(C, H, W)`, uint8, or `None` for a broken image.
+            `torch.Tensor` of shape `(C, H, W)`, or `None` for a broken image.
 
         Raises:
             ValueError: An image is broken, and `strict` is set.
@@ -129,8 +288,7 @@ class ImageDecoder:
 
         def submit_next():
             for number, row in islice(rows, 1):
-                name = (row[self.image_column] or {}).get("path") or f"row {number}"
-                pending.append((name, self.pool.submit(self._decode, row)))
+                pending.append((self._name(row, number), self.pool.submit(self._decode, row)))
 
         for _ in range(PENDING):
             submit_next()
@@ -138,10 +296,18 @@ class ImageDecoder:
             name, future = pending.popleft()
             image = future.result()
             submit_next()
+            if isinstance(image, DeeperImageError):
+                raise image
             if isinstance(image, Exception):
                 self._report(name, image)
                 image = None
             yield image
+
+    def _name(self, row: dict, number: int) -> str:
+        value = row[self.image_column]
+        if isinstance(value, dict):
+            value = value.get("path")
+        return value if isinstance(value, str) else f"row {number}"
 
     def _report(self, name: str, error: Exception) -> None:
         """Raise for a broken image, or report and count it."""

@@ -6,24 +6,29 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
+from tqdm.auto import tqdm
 
+from ..pixels import EIGHT_BITS
 from ..records.digests import derive_seed
-from .decoding import ImageDecoder
-from .images import measure_deviation
+from .decoding import ImageDecoder, describe_changes
+from .images import check_contrast, describe_images, measure_deviation, measure_range, normalize
+from .labels import MISSING, find_label_column, read_class_names
 
 
 if TYPE_CHECKING:
     import datasets
+
+SAMPLED = 2000  # images that stand for a stream where its values are measured
 
 
 class _Place(NamedTuple):
     """A place in a stream, from which it can be read again."""
 
     epoch: int = 0
-    window: dict | None = (
-        None  # state of the stream at the beginning of the window; None at that of the epoch
-    )
+    # State of the stream at the beginning of the window; None at the beginning of the epoch.
+    window: dict | None = None
     first: int = 0  # images of the epoch before the window
     taken: int = 0  # images already taken from the window
 
@@ -40,38 +45,92 @@ class ImageStream:
     Args:
         dataset (`datasets.IterableDataset`): A data set with an image column, from
             `load_dataset(..., streaming=True)`.
-        resolution (`int`): Height and width of the images, in pixels.
+        resolution (`int` or `tuple[int, int]`): Height and width of the images, in pixels.
         window (`int`, defaults to 10_000): Number of images to shuffle at a time. They are held in
             memory as they are stored, undecoded.
-        options: Further arguments of [`ImageDecoder`].
+        image_column (`str`, *optional*): Name of the image column; by default the only one.
+        label_column (`str`, *optional*): Name of the class column, a `ClassLabel`; by default the
+            only one.
+        labels (`bool`, defaults to `True`): Whether to read classes, if there are any. Rows without
+            a class are then left out.
+        options: Further options of [`ImageDecoder`].
 
     Raises:
         ValueError: As [`ImageDecoder`].
     """
 
     def __init__(
-        self, dataset: "datasets.IterableDataset", resolution: int, window: int = 10_000, **options: Any
+        self,
+        dataset: "datasets.IterableDataset",
+        resolution: int | tuple[int, int],
+        window: int = 10_000,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        labels: bool = True,
+        **options: Any,
     ):
-        self.decoder = ImageDecoder(dataset, resolution, **options)
-        self.class_names = self.decoder.class_names
+        self.decoder = ImageDecoder(dataset, resolution, image_column, **options)
+        self.label_column = find_label_column(dataset, label_column) if labels else None
+        self.class_names = read_class_names(dataset, self.label_column)
         self.channels = self.decoder.channels
+        self.size = self.decoder.size
         self.window = window
+        self.unlabelled = 0
+        self.decoder.rounds_deeper = True
+        if self.decoder.value_range is None:
+            self.decoder.set_range(measure_range(self._read_first()))
+        assert self.decoder.value_range is not None
+        self.value_range = self.decoder.value_range
+        self.remarks: list[str] = []  # those already made
+
+    @property
+    def present_classes(self) -> list[int]:
+        """All classes, since a stream does not tell which of them occur; none without labels."""
+        return list(range(len(self.class_names or [])))
+
+    def summarize(self) -> str:
+        """Describe the images in a phrase: their size, channels, range and classes."""
+        classes = len(self.class_names) if self.class_names is not None else None
+        shape = (self.channels, *self.size)
+        return f"a stream of {describe_images(shape, self.value_range, classes)}"
+
+    def check_contrast(self) -> None:
+        """
+        Check that there is something to learn from the first 2,000 images.
+
+        Raises:
+            ValueError: All their pixels have the same value.
+        """
+        images = self.decoder(enumerate(islice(self.decoder.dataset, SAMPLED)))
+        check_contrast(image for image in images if image is not None)
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """Scale images from the range of the data to [-1, 1], as float32."""
+        return normalize(images, self.value_range)
+
+    def _read_first(self) -> torch.Tensor:
+        """Decode the first images of the stream that can be read."""
+        images = self.decoder(enumerate(islice(self.decoder.dataset, SAMPLED)))
+        return torch.stack([image for image in images if image is not None])
 
     def digest(self) -> str:
         """Digest the class names and the first 64 rows as they are stored."""
         decoder = self.decoder
-        described = repr([decoder.resolution, self.channels, self.class_names])
-        digest = hashlib.blake2b(described.encode(), digest_size=8)
+        height, width = decoder.size
+        described: list = [height if height == width else decoder.size, self.channels, self.class_names]
+        if self.value_range != EIGHT_BITS:
+            described.append(self.value_range)
+        if decoder.background != "white":
+            described.append(decoder.background)
+        digest = hashlib.blake2b(repr(described).encode(), digest_size=8)
         for row in islice(decoder.dataset, 64):
-            image = row[decoder.image_column] or {}
-            digest.update(image.get("bytes") or os.path.basename(image.get("path") or "").encode())
-            digest.update(repr(row.get(decoder.label_column)).encode())
+            digest.update(_describe_stored(row[decoder.image_column]))
+            digest.update(repr(row.get(self.label_column)).encode())
         return digest.hexdigest()
 
     def sigma_data(self) -> float:
         """Compute the standard deviation of the first 2,000 images in [-1, 1]."""
-        images = self.decoder(enumerate(islice(self.decoder.dataset, 2000)))
-        return measure_deviation(torch.stack([image for image in images if image is not None]))
+        return measure_deviation(self._read_first(), self.value_range)
 
     def batches(
         self,
@@ -92,8 +151,8 @@ class ImageStream:
             state (`dict`, *optional*): Where to resume, as it came with a batch.
 
         Yields:
-            `tuple[dict, dict]`: `images` as uint8 with their `class_labels`, and the state from
-                which to resume after this batch.
+            `tuple[dict, dict]`: `images` in the range of the data with their `class_labels`, and the
+                state from which to resume after this batch.
 
         Raises:
             ValueError: A whole epoch holds no image for this process, or `strict` is set and an
@@ -103,7 +162,7 @@ class ImageStream:
         while True:
             images, labels, places = zip(*islice(rows, batch_size))
             batch = {"images": torch.stack(images)}
-            if self.decoder.label_column is not None:
+            if self.label_column is not None:
                 batch["class_labels"] = torch.tensor(labels)
             yield batch, places[-1]._asdict()
 
@@ -140,11 +199,31 @@ class ImageStream:
             order = torch.randperm(len(content), generator=generator)[taken:].tolist()
             images = self.decoder((first + index, content[index]) for index in order)
             for done, (index, image) in enumerate(zip(order, images), taken + 1):
-                if image is not None:
-                    label = content[index].get(self.decoder.label_column)
+                label = content[index].get(self.label_column)
+                self._report_changes()
+                if image is not None and self._is_labelled(label):
                     yield image, label, _Place(place.epoch, window, first, done)
             first += len(content)
             taken = 0
+
+    def _report_changes(self) -> None:
+        """Say once what was done to images besides resizing."""
+        decoder = self.decoder
+        for remark in describe_changes(decoder.composited, decoder.clipped, decoder.background):
+            if remark not in self.remarks:
+                self.remarks.append(remark)
+                tqdm.write(remark)
+
+    def _is_labelled(self, label: int | None) -> bool:
+        """Tell whether a row can be trained on, and report the first one that has no class."""
+        if self.label_column is None or label not in (None, MISSING):
+            return True
+        if self.decoder.strict:
+            raise ValueError("A row of the stream has no class.")
+        if not self.unlabelled:
+            tqdm.write("The stream holds rows without a class, which are skipped.")
+        self.unlabelled += 1
+        return False
 
     def _open_epoch(
         self, seed: int, process_index: int, num_processes: int, epoch: int
@@ -158,3 +237,10 @@ class ImageStream:
             seed=derive_seed(seed, "files", epoch) % 2**31, buffer_size=1, max_buffer_input_shards=1
         )
         return split_dataset_by_node(stream, rank=process_index, world_size=num_processes)
+
+
+def _describe_stored(value: Any) -> bytes:
+    """Return what is stored of an image: its bytes, the name of its file, or the values of an array."""
+    if isinstance(value, dict):
+        return value.get("bytes") or os.path.basename(value.get("path") or "").encode()
+    return np.asarray(value).tobytes() if value is not None else b""

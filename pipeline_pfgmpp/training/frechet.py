@@ -5,7 +5,7 @@ from itertools import islice
 import torch
 from accelerate import Accelerator
 
-from ..data import ImageDataset, ImageStream
+from ..data import ImageDataset, ImageStream, convert_to_bytes
 from ..evaluation import ImageMetrics, load_features
 from ..evaluation.evaluate import gather_features
 from ..generation import generate
@@ -16,7 +16,8 @@ class FrechetDistance:
     """
     The distance between generated images and 10,000 images of the data.
 
-    The generated images belong to the seeds 0, 1, …, which the processes share.
+    The generated images belong to the seeds 0, 1, …, which the processes share. Images of any depth
+    are compared in 8 bits.
 
     Args:
         data ([`ImageDataset`] or [`ImageStream`]): The data.
@@ -35,12 +36,13 @@ class FrechetDistance:
         self, data: ImageDataset | ImageStream, num_images: int, features: str, accelerator: Accelerator
     ):
         batches = [batch["images"] for batch, _ in islice(data.batches(500), 20)]
+        real_images = convert_to_bytes(torch.cat(batches), data.value_range)
         self.accelerator = accelerator
         self.seeds_per_process = -(-num_images // accelerator.num_processes)
         # The others find the features of the data in the cache.
         with accelerator.main_process_first():
             extractor = load_features(features, accelerator.device)
-            self.metrics = ImageMetrics(extractor, torch.cat(batches), gather=gather_features)
+            self.metrics = ImageMetrics(extractor, real_images, gather=gather_features)
 
     def __call__(self, pipeline: PFGMPPPipeline, batch_size: int) -> float:
         """

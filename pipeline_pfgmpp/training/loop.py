@@ -14,7 +14,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,8 @@ class Trainer:
         config ([`TrainingConfig`]): The settings.
         class_names (`list[str]`, *optional*): Names of the network's classes; by default those of the
             data.
+        trained_classes (`Collection[int]`, defaults to none): Classes that a pretrained network has
+            learnt already. The result offers them and those that occur in the data.
         dimensions ([`DimensionRange`], *optional*): Distribution of D for a network conditioned on
             D; by default the range in the scheduler's configuration.
         loss (*optional*): The objective, with the methods `draw` and `__call__` of [`PFGMPPLoss`],
@@ -121,6 +123,7 @@ class Trainer:
         config: TrainingConfig,
         *,
         class_names: list[str] | None = None,
+        trained_classes: Collection[int] = (),
         dimensions: DimensionRange | None = None,
         loss: PFGMPPLoss | None = None,
         accelerator: Accelerator | None = None,
@@ -128,6 +131,7 @@ class Trainer:
     ):
         self.config = config
         self.data = data
+        self.trained_classes = trained_classes
         self.accelerator = accelerator or create_accelerator(config)
         self.device = self.accelerator.device
         self.images_per_pass = config.train_batch_size * self.accelerator.num_processes
@@ -155,7 +159,7 @@ class Trainer:
         self.pipeline = PFGMPPPipeline(
             self.accelerator.unwrap_model(self.unet),
             scheduler,
-            id2label=dict(enumerate(self.class_names)) or None,
+            id2label=self._name_classes() or None,
         )
         self.pipeline.set_progress_bar_config(disable=True)
         self.frechet_distance = self._create_frechet_distance()
@@ -172,6 +176,13 @@ class Trainer:
             )
         return names
 
+    def _name_classes(self) -> dict[int, str]:
+        """Return the names of the classes that the result offers: those that occur in training."""
+        if not self.class_names:
+            return {}
+        offered = {*self.data.present_classes, *self.trained_classes}
+        return {label: name for label, name in enumerate(self.class_names) if label in offered}
+
     def _choose_shape(self, unet: ModelMixin) -> tuple[int, int, int]:
         """Return the shape of an image, (channels, height, width)."""
         channels = unet.config.in_channels
@@ -181,6 +192,11 @@ class Trainer:
             )
         size = unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
+        if self.data.size != (height, width):
+            raise ValueError(
+                f"The images have {'x'.join(map(str, self.data.size))} pixels, but the network is for"
+                f" {height}x{width}."
+            )
         return channels, height, width
 
     def _create_augmentation(self, unet: ModelMixin) -> Augmentation | None:
@@ -403,7 +419,7 @@ class Trainer:
         return StepDraws(perturbation, transforms, flips)
 
     def read_batch(self) -> dict[str, torch.Tensor]:
-        """Read the next batch of this process: `images` as uint8, and `class_labels` if there are any."""
+        """Read the next batch of this process: `images`, and `class_labels` if there are any."""
         try:
             batch, self.data_state = next(self.batches)
         except ValueError as error:  # a stream with a broken image, or without a readable one
@@ -425,7 +441,7 @@ class Trainer:
             `tuple`: Images of shape `(batch, C, H, W)`; reference images of all processes, or None;
                 and what else the network takes, by name.
         """
-        images = batch["images"].to(self.device, torch.float32) / 127.5 - 1
+        images = self.data.normalize(batch["images"].to(self.device))
         references = self.accelerator.gather(images) if self.config.reference_batch_size else None
         images = images[: self.config.train_batch_size]
         conditioning = {}

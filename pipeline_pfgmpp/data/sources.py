@@ -1,0 +1,60 @@
+"""Data sets by name: of the Hub, of a folder that `datasets` reads, or of a folder of arrays."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
+
+
+if TYPE_CHECKING:
+    import datasets
+
+ARRAYS = "*.npy"
+
+
+def open_dataset(
+    source: str, config_name: str | None = None, split: str = "train", streaming: bool = False
+) -> Union["datasets.Dataset", "datasets.IterableDataset"]:
+    """
+    Open a data set.
+
+    A folder of `.npy` files holds one image per file. Its subfolders `train`, `test` and so on are
+    splits, and the folders in a split are classes, as in a folder of pictures.
+
+    Args:
+        source (`str`): Name on the Hub, or a local folder of pictures, parquet files or arrays.
+        config_name (`str`, *optional*): Configuration of the data set.
+        split (`str`, defaults to `"train"`): The split.
+        streaming (`bool`, defaults to `False`): Whether it is read as it is used.
+
+    Returns:
+        `datasets.Dataset` or `datasets.IterableDataset`: The data set.
+
+    Raises:
+        ValueError: There is no such data set or split.
+    """
+    import datasets
+
+    if Path(source).is_dir() and any(Path(source).rglob(ARRAYS)):
+        dataset = _open_arrays(Path(source), split)
+        return dataset.to_iterable_dataset() if streaming else dataset
+    try:
+        return datasets.load_dataset(source, config_name, split=split, streaming=streaming)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The data set {source} cannot be opened: {error}") from error
+
+
+def _open_arrays(folder: Path, split: str) -> "datasets.Dataset":
+    """List the files of a split, each with the folder that it is in as its class."""
+    import datasets
+
+    root = folder / split if (folder / split).is_dir() else folder
+    if root == folder and split != "train":
+        raise ValueError(f"The data set {folder} has no split {split!r}: it has no folder of that name.")
+    paths = sorted(root.rglob(ARRAYS))
+    columns = {"image": [str(path) for path in paths]}
+    features = {"image": datasets.Value("string")}
+    classes = sorted({path.parent.relative_to(root).as_posix() for path in paths})
+    if len(classes) > 1:
+        names = [path.parent.relative_to(root).as_posix() for path in paths]
+        columns["label"] = names
+        features["label"] = datasets.ClassLabel(names=classes)
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))

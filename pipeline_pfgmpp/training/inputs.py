@@ -1,0 +1,178 @@
+"""The data of a run: the arguments of train_accelerate.py that describe them, and how they are loaded."""
+
+import argparse
+from typing import Any
+
+from accelerate import Accelerator
+
+from ..data import ImageDataset, ImageDecoder, ImageStream, load_images, open_dataset
+from ..pipeline_pfgmpp import PFGMPPPipeline
+
+
+KINDS = {1: "grey", 3: "colour"}  # by the number of channels
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """
+    Add the arguments that describe the data and what is done to them.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The parser of train_accelerate.py.
+    """
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset_name", help="data set on the Hub, or a local folder as for --train_data_dir")
+    add("--dataset_config_name", help="configuration of the data set")
+    add("--train_data_dir", help="local folder of images, .npy arrays or parquet files")
+    add("--split", default="train", help="split to train on (default: %(default)s)")
+    add("--image_column", help="column of the images (default: the only image column)")
+    add("--label_column", help="column of the classes (default: the only class column, or `label`)")
+    add(
+        "--resolution",
+        type=parse_size,
+        metavar="SIZE",
+        help="size in pixels: one number for squares, or HEIGHTxWIDTH such as 32x64 (default: as the preset)",
+    )
+    add(
+        "--channels",
+        type=int,
+        help="channels: 1 (grey), 2 (grey and alpha), 3 (RGB), 4 (RGBA), or as many as the arrays have"
+        " (default: as the first image, or as the pretrained network)",
+    )
+    add(
+        "--value_range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values of black and white, such as 0 4095 for 12 bits in 16; values outside are clipped"
+        " (default: by the depth of integers, measured for floats)",
+    )
+    add(
+        "--background",
+        default="white",
+        help="colour behind transparent pictures, such as black or #808080 (default: %(default)s)",
+    )
+    add(
+        "--streaming",
+        action="store_true",
+        help="read the data set during training instead of decoding it first",
+    )
+    add(
+        "--shuffle_window",
+        type=int,
+        default=10_000,
+        help="with --streaming, images to shuffle at a time (default: %(default)s)",
+    )
+    add("--strict", action="store_true", help="stop at a broken image instead of reporting and skipping it")
+    add(
+        "--dataloader_num_workers",
+        type=int,
+        default=4,
+        help="threads that decode images (default: %(default)s)",
+    )
+    add("--random_flip", action="store_true", help="mirror images at random")
+    add("--augment", type=float, help="probability of each non-leaking transform (default: as the preset)")
+    add(
+        "--reference_batch_size",
+        type=int,
+        help="train towards the field of this many images, over all processes, instead of single images",
+    )
+
+
+def parse_size(text: str) -> int | tuple[int, int]:
+    """
+    Parse the size of an image.
+
+    Args:
+        text (`str`): One number for squares, or HEIGHTxWIDTH.
+
+    Returns:
+        `int` or `tuple[int, int]`: The side of a square, or height and width.
+
+    Raises:
+        ArgumentTypeError: The text is not such a size.
+    """
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"must be a positive number or HEIGHTxWIDTH, such as 32 or 32x64, but is {text!r}"
+        )
+    height = int(sides[0])
+    width = int(sides[-1])
+    return height if height == width else (height, width)
+
+
+def format_size(size: int | tuple[int, int] | None) -> str | None:
+    """
+    Format the size of an image as [`parse_size`] takes it.
+
+    Args:
+        size (`int`, `tuple[int, int]` or `None`): The side of a square, or height and width.
+
+    Returns:
+        `str` or `None`: The text; None for None.
+    """
+    if size is None:
+        return None
+    if isinstance(size, int):
+        return str(size)
+    height, width = size
+    return f"{height}x{width}"
+
+
+def load_data(
+    args: argparse.Namespace, accelerator: Accelerator, pretrained: PFGMPPPipeline | None
+) -> tuple[ImageDataset | ImageStream, dict[str, str]]:
+    """
+    Load images as the arguments or the pretrained network ask for them, and print what they are.
+
+    Classes are read only for a network that has them, or is to have them.
+
+    Args:
+        args (`argparse.Namespace`): The arguments of train_accelerate.py.
+        accelerator (`Accelerator`): The processes, of which the main one decodes the images.
+        pretrained ([`PFGMPPPipeline`], *optional*): The pipeline to fine-tune.
+
+    Returns:
+        `tuple`: The data, and their name and digest for the identity of the run.
+
+    Raises:
+        ValueError: The data cannot be used; the message names the data set and the reason.
+    """
+    source = args.dataset_name or args.train_data_dir
+    wants_classes = args.class_conditional
+    if pretrained and wants_classes is None:
+        wants_classes = args.new_classes or pretrained.num_classes > 0
+    options: dict[str, Any] = {
+        "image_column": args.image_column,
+        "label_column": args.label_column,
+        "labels": wants_classes,
+        "channels": args.channels,
+        "value_range": args.value_range and tuple(args.value_range),
+        "background": args.background,
+        "strict": args.strict,
+        "num_workers": args.dataloader_num_workers,
+    }
+    data: ImageDataset | ImageStream
+    try:
+        with accelerator.main_process_first():
+            dataset = open_dataset(source, args.dataset_config_name, args.split, args.streaming)
+            if args.streaming:
+                data = ImageStream(dataset, args.resolution, args.shuffle_window, **options)
+            else:
+                data = load_images(dataset, args.resolution, **options)
+            data.check_contrast()
+            digest = data.digest()
+            found = data.channels
+            if pretrained and found in KINDS:
+                found = ImageDecoder(dataset, args.resolution, args.image_column).channels
+    except (ValueError, OSError) as error:
+        raise ValueError(f"The data set {source} cannot be used: {error}") from None
+    if args.class_conditional and data.class_names is None:
+        raise ValueError(
+            f"--class_conditional needs a class column, but {source} has only {list(dataset.features)}."
+        )
+    if found != data.channels:
+        kind = KINDS.get(found, f"of {found} channels")
+        accelerator.print(f"The images of {source} are {kind}; they are converted to {KINDS[data.channels]}.")
+    accelerator.print(f"Training on {data.summarize()}.")
+    return data, {"name": f"{source}, split {args.split}", "digest": digest}
