@@ -25,6 +25,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 from pipeline_pfgmpp.data import ImageDataset, ImageStream
+from pipeline_pfgmpp.generation import list_classes
 from pipeline_pfgmpp.hub import push_to_hub
 from pipeline_pfgmpp.records.commands import format_command
 from pipeline_pfgmpp.records.digests import digest_weights
@@ -490,6 +491,7 @@ def train(args: argparse.Namespace) -> None:
         data,
         config,
         class_names=class_names,
+        trained_classes=list_classes(pretrained) if pretrained and not args.new_classes else (),
         dimensions=dimensions,
         accelerator=accelerator,
         record=record,

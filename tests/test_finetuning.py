@@ -262,9 +262,11 @@ def pipeline(id2label=None, scheduler=None, **options):
 
 def test_classes_of_the_data_and_of_the_network():
     named, numbered, unconditional = pipeline(dict(enumerate(NAMES))), pipeline(), pipeline(label_dim=0)
+    partly_named = pipeline({0: "T-shirt/top", 2: "Bag"})
     assert choose_classes(named, NAMES) == NAMES
     assert choose_classes(named, ["T - shirt / top", "trouser", "bag"]) == NAMES
     assert choose_classes(numbered, ["a", "b", "c"]) == ["a", "b", "c"]
+    assert choose_classes(partly_named, NAMES) == NAMES
     assert choose_classes(unconditional, NAMES) == []
     assert choose_classes(named, ["a", "b"], new_classes=True) == ["a", "b"]
     assert choose_classes(named, None, new_classes=True) == []

@@ -168,7 +168,8 @@ class ImageMetrics:
         reference (`str`): Digest of the real images and of the network.
 
     Raises:
-        ValueError: A metric does not exist, or needs classes that the network does not know.
+        ValueError: A metric does not exist or needs classes that the network does not know, or the images
+            are neither grey nor in colour.
     """
 
     def __init__(
@@ -184,6 +185,11 @@ class ImageMetrics:
         if "inception_score" in metrics and not hasattr(extractor, "to_logits"):
             raise ValueError(
                 "`inception_score` needs features that know classes, as `inception` and `fashion-mnist` do."
+            )
+        channels = real_images.shape[1]
+        if channels not in (1, 3):
+            raise ValueError(
+                f"Features are extracted from images of 1 or 3 channels, but these images have {channels}."
             )
         self.extractor = extractor
         self.metrics = metrics

@@ -39,7 +39,8 @@ def choose_classes(
             classes. The message is to follow the name of the network.
     """
     count = pipeline.num_classes
-    names = list((pipeline.config.id2label or {}).values())
+    # A class that never occurred in training has no name there, and gets the name that the data have.
+    names = {int(label): name for label, name in (pipeline.config.id2label or {}).items()}
     found = class_names or []
     if new_classes:
         return [] if class_conditional is False else found
@@ -51,19 +52,20 @@ def choose_classes(
         raise ValueError(
             f"has {count} classes: to remove them, give --new_classes together with --no-class_conditional."
         )
-    if count and (len(found) != count or (names and _normalize(names) != _normalize(found))):
+    agree = len(found) == count and all(
+        _normalize(found[label]) == _normalize(name) for label, name in names.items()
+    )
+    if count and not agree:
         raise ValueError(
-            f"has {_list_classes(count, names)}, but the data have {_list_classes(len(found), found)}:"
+            f"has {_list_classes(count, list(names.values()))}, but the data have {_list_classes(len(found), found)}:"
             " --new_classes replaces its classes by those of the data and keeps the rest of the network."
         )
-    if not count:
-        return []
-    return names or found
+    return [names.get(label, found[label]) for label in range(count)]
 
 
-def _normalize(names: list[str]) -> list[str]:
+def _normalize(name: str) -> str:
     """Spell names alike: `T-shirt/top` and `T - shirt / top` are the same class."""
-    return [re.sub(r"[\W_]", "", name).lower() for name in names]
+    return re.sub(r"[\W_]", "", name).lower()
 
 
 def _list_classes(count: int, names: list[str]) -> str:
