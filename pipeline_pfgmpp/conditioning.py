@@ -13,11 +13,16 @@ and the coefficients are the same for both, so guiding one guides the other.
 """
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
-from .noise import parse_dimension
+from .arguments import check_number, describe, read_number
+from .noise import SMALLEST_D_FOR_IMAGES, parse_dimension
+
+
+ClassLabels: TypeAlias = int | str | list[int] | list[str] | np.ndarray | torch.Tensor | None
 
 
 def count_classes(unet: Any) -> int:
@@ -33,9 +38,65 @@ def count_classes(unet: Any) -> int:
     return unet.config.get("label_dim") or unet.config.get("num_class_embeds") or 0
 
 
+def get_sample_size(unet: Any) -> tuple[int, int]:
+    """
+    Return the size of the images that a network was built for.
+
+    Args:
+        unet (`ModelMixin`): The network.
+
+    Returns:
+        `tuple[int, int]`: Height and width in pixels.
+
+    Raises:
+        ValueError: The network's configuration does not state its size.
+    """
+    size = unet.config.get("sample_size")
+    if isinstance(size, int):
+        return size, size
+    if not isinstance(size, (list, tuple)) or len(size) != 2:
+        raise ValueError(
+            f"`sample_size` of the network must be an integer or (height, width), but is {size!r}."
+        )
+    height, width = size
+    return height, width
+
+
+def check_class_names(id2label: dict | None, num_classes: int) -> dict[str, str] | None:
+    """
+    Return the names of the classes as JSON keeps them, or refuse them.
+
+    Args:
+        id2label (`dict` or `None`): Names by the classes' numbers.
+        num_classes (`int`): Classes of the network; 0 for an unconditional one.
+
+    Returns:
+        `dict[str, str]` or `None`: Names by the numbers as text.
+
+    Raises:
+        ValueError: A number is not that of a class, or a name is not text.
+    """
+    if not id2label:
+        return None
+    if not isinstance(id2label, dict):
+        raise ValueError(f"`id2label` must map the numbers of classes to names, but is {describe(id2label)}.")
+    names = {}
+    for key, name in id2label.items():
+        number = str(key)
+        known = number.isdecimal() and (not num_classes or int(number) < num_classes)
+        if not known or not isinstance(name, str):
+            raise ValueError(
+                f"`id2label` must map numbers in 0 ... {max(num_classes, 1) - 1} to names, but holds"
+                f" {key!r}: {name!r}."
+            )
+        names[str(int(number))] = name
+    return names
+
+
 def prepare_class_labels(
-    class_labels: int | list[int] | torch.Tensor | None,
+    class_labels: ClassLabels,
     unet: Any,
+    id2label: dict[str, str] | None,
     batch_size: int,
     generator: torch.Generator | list[torch.Generator] | None,
     device: torch.device,
@@ -44,9 +105,11 @@ def prepare_class_labels(
     Convert classes to what a network takes, or draw them.
 
     Args:
-        class_labels (`int`, `list[int]`, `torch.Tensor` or `None`): Class of all images or of each;
-            None draws them.
+        class_labels (`int`, `str`, list of them, `np.ndarray`, `torch.Tensor` or `None`): Class of all
+            images or of each, by number or by name; None draws them.
         unet (`ModelMixin`): The network.
+        id2label (`dict[str, str]` or `None`): Names of the classes. Classes without a name are neither
+            drawn nor accepted, unless there are no names at all.
         batch_size (`int`): Number of images.
         generator (`torch.Generator` or a list of them, *optional*): Source of randomness.
         device (`torch.device`): Device of the result.
@@ -66,32 +129,74 @@ def prepare_class_labels(
                 f"`class_labels` are {class_labels}, but this network is unconditional; leave them out."
             )
         return None
+    offered = sorted(map(int, id2label)) if id2label else list(range(num_classes))
     if class_labels is None:
-        class_labels = _draw_classes(num_classes, batch_size, generator, device)
-    labels = torch.as_tensor(class_labels)
-    if labels.is_floating_point() or labels.shape not in ((), (1,), (batch_size,)):
-        raise ValueError(f"`class_labels` must be an int or {batch_size} ints, but are {labels.tolist()}.")
-    if not bool(((labels >= 0) & (labels < num_classes)).all()):
-        raise ValueError(f"`class_labels` must lie in 0 ... {num_classes - 1}, but are {labels.tolist()}.")
+        labels = _draw_classes(offered, batch_size, generator, device)
+    else:
+        labels = _read_classes(class_labels, id2label or {}, batch_size)
+    if not set(labels.flatten().tolist()) <= set(offered):
+        allowed = f"lie in 0 ... {num_classes - 1}"
+        if len(offered) < num_classes:
+            allowed = f"be one of the classes that this model was trained for, {offered}"
+        raise ValueError(f"`class_labels` must {allowed}, but are {labels.tolist()}.")
     labels = labels.long().expand(batch_size).to(device)
     if unet.config.get("label_dim"):
         return torch.nn.functional.one_hot(labels, num_classes).to(unet.dtype)
     return labels
 
 
+def _read_classes(class_labels: Any, id2label: dict[str, str], batch_size: int) -> torch.Tensor:
+    """Return the numbers of classes, of shape `()`, `(1,)` or `(batch,)`."""
+    if isinstance(class_labels, np.ndarray) and class_labels.dtype.kind in "OU":
+        class_labels = class_labels.tolist()
+    if isinstance(class_labels, (torch.Tensor, np.ndarray)):
+        labels = torch.as_tensor(class_labels)
+        is_integer = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    else:
+        is_list = isinstance(class_labels, (list, tuple))
+        numbers = [_read_class(each, id2label) for each in (class_labels if is_list else [class_labels])]
+        is_integer = all(isinstance(number, int) for number in numbers)
+        labels = torch.tensor(numbers if is_integer else [])
+    if not is_integer or labels.shape not in ((), (1,), (batch_size,)):
+        raise ValueError(
+            f"`class_labels` must be a class or {batch_size} classes, by number or by name, but are"
+            f" {class_labels!r}."
+        )
+    return labels
+
+
+def _read_class(label: Any, id2label: dict[str, str]) -> int | float | None:
+    """Return the number of a class that is given by number or by name; None is no class."""
+    if not isinstance(label, str):
+        return read_number(label)
+    found = [number for number, name in id2label.items() if name == label]
+    if not found:
+        found = [number for number, name in id2label.items() if name.casefold() == label.casefold()]
+    if len(found) == 1:
+        return int(found[0])
+    if not id2label:
+        allowed = "be numbers, since this model has no names of classes"
+    elif found:
+        allowed = f"name one class, and {label!r} is the name of {', '.join(found)}; give a number"
+    else:
+        allowed = f"be one of {list(id2label.values())}, or a number"
+    raise ValueError(f"`class_labels` must {allowed}, but are {label!r}.")
+
+
 def _draw_classes(
-    num_classes: int,
+    offered: list[int],
     batch_size: int,
     generator: torch.Generator | list[torch.Generator] | None,
     device: torch.device,
 ) -> torch.Tensor:
     generators = generator if isinstance(generator, (list, tuple)) else [generator]
     rows = batch_size // len(generators)
-    parts = [
-        torch.randint(num_classes, (rows,), generator=rng, device=device if rng is None else rng.device)
-        for rng in generators
-    ]
-    return torch.cat(parts)
+    parts = []
+    for rng in generators:
+        source = device if rng is None else rng.device
+        parts.append(torch.randint(len(offered), (rows,), generator=rng, device=source))
+    drawn = torch.cat(parts)
+    return torch.tensor(offered, device=drawn.device)[drawn]
 
 
 def choose_dimension(
@@ -112,21 +217,22 @@ def choose_dimension(
         ValueError: `D` is not an augmented dimension, or the network cannot denoise at it.
     """
     own = scheduler.config.get("D")
-    chosen = own if D is None else D
-    differs = bool((parse_dimension(chosen) != parse_dimension(own)).any())
-    if differs and not unet.config.get("d_conditioning"):
+    dof = parse_dimension(own if D is None else D, SMALLEST_D_FOR_IMAGES)
+    if bool((dof != parse_dimension(own)).any()) and not unet.config.get("d_conditioning"):
         raise ValueError(
             f"`D` is {D}, but this network was trained at D = {'inf' if own is None else own} only; leave `D`"
             " out, or load a network that is conditioned on D."
         )
     low, high = get_trained_range(unet, scheduler)
     # At D up to 2 the noise has no variance: its distant points are like nothing that the network has seen.
-    if low > 2 and bool((parse_dimension(chosen) <= 2).any()):
+    if low > 2 and bool((dof <= 2).any()):
         raise ValueError(
-            f"`D` is {chosen}, but this network was trained for D from {low:g} to {high:g}, and its images"
-            " are only noise at D up to 2."
+            f"`D` is {own if D is None else D}, but this network was trained for D from {low:g} to {high:g},"
+            " and its images are only noise at D up to 2."
         )
-    return chosen
+    if dof.ndim:
+        return dof
+    return None if dof.isinf() else dof.item()
 
 
 def get_trained_range(unet: Any, scheduler: Any) -> tuple[float, float]:
@@ -175,23 +281,29 @@ def call_network(
     return unet(model_input.to(unet.dtype), t, return_dict=False, **conditions)[0]
 
 
-def check_guidance(guidance_scale: float, unet: Any, guidance_unet: Any | None) -> None:
+def check_guidance(guidance_scale: float, unet: Any, guidance_unet: Any | None) -> float:
     """
-    Refuse to guide a network that cannot be guided.
+    Return the guidance scale, or refuse to guide a network that cannot be guided.
 
     Args:
         guidance_scale (`float`): The w of the equation above; 1 is no guidance.
         unet (`ModelMixin`): The network.
         guidance_unet (`ModelMixin`, *optional*): A weaker network.
 
+    Returns:
+        `float`: The guidance scale.
+
     Raises:
-        ValueError: There is neither a weaker network nor one that can be called without a class.
+        ValueError: The scale is not a number in [-1000, 1000], or there is neither a weaker network nor
+            one that can be called without a class.
     """
-    if guidance_scale != 1 and guidance_unet is None and not unet.config.get("label_dim"):
+    number = check_number("guidance_scale", guidance_scale, "lie in [-1000, 1000]", -1000, 1000)
+    if number != 1 and guidance_unet is None and not unet.config.get("label_dim"):
         raise ValueError(
             f"`guidance_scale` must be 1 for this network, but is {guidance_scale}: guidance needs a"
             " class-conditional network trained with label dropout, or a `guidance_unet`."
         )
+    return number
 
 
 def call_guided(

@@ -2,10 +2,12 @@
 r"""
 Images into a pipeline and out of it.
 
-Inside, an image is a tensor $x \in [-1, 1]^{C \times H \times W}$. A level $v \in \{0, \dots, 255\}$
-becomes $x = v / 127.5 - 1$, and a sample goes out as $(x + 1) / 2 \in [0, 1]$.
+Inside, an image is a tensor $x \in [-1, 1]^{C \times H \times W}$. Outside, its values lie in a range
+$[a, b]$ and $x = 2 (v - a) / (b - a) - 1$: $[0, 1]$ for floats, as in diffusers, unless the pipeline has
+a `value_range`; the range of their depth for integers.
 """
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,22 +15,54 @@ import PIL.Image
 import torch
 from diffusers.utils import numpy_to_pil
 
+from .arguments import describe, read_number
+from .pixels import EIGHT_BITS, SIXTEEN_BITS, read_picture
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-Images: TypeAlias = PIL.Image.Image | list[PIL.Image.Image] | np.ndarray | torch.Tensor
+
+OUTPUT_TYPES = ["pil", "np", "pt", "latent"]
+UNIT = (0.0, 1.0)
+Range: TypeAlias = tuple[float, float]
+Image: TypeAlias = PIL.Image.Image | np.ndarray | torch.Tensor
+Images: TypeAlias = Image | list[PIL.Image.Image] | list[np.ndarray] | list[torch.Tensor]
 
 
-def prepare_images(images: Images, name: str, channels: int, size: tuple[int, int]) -> torch.Tensor:
+def check_value_range(value_range: Any) -> list[float] | None:
+    """
+    Return a range of values as JSON keeps it, or refuse it.
+
+    Args:
+        value_range (`tuple[float, float]` or `None`): The values of black and white.
+
+    Returns:
+        `list[float]` or `None`: The range.
+
+    Raises:
+        ValueError: It is not two increasing numbers.
+    """
+    if value_range is None:
+        return None
+    bounds = list(value_range) if isinstance(value_range, (list, tuple, np.ndarray, torch.Tensor)) else []
+    numbers = [number for number in map(read_number, bounds) if number is not None and math.isfinite(number)]
+    if len(bounds) != 2 or len(numbers) != 2 or numbers[0] >= numbers[1]:
+        raise ValueError(f"`value_range` must be (low, high) with low < high, but is {value_range!r}.")
+    return [float(number) for number in numbers]
+
+
+def prepare_images(
+    images: Images, name: str, channels: int, size: tuple[int, int], value_range: Range | None = None
+) -> torch.Tensor:
     """
     Convert images of any form to a tensor.
 
     Args:
-        images (`PIL.Image.Image`, list of them, `np.ndarray` or `torch.Tensor`): PIL images,
-            integers in [0, 255] or floats in [-1, 1]; arrays of shape (batch, height, width,
-            channels), tensors of shape (batch, channels, height, width).
+        images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): PIL images of any
+            mode; arrays of shape (batch, height, width, channels), tensors of shape (batch, channels,
+            height, width). Floats lie in [0, 1], or in the pipeline's `value_range`; uint8 in [0, 255]
+            and uint16 in [0, 65535]; other integers in the `value_range`, or else in [0, 255].
         name (`str`): Name of the argument, for messages.
         channels (`int`): Channels that the images must have; PIL images are converted.
         size (`tuple[int, int]`): Height and width that they must have.
+        value_range (`tuple[float, float]`, *optional*): The pipeline's.
 
     Returns:
         `torch.Tensor` of shape `(batch, channels, height, width)`: The images in [-1, 1].
@@ -36,78 +70,171 @@ def prepare_images(images: Images, name: str, channels: int, size: tuple[int, in
     Raises:
         ValueError: The images are of another kind, shape or range.
     """
-    tensor = _to_tensor(images, "L" if channels == 1 else "RGB")
     shape = (channels, *size)
-    if tensor is None or tensor.shape[1:] != shape or not len(tensor):
-        found = type(images).__name__ if tensor is None else tuple(tensor.shape)
-        raise ValueError(f"`{name}` must hold images of shape {shape}, but is {found}.")
-    if tensor.is_floating_point():
-        _check_bounds(tensor, name, -1, 1, "floats")
-        return tensor
-    _check_bounds(tensor, name, 0, 255, "integers")
-    return tensor.float() / 127.5 - 1
-
-
-def _to_tensor(images: Any, mode: str) -> torch.Tensor | None:
-    """Return images as a tensor with channels first, or None for what holds no images."""
-    if isinstance(images, PIL.Image.Image):
-        images = [images]
-    if isinstance(images, (list, tuple)):
-        if not images or not all(isinstance(image, PIL.Image.Image) for image in images):
-            return None
-        images = np.stack([np.asarray(image.convert(mode)) for image in images])
-        images = images.reshape(*images.shape[:3], -1)
-    if isinstance(images, np.ndarray):
-        images = torch.from_numpy(images)
-        if images.ndim == 4:
-            images = images.permute(0, 3, 1, 2)
-    return images if isinstance(images, torch.Tensor) else None
-
-
-def _check_bounds(images: torch.Tensor, name: str, low: int, high: int, kind: str) -> None:
-    if not bool(((images >= low) & (images <= high)).all()):
+    parts = []
+    for image in images if isinstance(images, (list, tuple)) else [images]:
+        if isinstance(image, PIL.Image.Image):
+            values, image_range = _read_picture(image, name, channels, value_range)
+        else:
+            values = _read_tensor(image, name, shape)
+            image_range = _find_range(values.dtype, value_range)
+        parts.append(_scale(values, name, image_range))
+    sizes = {tuple(part.shape[2:]) for part in parts}
+    if len(sizes) > 1:
+        named = " and ".join(f"{height}x{width}" for height, width in sorted(sizes))
+        raise ValueError(f"`{name}` holds images of several sizes (height x width): {named}.")
+    tensor = torch.cat(parts) if parts else torch.empty(0)
+    if tensor.shape[1:] != shape or not len(tensor):
         raise ValueError(
-            f"`{name}` must lie in [{low}, {high}] ({kind}), but ranges from {images.min().item():g} to"
-            f" {images.max().item():g}."
+            f"`{name}` must hold images of shape {shape}, but is of shape {tuple(tensor.shape)}."
         )
+    return tensor
 
 
-def prepare_mask(mask_image: Images, image: torch.Tensor) -> torch.Tensor:
+def _read_picture(
+    image: PIL.Image.Image, name: str, channels: int, value_range: Range | None
+) -> tuple[torch.Tensor, Range]:
+    """Return the values of a picture with channels first, and their range."""
+    try:
+        pixels = read_picture(image, channels)
+    except ValueError as error:
+        raise ValueError(f"`{name}` cannot be used: {error}.") from None
+    values = torch.from_numpy(pixels.values).permute(2, 0, 1)[None]
+    if pixels.value_range == SIXTEEN_BITS:
+        return values, _find_deep_range(value_range)
+    if pixels.value_range is not None:
+        return values, pixels.value_range
+    if value_range is None and image.mode != "F":
+        raise ValueError(
+            f"`{name}` is a picture of mode {image.mode}, which does not tell its range; convert it to mode"
+            " I;16, or give the pipeline a `value_range`."
+        )
+    return values, value_range or UNIT
+
+
+def _read_tensor(image: Any, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return an array or a tensor as a batch with channels first."""
+    tensor = image
+    if isinstance(image, np.ndarray) and image.dtype.kind in "buif":
+        native = image.astype(image.dtype.newbyteorder("="))  # torch knows no other order of bytes
+        tensor = torch.from_numpy(np.ascontiguousarray(native))
+        if tensor.ndim == 2:
+            tensor = tensor[..., None]
+        if tensor.ndim in (3, 4):
+            tensor = tensor.movedim(-1, -3)
+    if not isinstance(tensor, torch.Tensor) or tensor.is_complex():
+        raise ValueError(f"`{name}` must hold images of shape {shape}, but is {describe(image)}.")
+    if tensor.ndim == 2:
+        tensor = tensor[None]
+    if tensor.ndim == 3:
+        tensor = tensor[None]
+    if tensor.ndim != 4:
+        raise ValueError(f"`{name}` must hold images of shape {shape}, but is {describe(image)}.")
+    return tensor
+
+
+def _find_range(dtype: torch.dtype, value_range: Range | None) -> Range:
+    """Return the range of the values of a type."""
+    if dtype == torch.bool:
+        return UNIT
+    if dtype == torch.uint8:
+        return EIGHT_BITS
+    if dtype == torch.uint16:
+        return _find_deep_range(value_range)
+    return value_range or (UNIT if dtype.is_floating_point else EIGHT_BITS)
+
+
+def _find_deep_range(value_range: Range | None) -> Range:
+    """Return the range of 16-bit values: the pipeline's if it needs and fits 16 bits, else the depth's."""
+    if value_range is not None and value_range[0] >= 0 and EIGHT_BITS[1] < value_range[1] <= SIXTEEN_BITS[1]:
+        return value_range
+    return SIXTEEN_BITS
+
+
+def _scale(values: torch.Tensor, name: str, value_range: Range) -> torch.Tensor:
+    """Map values from their range to [-1, 1]."""
+    low, high = value_range
+    is_float = values.is_floating_point()
+    if not is_float:
+        values = values.float()
+    if values.numel() and not bool(((values >= low) & (values <= high)).all()):
+        kind = "floats" if is_float else "integers"
+        hint = ""
+        if is_float and value_range == UNIT:
+            hint = "; images in [-1, 1] become images / 2 + 0.5"
+        raise ValueError(
+            f"`{name}` must lie in [{low:g}, {high:g}] ({kind}), but ranges from {values.min().item():g} to"
+            f" {values.max().item():g}{hint}."
+        )
+    return (values - low) / ((high - low) / 2) - 1
+
+
+def prepare_mask(mask_image: Any, image: torch.Tensor, batch_size: int) -> torch.Tensor:
     """
     Convert a mask of any form to a tensor of booleans.
 
     Args:
-        mask_image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The mask. Values brighter than
-            the middle of their range, or True, are selected.
+        mask_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): The mask, or
+            one per image. Values brighter than the middle of their range, or True, are selected; an
+            integer mask of zeros and ones is taken as such.
         image (`torch.Tensor` of shape `(batch, channels, height, width)`): The images that it masks.
+        batch_size (`int`): Number of images to generate.
 
     Returns:
         `torch.Tensor`: The mask, in a shape that broadcasts over the images, on their device.
 
     Raises:
-        ValueError: The mask is of another size.
+        ValueError: The mask is of another kind, size or range.
     """
-    if isinstance(mask_image, PIL.Image.Image):
-        mask = torch.from_numpy(np.asarray(mask_image.convert("L")) > 127)
-    else:
-        mask = torch.as_tensor(mask_image)
-        if mask.dtype != torch.bool:
-            mask = mask > (0.5 if mask.is_floating_point() else 127)
-    broadcasts = mask.ndim < 4 or (mask.ndim == 4 and mask.shape[1] in (1, image.shape[1]))
-    if mask.shape[-2:] != image.shape[-2:] or not broadcasts:
-        raise ValueError(
-            f"`mask_image` must be of size {tuple(image.shape[-2:])}, but is of shape {tuple(mask.shape)}."
-        )
+    size = tuple(image.shape[2:])
+    is_list = isinstance(mask_image, (list, tuple))
+    masks = [_read_mask(mask, size) for mask in (mask_image if is_list else [mask_image])]
+    fits = [mask.shape[-2:] == size and mask.shape[1] in (1, image.shape[1]) for mask in masks]
+    if not masks or not all(fits) or len({mask.shape for mask in masks}) > 1:
+        shapes = ", ".join(str(tuple(mask.shape)) for mask in masks)
+        raise ValueError(f"`mask_image` must be of size {size}, but is of shape {shapes or 'nothing'}.")
+    mask = torch.cat(masks)
+    if len(mask) not in (1, batch_size):
+        raise ValueError(f"`mask_image` holds {len(mask)} masks for a batch of {batch_size}.")
     return mask.to(image.device)
 
 
-def convert_samples(samples: torch.Tensor, output_type: str) -> Any:
+def _read_mask(mask_image: Any, size: tuple[int, ...]) -> torch.Tensor:
+    """Return a mask as booleans of shape `(batch, channels, height, width)`."""
+    if isinstance(mask_image, PIL.Image.Image):
+        values, value_range = _read_picture(mask_image, "mask_image", 1, None)
+        return values > sum(value_range) / 2
+    mask = mask_image
+    if isinstance(mask, np.ndarray):
+        if mask.ndim > 2 and mask.shape[-3:-1] == size and mask.shape[-2:] != size:
+            mask = np.moveaxis(mask, -1, -3)  # channels last, as images in arrays are
+        mask = torch.from_numpy(np.ascontiguousarray(mask)) if mask.dtype.kind in "buif" else None
+    if not isinstance(mask, torch.Tensor) or mask.is_complex() or not 2 <= mask.ndim <= 4:
+        raise ValueError(f"`mask_image` must be a mask of size {size}, but is {describe(mask_image)}.")
+    mask = mask[(None,) * (4 - mask.ndim)]
+    if mask.dtype == torch.bool:
+        return mask
+    is_float = mask.is_floating_point()
+    values = mask.float()
+    high = values.max().item() if mask.numel() else 0.0
+    top = UNIT[1] if is_float or high <= 1 else EIGHT_BITS[1]
+    if mask.dtype == torch.uint16:
+        top = SIXTEEN_BITS[1]
+    if not bool(((values >= 0) & (values <= top)).all()):
+        raise ValueError(
+            f"`mask_image` must lie in [0, {top:g}], but ranges from {values.min().item():g} to {high:g}."
+        )
+    return values > top / 2
+
+
+def convert_samples(samples: torch.Tensor, output_type: str, value_range: Range | None = None) -> Any:
     """
     Convert samples to the form in which a pipeline returns them.
 
     Args:
         samples (`torch.Tensor` of shape `(batch, channels, height, width)`): Samples in about [-1, 1].
         output_type (`str`): One of `OUTPUT_TYPES`, as for [`PFGMPPPipeline.__call__`].
+        value_range (`tuple[float, float]`, *optional*): The pipeline's.
 
     Returns:
         `list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`: The images.
@@ -115,7 +242,19 @@ def convert_samples(samples: torch.Tensor, output_type: str) -> Any:
     if output_type == "latent":
         return samples
     images = (samples / 2 + 0.5).clamp(0, 1)
-    if output_type == "pt":
-        return images
-    array = images.permute(0, 2, 3, 1).cpu().float().numpy()
-    return array if output_type == "np" else numpy_to_pil(array)
+    is_deep = samples.shape[1] == 1 and value_range not in (None, EIGHT_BITS)
+    if output_type == "pil" and not is_deep:
+        return numpy_to_pil(_to_array(images))
+    if output_type == "pil":
+        value_range = _find_deep_range(value_range)
+    if value_range is not None:
+        low, high = value_range
+        images = (low + (high - low) * images).clamp(low, high)
+    if output_type == "pil":
+        levels = _to_array(images)[..., 0].round().astype(np.uint16)
+        return [PIL.Image.fromarray(each) for each in levels]  # of mode I;16
+    return images if output_type == "pt" else _to_array(images)
+
+
+def _to_array(images: torch.Tensor) -> np.ndarray:
+    return images.permute(0, 2, 3, 1).cpu().float().numpy()

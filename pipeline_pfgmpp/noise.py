@@ -14,7 +14,7 @@ $\varepsilon$ does not depend on $\sigma$, so diffusers' `sample + sigma * noise
 $D = 1$ is PFGM and $D = \infty$ is diffusion (EDM), where $\chi^2_D / D = 1$ and $\varepsilon = g$.
 
 Throughout, `D` is a positive number, `None` (or `inf`) for $\infty$, or a tensor of shape
-`(batch,)` with one value per image.
+`(batch,)` with one value per image. Noise is drawn for D of at least 0.1, images for D of at least 0.5.
 """
 
 import math
@@ -23,34 +23,46 @@ from typing import Any
 
 import torch
 
+from .arguments import check_generator, check_number, check_tensor, describe, read_number
 
+
+# Below these D the tails are so heavy that noise overflows, or images in float32: at D = 0.5 about one
+# draw in 10^8 exceeds 10^16, beyond which its square is infinite.
+SMALLEST_D = 0.1
+SMALLEST_D_FOR_IMAGES = 0.5
 # How many (sample, reference) pairs to hold the distances of at a time: 32 MiB in float64.
 _PAIRS_PER_CHUNK = 2**22
 
 
-def parse_dimension(D: float | torch.Tensor | None) -> torch.Tensor:
+def parse_dimension(D: float | torch.Tensor | None, smallest: float = 0.0) -> torch.Tensor:
     """
     Convert an augmented dimension to a tensor, and refuse what is not one.
 
     Args:
-        D (`float`, `torch.Tensor` or `None`): Any real D > 0; `None` and `inf` stand for infinity.
+        D (`float`, `torch.Tensor` or `None`): Any real D > 0, as a number of Python, NumPy or torch;
+            `None` and `inf` stand for infinity.
+        smallest (`float`, defaults to 0): The smallest D allowed, `SMALLEST_D` where noise is drawn.
 
     Returns:
         `torch.Tensor`: `D` in float64 on the CPU, with `inf` for infinity; of shape `()`, or
             `(batch,)` for a vector.
 
     Raises:
-        ValueError: `D` is not a number or a vector of numbers, is NaN, or is not positive.
+        ValueError: `D` is not a number or a vector of numbers, is NaN, or is too small.
     """
     try:
+        if isinstance(D, (bool, str)):
+            raise TypeError
         dof = torch.as_tensor(math.inf if D is None else D, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         dof = torch.tensor(math.nan, dtype=torch.float64)
     if dof.ndim > 1 or not bool((dof > 0).all()):
         raise ValueError(
             "`D` must be a positive number, inf or None (infinity), or one such number per image,"
             f" but is {D}."
         )
+    if not bool((dof >= smallest).all()):
+        raise ValueError(f"`D` must be at least {smallest}, but is {D}: with less, numbers overflow.")
     return dof
 
 
@@ -89,9 +101,14 @@ def sample_noise(
         ValueError: `shape` has no batch dimension, `D` or the number of generators does not fit it,
             or a generator cannot serve the device.
     """
-    shape = tuple(shape)
-    if len(shape) < 2 or min(shape) < 1:
+    sizes = [read_number(size) for size in shape] if isinstance(shape, (list, tuple)) else []
+    if len(sizes) < 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ValueError(f"`shape` must be (batch, ...) with positive sizes, but is {shape}.")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"`dtype` must be a type of floats, but is {dtype}.")
+    if max_norm is not None:
+        max_norm = check_number("max_norm", max_norm, "be positive", 0, exclude_low=True)
+    shape = torch.Size(sizes)
     gauss, chi2, dof = _draw(shape, D, 0, generator, device, dtype)
     noise = gauss if chi2 is None else _scale_rows(gauss, dof / chi2)
     if max_norm is not None:
@@ -162,26 +179,47 @@ def interpolate_noise(start: torch.Tensor, end: torch.Tensor, fraction: float | 
         `torch.Tensor` of shape `(batch, ...)`: The noise in between.
 
     Raises:
-        ValueError: The shapes differ, or have no batch dimension.
+        ValueError: The shapes differ or have no batch dimension, a value is not finite, `fraction` does
+            not lie in [0, 1], or the noises are zero or opposite.
     """
+    start = check_tensor("start", start)
+    end = check_tensor("end", end)
     if start.shape != end.shape or start.ndim < 2:
         shapes = f"{tuple(start.shape)} and {tuple(end.shape)}"
         raise ValueError(f"`start` and `end` must be of one shape (batch, ...), but are of shapes {shapes}.")
     a = start.flatten(1)
     b = end.flatten(1)
+    t = _read_fraction(fraction, a)
     norm_a = a.norm(dim=1, keepdim=True)
     norm_b = b.norm(dim=1, keepdim=True)
+    if not bool((norm_a * norm_b > 0).all()):
+        raise ValueError("`start` and `end` must be noise, but one of their images is zero everywhere.")
     unit_a = a / norm_a
     unit_b = b / norm_b
     apart = (unit_a - unit_b).norm(dim=1, keepdim=True)
     together = (unit_a + unit_b).norm(dim=1, keepdim=True)
+    if bool((together < 1e-3).any()):
+        raise ValueError("`start` and `end` must not be opposite: no great circle between them is shortest.")
     angle = 2 * torch.atan2(apart, together)
-    t = torch.as_tensor(fraction, device=a.device, dtype=a.dtype).expand(len(a))[:, None]
     # sin(t angle) / sin(angle), written so that its limit t at angle 0 is exact
     weight_a = (1 - t) * torch.sinc((1 - t) * angle / math.pi) / torch.sinc(angle / math.pi)
     weight_b = t * torch.sinc(t * angle / math.pi) / torch.sinc(angle / math.pi)
     norm = norm_a ** (1 - t) * norm_b**t
     return (norm * (weight_a * unit_a + weight_b * unit_b)).view(start.shape)
+
+
+def _read_fraction(fraction: Any, noise: torch.Tensor) -> torch.Tensor:
+    """Return the fraction of [`interpolate_noise`] as a column, one per image."""
+    if read_number(fraction) is not None:
+        fraction = check_number("fraction", fraction, "lie in [0, 1]", 0, 1)
+    elif not isinstance(fraction, torch.Tensor) or fraction.shape not in ((1,), noise.shape[:1]):
+        raise ValueError(
+            f"`fraction` must be a number in [0, 1] or {len(noise)} of them, but is {describe(fraction)}."
+        )
+    t = torch.as_tensor(fraction, device=noise.device, dtype=noise.dtype)
+    if not bool(((t >= 0) & (t <= 1)).all()):
+        raise ValueError(f"`fraction` must lie in [0, 1], but is {fraction.tolist()}.")
+    return t.expand(len(noise))[:, None]
 
 
 def _choose_device(generator: torch.Generator | None, device: torch.device | str | None) -> torch.device:
@@ -217,17 +255,14 @@ def _draw(
     Returns the Gaussians, the chi^2 and D, one per image. The chi^2 are None if every D is infinite;
     for a single infinite D among others its chi^2 has no meaning.
     """
-    dof = parse_dimension(D)
+    dof = parse_dimension(D, SMALLEST_D)
     batch = shape[0]
     if dof.ndim and len(dof) != batch:
         raise ValueError(
             f"`D` holds {len(dof)} values for a batch of {batch}; give one value, or one per image."
         )
+    check_generator(generator, batch)
     generators = generator if isinstance(generator, (list, tuple)) else [generator]
-    if isinstance(generator, (list, tuple)) and len(generators) != batch:
-        raise ValueError(
-            f"`generator` is a list of {len(generators)} for a batch of {batch}; give one per image."
-        )
     rows = batch // len(generators)
     gauss_parts = []
     chi2_parts = []

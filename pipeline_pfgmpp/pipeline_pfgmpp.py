@@ -8,11 +8,13 @@ map Student-t noise at $\sigma_{max}$ to images at $\sigma = 0$, one to one. Fol
 generate, followed up they invert, and the volume change along them gives the likelihood.
 """
 
+import copy
 import functools
 import inspect
 import json
 import math
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,17 +23,21 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
 from diffusers.utils import logging
 
+from .arguments import check_choice, check_generator, check_integer, check_number
 from .code_files import copy_files, list_code, unlink_links
 from .conditioning import (
+    ClassLabels,
     call_guided,
     call_network,
+    check_class_names,
     check_guidance,
     choose_dimension,
     count_classes,
+    get_sample_size,
     get_trained_range,
     prepare_class_labels,
 )
-from .images import OUTPUT_TYPES, Images, convert_samples, prepare_images, prepare_mask
+from .images import Images, check_value_range, convert_samples, prepare_images, prepare_mask
 from .likelihood import (
     PFGMPPLikelihoodOutput,
     integrate_divergence,
@@ -40,10 +46,21 @@ from .likelihood import (
     summarize_estimates,
 )
 from .noise import log_density, parse_dimension, sample_noise
+from .pipeline_checks import (
+    check_batch_size,
+    check_components,
+    check_editing,
+    check_interval,
+    check_output_type,
+    check_scheduler,
+    check_tensor_inputs,
+)
 from .scheduling_pfgmpp import PFGMPPScheduler
 
 
 logger = logging.get_logger(__name__)
+# Callbacks run one at a time, since each finds the state of its own call on the pipeline.
+_CALLBACKS = threading.RLock()
 
 
 class PFGMPPPipeline(DiffusionPipeline):
@@ -54,11 +71,17 @@ class PFGMPPPipeline(DiffusionPipeline):
     Args:
         unet ([`PFGMPPUNet2DModel`], [`~diffusers.UNet2DModel`] or [`EmpiricalDenoiser`]): The
             network, trained with EDM's preconditioning: it takes c_in * x and c_noise.
-        scheduler ([`PFGMPPScheduler`]): Owns D, the noise levels and the solver. diffusers' EDM
-            schedulers built from its configuration also work.
+        scheduler ([`PFGMPPScheduler`], [`~diffusers.EDMEulerScheduler`] or
+            [`~diffusers.EDMDPMSolverMultistepScheduler`]): Owns D, the noise levels and the solver.
+            diffusers' schedulers keep D when they are built by `from_config`; without it they stand for
+            infinity.
         guidance_unet (`ModelMixin`, *optional*): A weaker network for the same task, for autoguidance
             (https://huggingface.co/papers/2406.02507).
-        id2label (`dict[int, str]`, *optional*): Names of the classes.
+        id2label (`dict[int, str]`, *optional*): Names of the classes. If it lacks a class, the network
+            was not trained on that class, which is then neither drawn nor accepted.
+        value_range (`tuple[float, float]`, *optional*): The data's own values of black and white, such as
+            (0, 65535). Floats that come in or go out as images are in this range, and a grey picture
+            leaves as a PIL image of mode I;16. None is [0, 1], and pictures of 8 bits.
 
     Raises:
         ValueError: The components do not fit each other; the message names what differs.
@@ -74,33 +97,28 @@ class PFGMPPPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
         guidance_unet: ModelMixin | None = None,
         id2label: dict | None = None,
+        value_range: tuple[float, float] | None = None,
     ):
         super().__init__()
-        if "sigma_data" not in scheduler.config:
-            raise ValueError(
-                "`scheduler` must be a PFGMPPScheduler or one of diffusers' EDM schedulers, but is"
-                f" {type(scheduler).__name__}."
-            )
-        sigma_data = scheduler.config.sigma_data
-        if unet.config.get("sigma_data", sigma_data) != sigma_data:
-            raise ValueError(
-                f"`sigma_data` is {unet.config.sigma_data} in the network but {sigma_data} in the scheduler."
-            )
-        if guidance_unet is not None:
-            for name in ("sample_size", "in_channels"):
-                if guidance_unet.config[name] != unet.config[name]:
-                    raise ValueError(
-                        f"`{name}` is {guidance_unet.config[name]} in `guidance_unet` but"
-                        f" {unet.config[name]} in `unet`."
-                    )
+        check_components(unet, scheduler, guidance_unet)
         self.register_modules(unet=unet, scheduler=scheduler, guidance_unet=guidance_unet)
-        if id2label:
-            id2label = {str(number): name for number, name in id2label.items()}  # as JSON keeps it
-        self.register_to_config(id2label=id2label)
+        self.register_to_config(
+            id2label=check_class_names(id2label, count_classes(unet)),
+            value_range=check_value_range(value_range),
+        )
         self._guidance_scale = 1.0
         self._num_timesteps = 0
         self._interrupt = False
         self._warned_of_range = False
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """
+        What another pipeline of the same networks is built from, `PFGMPPPipeline(**pipe.components)`: the
+        components, and the names of the classes and the range of values if there are any.
+        """
+        settings = {name: self.config[name] for name in ("id2label", "value_range") if self.config[name]}
+        return {**super().components, **settings}
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "PFGMPPPipeline":
@@ -134,7 +152,7 @@ class PFGMPPPipeline(DiffusionPipeline):
         folder = Path(save_directory)
         self.write_code(folder)
         unlink_links([folder / "model_index.json"])
-        for name in self.components:
+        for name in super().components:
             unlink_links([*(folder / name).glob("*.json"), *(folder / name).glob("*.safetensors")])
         super().save_pretrained(save_directory, *args, **kwargs)
         # Where the pipeline came from may be a folder of this machine, which is nobody else's business.
@@ -154,7 +172,7 @@ class PFGMPPPipeline(DiffusionPipeline):
             `list[Path]`: The files that were written.
         """
         components = {}
-        for name, component in self.components.items():
+        for name, component in super().components.items():
             library, _ = self.config[name]
             # torch.compile wraps a network; the class that travels is that of the network itself.
             component = getattr(component, "_orig_mod", component)
@@ -198,7 +216,7 @@ class PFGMPPPipeline(DiffusionPipeline):
         batch_size: int = 1,
         num_inference_steps: int = 18,
         D: float | None = None,
-        class_labels: int | list[int] | torch.Tensor | None = None,
+        class_labels: ClassLabels = None,
         guidance_scale: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -223,8 +241,9 @@ class PFGMPPPipeline(DiffusionPipeline):
             D (`float`, *optional*): Augmented dimension for a network conditioned on D, `inf` for
                 infinity. None is the scheduler's. A network trained at one D accepts no other.
                 Outside the range in the scheduler's `D_range` the pipeline warns once.
-            class_labels (`int`, `list[int]` or `torch.Tensor`, *optional*): Class of all images or
-                of each. None draws classes with `generator` if the network is conditional.
+            class_labels (`int`, `str`, list of them, `np.ndarray` or `torch.Tensor`, *optional*): Class
+                of all images or of each, by number or by name. None draws classes with `generator` if
+                the network is conditional, before the noise: a seed means the same class at every D.
             guidance_scale (`float`, defaults to 1.0): The w in F_0 + w (F - F_0); 1 is no guidance.
                 F_0 is the output of `guidance_unet` if there is one (autoguidance), otherwise the
                 network's output without a class (classifier-free guidance, for networks trained with
@@ -236,12 +255,14 @@ class PFGMPPPipeline(DiffusionPipeline):
                 multiplies it by `init_noise_sigma`.
             output_type (`str`, defaults to `"pil"`): `"pil"`; `"np"` of shape (batch, height,
                 width, channels) in [0, 1]; `"pt"` of shape (batch, channels, height, width) in [0,
-                1]; `"latent"`, the sample itself in about [-1, 1].
+                1]; `"latent"`, the sample itself in about [-1, 1]. `"np"` and `"pt"` are in the
+                pipeline's `value_range` if it has one.
             return_dict (`bool`, defaults to `True`): Whether to return an `ImagePipelineOutput` or
                 a tuple.
             callback_on_step_end (`Callable`, *optional*): Called as `callback(pipe, step, timestep,
                 tensors)` after each call of the network. The `latents` that it returns replace the
-                pipeline's.
+                pipeline's. Inside it, `pipe.scheduler` and `pipe.guidance_scale` show the state of this
+                call, also where several threads call one pipeline.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["latents"]`): The tensors
                 to pass to it: "latents", the sample, and "pred_original_sample", the denoised image
                 so far.
@@ -250,9 +271,11 @@ class PFGMPPPipeline(DiffusionPipeline):
             guidance_interval (`tuple[float, float]`, defaults to `(0, inf)`): Smallest and largest
                 sigma at which to guide (https://huggingface.co/papers/2404.07724).
             image (`PIL.Image.Image`, list of them, `np.ndarray` or `torch.Tensor`, *optional*):
-                Images to start from or, with `mask_image`, to keep in part: PIL images, integers in
-                [0, 255] or floats in [-1, 1]; arrays of shape (batch, height, width, channels),
-                tensors of shape (batch, channels, height, width). One image serves the whole batch.
+                Images to start from or, with `mask_image`, to keep in part, in any form that the
+                pipeline returns but `"latent"`: PIL images of any mode; floats in [0, 1] or in the
+                pipeline's `value_range`; integers in the range of their depth, [0, 255] for uint8;
+                arrays of shape (batch, height, width, channels), tensors of shape (batch, channels,
+                height, width). One image serves the whole batch.
             strength (`float`, defaults to 1.0): How far to perturb `image`, in (0, 1]: the fraction
                 of the steps that are taken.
             mask_image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`, *optional*): Where to
@@ -282,58 +305,58 @@ class PFGMPPPipeline(DiffusionPipeline):
             start = self._prepare_images(image, "image")
             if latents is None and batch_size == 1:
                 batch_size = len(start)
-        batch_size = self._check_batch_size(batch_size, latents)
-        D = self._choose_dimension(D)
-        self._check_options(
-            guidance_scale, guidance_interval, output_type, callback_on_step_end_tensor_inputs, temperature
-        )
-        self._check_editing(start, strength, mask_image, batch_size)
+        batch_size = check_batch_size(batch_size, latents, self.unet)
+        check_generator(generator, batch_size)
+        D = self._choose_dimension(D, batch_size)
+        guidance_scale = check_guidance(guidance_scale, self.unet, self.guidance_unet)
+        low, high = check_interval("guidance_interval", guidance_interval)
+        check_output_type(output_type, self.unet)
+        check_tensor_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        temperature = check_number("temperature", temperature, "be positive", 0, exclude_low=True)
+        strength = check_editing(start, strength, mask_image, batch_size)
 
-        # 2. Choose the noise levels
+        # 2. Choose the noise levels, on a copy of the scheduler that no other call shares
         device = self._execution_device
+        self._arrange_weights()
         dtype = torch.promote_types(self.unet.dtype, torch.float32)  # half networks keep an exact state
-        scheduler = self.scheduler
-        begin = self._set_noise_levels(num_inference_steps, sigmas, strength, device)
+        scheduler = copy.copy(self.scheduler)
+        begin = self._set_noise_levels(scheduler, num_inference_steps, sigmas, strength, device)
         sigma = scheduler.sigmas[begin]
         timesteps = scheduler.timesteps[begin:]
 
-        # 3. Draw the prior: unit Student-t noise, times the first noise level
-        channels = self.unet.config.in_channels
-        shape = (batch_size, channels, *self._size)
+        # 3. Draw the classes and the prior: unit Student-t noise, times the first noise level
+        labels = self._prepare_labels(class_labels, batch_size, generator, device)
+        shape = (batch_size, self.unet.config.in_channels, *get_sample_size(self.unet))
         if latents is None:
             latents = sample_noise(shape, D, generator, device, dtype, scheduler.config.get("max_noise_norm"))
-        elif latents.ndim != 4 or latents.shape[1] != channels:
-            raise ValueError(f"`latents` must be of shape {shape}, but are {tuple(latents.shape)}.")
-        class_labels = prepare_class_labels(class_labels, self.unet, batch_size, generator, device)
         noise = latents.to(device, dtype) * temperature
         mask = None
-        if start is None:
-            latents = noise * (scheduler.init_noise_sigma if begin == 0 else sigma)
-        else:
+        latents = sigma * noise
+        if start is not None:
             start = start.to(device, dtype)
             if start.shape[2:] != noise.shape[2:]:
                 raise ValueError(
                     f"`image` is of size {tuple(start.shape[2:])}, but `latents` of {tuple(noise.shape[2:])}."
                 )
-            latents = start + sigma * noise
             if mask_image is not None:
-                mask = prepare_mask(mask_image, start)
-                if strength == 1:  # nothing of the repainted part remains
-                    latents = sigma * noise
+                mask = prepare_mask(mask_image, start, batch_size)
+            if mask is None or strength < 1:  # else nothing of the repainted part remains
+                latents = start + latents
 
         # 4. Follow the field lines
         step_options: dict[str, Any] = {"generator": generator}
         if self._scheduler_is_ours:
             step_options["D"] = D
-        self._guidance_scale = guidance_scale
-        self._num_timesteps = len(timesteps)
         self._interrupt = False
+        interrupted = False
+        self._show_state(scheduler, guidance_scale, len(timesteps))
         for step, t in enumerate(self.progress_bar(timesteps)):
-            if self.interrupt:
+            if interrupted or self.interrupt:
                 continue
             if mask is not None:  # the part that is kept follows its own field line
                 latents = torch.where(mask, latents, start + scheduler.sigmas[begin + step] * noise)
-            model_output = self._predict(scheduler, latents, t, class_labels, D, guidance_interval)
+            scale = guidance_scale if low <= scheduler.sigmas[begin + step] <= high else 1.0
+            model_output = self._predict(scheduler, latents, t, labels, D, scale)
             tensors = {}
             if "pred_original_sample" in callback_on_step_end_tensor_inputs:
                 sigma = scheduler.sigmas[scheduler.step_index]
@@ -342,14 +365,26 @@ class PFGMPPPipeline(DiffusionPipeline):
             if callback_on_step_end is not None:
                 if "latents" in callback_on_step_end_tensor_inputs:
                     tensors["latents"] = latents
-                changed = callback_on_step_end(self, step, t, tensors) or {}
+                with _CALLBACKS:
+                    self._show_state(scheduler, guidance_scale, len(timesteps))
+                    changed = callback_on_step_end(self, step, t, tensors) or {}
+                    guidance_scale = self._guidance_scale
+                    interrupted = self._interrupt
+                    self._interrupt = False
                 latents = changed.get("latents", latents)
         if mask is not None:
             latents = torch.where(mask, latents, start)
+        self._show_state(scheduler, guidance_scale, len(timesteps))
 
         # 5. Turn the samples into images
         self.maybe_free_model_hooks()
-        images = convert_samples(latents, output_type)
+        finite = latents.isfinite().flatten(1).all(1)
+        if not bool(finite.all()):
+            logger.warning(
+                f"{len(finite) - int(finite.sum())} of {len(finite)} samples hold NaN or infinities; the"
+                " network's weights may be damaged, or its type too coarse."
+            )
+        images = convert_samples(latents, output_type, self._value_range)
         if not return_dict:
             return (images,)
         return ImagePipelineOutput(images=images)
@@ -360,7 +395,7 @@ class PFGMPPPipeline(DiffusionPipeline):
         images: Images,
         num_inference_steps: int = 64,
         D: float | None = None,
-        class_labels: int | list[int] | torch.Tensor | None = None,
+        class_labels: ClassLabels = None,
     ) -> torch.Tensor:
         r"""
         Follow the field lines of images back to the prior, by Heun's method.
@@ -374,8 +409,8 @@ class PFGMPPPipeline(DiffusionPipeline):
             num_inference_steps (`int`, defaults to 64): Number n of noise levels. The network is
                 called 2n - 2 times.
             D (`float`, *optional*): As in [`__call__`].
-            class_labels (`int`, `list[int]` or `torch.Tensor`, *optional*): Classes of the images;
-                None is no class.
+            class_labels (`int`, `str`, list of them, `np.ndarray` or `torch.Tensor`, *optional*):
+                Classes of the images, by number or by name; None is no class.
 
         Returns:
             `torch.Tensor` of shape `(batch, channels, height, width)`: Unit latents.
@@ -383,9 +418,9 @@ class PFGMPPPipeline(DiffusionPipeline):
         Raises:
             ValueError: An argument does not fit the network or the others; the message names it.
         """
-        D = self._choose_dimension(D)
-        x, labels, scheduler = self._prepare_reverse(images, num_inference_steps, class_labels)
-        self._guidance_scale = 1.0
+        x = self._prepare_images(images, "images")
+        D = self._choose_dimension(D, len(x))
+        x, labels, scheduler = self._prepare_reverse(x, num_inference_steps, class_labels)
         for t in self.progress_bar(scheduler.timesteps):
             x = scheduler.step(self._predict(scheduler, x, t, labels, D), t, x, return_dict=False)[0]
         self.maybe_free_model_hooks()
@@ -396,7 +431,7 @@ class PFGMPPPipeline(DiffusionPipeline):
         images: Images,
         num_inference_steps: int = 64,
         D: float | None = None,
-        class_labels: int | list[int] | torch.Tensor | None = None,
+        class_labels: ClassLabels = None,
         trace: str = "hutchinson",
         num_repeats: int = 1,
         dequantize: bool = True,
@@ -412,8 +447,8 @@ class PFGMPPPipeline(DiffusionPipeline):
             num_inference_steps (`int`, defaults to 64): Number n of noise levels. The network is
                 differentiated 2n - 2 times.
             D (`float`, *optional*): As in [`__call__`].
-            class_labels (`int`, `list[int]` or `torch.Tensor`, *optional*): Classes of the images;
-                None is no class.
+            class_labels (`int`, `str`, list of them, `np.ndarray` or `torch.Tensor`, *optional*):
+                Classes of the images, by number or by name; None is no class.
             trace (`str`, defaults to `"hutchinson"`): `"hutchinson"`, an unbiased estimate from one
                 random direction, or `"exact"`, which differentiates once per dimension.
             num_repeats (`int`, defaults to 1): Number of estimates with different random numbers, for
@@ -429,15 +464,14 @@ class PFGMPPPipeline(DiffusionPipeline):
         Raises:
             ValueError: An argument does not fit the network or the others; the message names it.
         """
-        if trace not in ("hutchinson", "exact"):
-            raise ValueError(f"`trace` must be 'hutchinson' or 'exact', but is {trace!r}.")
-        if num_repeats < 1:
-            raise ValueError(f"`num_repeats` must be positive, but is {num_repeats}.")
-        D = self._choose_dimension(D)
-        self._guidance_scale = 1.0
+        check_choice("trace", trace, ["hutchinson", "exact"])
+        num_repeats = check_integer("num_repeats", num_repeats, "be a positive integer", 1)
+        check_generator(generator, None)
+        original = self._prepare_images(images, "images")
+        D = self._choose_dimension(D, len(original))
         estimates = []
         for _ in range(num_repeats):
-            x, labels, scheduler = self._prepare_reverse(images, num_inference_steps, class_labels)
+            x, labels, scheduler = self._prepare_reverse(original, num_inference_steps, class_labels)
             if dequantize:
                 x = spread_levels(x, generator)
             probes = make_probes(x, trace, generator)
@@ -455,25 +489,34 @@ class PFGMPPPipeline(DiffusionPipeline):
         t: torch.Tensor,
         class_labels: torch.Tensor | None,
         D: float | torch.Tensor | None,
-        guidance_interval: tuple[float, float] = (0.0, math.inf),
+        guidance_scale: float = 1.0,
     ) -> torch.Tensor:
-        """Compute the network's raw output, guided as `self._guidance_scale` asks inside the interval."""
+        """Compute the network's raw output, guided if `guidance_scale` is not 1."""
         model_input = scheduler.scale_model_input(latents, t)
-        low, high = guidance_interval
-        if self._guidance_scale == 1 or not low <= scheduler.sigmas[scheduler.step_index] <= high:
+        if guidance_scale == 1:
             return call_network(self.unet, model_input, t, class_labels, D).to(latents.dtype)
-        return call_guided(
-            self.unet, self.guidance_unet, self._guidance_scale, model_input, t, class_labels, D
-        )
+        return call_guided(self.unet, self.guidance_unet, guidance_scale, model_input, t, class_labels, D)
+
+    def _show_state(self, scheduler: Any, guidance_scale: float, num_timesteps: int) -> None:
+        """Show the state of a call on the pipeline and its scheduler, for callbacks and afterwards."""
+        self.scheduler.__dict__.update(scheduler.__dict__)
+        self._guidance_scale = guidance_scale
+        self._num_timesteps = num_timesteps
 
     @property
-    def _size(self) -> tuple[int, int]:
-        """Height and width of the images."""
-        size = self.unet.config.sample_size
-        if isinstance(size, int):
-            return size, size
-        height, width = size
-        return height, width
+    def _value_range(self) -> tuple[float, float] | None:
+        value_range = self.config.value_range
+        return tuple(value_range) if value_range else None
+
+    def _arrange_weights(self) -> None:
+        """On a CPU, give the weights of convolutions the layout that is fastest there, once."""
+        if self._execution_device.type != "cpu":
+            return
+        for network in filter(None, (self.unet, self.guidance_unet)):
+            for parameter in network.parameters():
+                # Sharded and quantised weights are of other types, with layouts of their own.
+                if type(parameter.data) is torch.Tensor and parameter.ndim == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     @property
     def _scheduler_is_ours(self) -> bool:
@@ -481,32 +524,46 @@ class PFGMPPPipeline(DiffusionPipeline):
         return "D" in inspect.signature(self.scheduler.step).parameters
 
     def _prepare_images(self, images: Images, name: str) -> torch.Tensor:
-        return prepare_images(images, name, self.unet.config.in_channels, self._size)
+        size = get_sample_size(self.unet)
+        return prepare_images(images, name, self.unet.config.in_channels, size, self._value_range)
+
+    def _prepare_labels(
+        self, class_labels: ClassLabels, batch_size: int, generator: Any, device: torch.device
+    ) -> torch.Tensor | None:
+        names = self.config.id2label
+        return prepare_class_labels(class_labels, self.unet, names, batch_size, generator, device)
 
     def _prepare_reverse(
-        self, images: Images, num_inference_steps: int, class_labels: int | list[int] | torch.Tensor | None
+        self, x: torch.Tensor, num_inference_steps: int, class_labels: ClassLabels
     ) -> tuple[torch.Tensor, torch.Tensor | None, PFGMPPScheduler]:
         """Return images at the smallest noise level, their classes and a scheduler that leads up."""
-        if num_inference_steps < 2:
-            raise ValueError(f"`num_inference_steps` must be at least 2, but is {num_inference_steps}.")
+        check_scheduler(self.scheduler)
+        num_inference_steps = check_integer("num_inference_steps", num_inference_steps, "be at least 2", 2)
         device = self._execution_device
-        x = self._prepare_images(images, "images")
+        self._arrange_weights()
         x = x.to(device, torch.promote_types(self.unet.dtype, torch.float32))
         labels = None
         if class_labels is not None:
-            labels = prepare_class_labels(class_labels, self.unet, len(x), None, device)
+            labels = self._prepare_labels(class_labels, len(x), None, device)
         scheduler = PFGMPPScheduler.from_config(self.scheduler.config, solver_type="heun", s_churn=0.0)
         scheduler.set_timesteps(num_inference_steps, device=device, reverse=True)
         scheduler.set_begin_index(0)
         return x, labels, scheduler
 
     def _set_noise_levels(
-        self, num_inference_steps: int, sigmas: list[float] | None, strength: float, device: torch.device
+        self,
+        scheduler: Any,
+        num_inference_steps: int,
+        sigmas: list[float] | None,
+        strength: float,
+        device: torch.device,
     ) -> int:
-        """Set the scheduler's noise levels; return the index at which to begin."""
-        scheduler = self.scheduler
+        """Set a scheduler's noise levels; return the index at which to begin."""
+        check_scheduler(scheduler)
         if sigmas is None:
-            scheduler.set_timesteps(num_inference_steps, device=device)
+            requirement = "be a positive integer"
+            number = check_integer("num_inference_steps", num_inference_steps, requirement, 1)
+            scheduler.set_timesteps(number, device=device)
         elif self._scheduler_is_ours:
             scheduler.set_timesteps(sigmas=sigmas, device=device)
         else:
@@ -519,63 +576,21 @@ class PFGMPPPipeline(DiffusionPipeline):
         scheduler.set_begin_index(begin)
         return begin
 
-    def _choose_dimension(self, D: float | torch.Tensor | None) -> float | torch.Tensor | None:
+    def _choose_dimension(
+        self, D: float | torch.Tensor | None, batch_size: int
+    ) -> float | torch.Tensor | None:
         """Return the augmented dimension of a call, and warn once if the network was not trained for it."""
         D = choose_dimension(D, self.unet, self.scheduler)
         low, high = get_trained_range(self.unet, self.scheduler)
         dof = parse_dimension(D)
+        if dof.ndim and len(dof) != batch_size:
+            raise ValueError(
+                f"`D` holds {len(dof)} values for a batch of {batch_size}; give one value, or one per image."
+            )
         if not self._warned_of_range and bool(((dof < low) | (dof > high)).any()):
             logger.warning(
-                f"`D` is {D}, but this network was trained for D from {low:g} to {high:g}; outside that range"
-                " the images get worse."
+                f"`D` is {dof.tolist()}, but this network was trained for D from {low:g} to {high:g}; outside"
+                " that range the images get worse."
             )
             self._warned_of_range = True
         return D
-
-    def _check_options(
-        self,
-        guidance_scale: float,
-        guidance_interval: tuple[float, float],
-        output_type: str,
-        tensor_inputs: list[str],
-        temperature: float,
-    ) -> None:
-        check_guidance(guidance_scale, self.unet, self.guidance_unet)
-        if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1]:
-            raise ValueError(
-                f"`guidance_interval` must be (low, high) with 0 <= low <= high, but is {guidance_interval}."
-            )
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` must be one of {list(OUTPUT_TYPES)}, but is {output_type!r}.")
-        unknown = set(tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` may hold {self._callback_tensor_inputs}, but holds"
-                f" {sorted(unknown)}."
-            )
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"`temperature` must be positive, but is {temperature}.")
-
-    @staticmethod
-    def _check_editing(
-        image: torch.Tensor | None, strength: float, mask_image: Images | None, batch_size: int
-    ) -> None:
-        if not 0 < strength <= 1:
-            raise ValueError(f"`strength` must lie in (0, 1], but is {strength}.")
-        if image is None and (strength != 1 or mask_image is not None):
-            raise ValueError("`strength` and `mask_image` need an `image`.")
-        if image is not None and len(image) not in (1, batch_size):
-            raise ValueError(f"`image` holds {len(image)} images for a batch of {batch_size}.")
-
-    @staticmethod
-    def _check_batch_size(batch_size: int, latents: torch.Tensor | None) -> int:
-        """Return the number of images to generate."""
-        if latents is not None:
-            if batch_size not in (1, len(latents)):
-                raise ValueError(
-                    f"`batch_size` must be that of `latents`, {len(latents)}, but is {batch_size}."
-                )
-            return len(latents)
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"`batch_size` must be a positive integer, but is {batch_size}.")
-        return batch_size

@@ -19,22 +19,19 @@ from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
-from diffusers.configuration_utils import FrozenDict, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
-from .noise import parse_dimension, sample_noise, sample_noise_given
+from .arguments import LARGEST, SMALLEST, check_integer, describe
+from .noise import sample_noise, sample_noise_given
+from .scheduler_config import SOLVERS, PortableConfig, check_scheduler_options
 
 
-# The solvers, with the options of EDMDPMSolverMultistepScheduler for those that it implements.
-SOLVERS: dict[str, dict[str, Any] | None] = {
-    "heun": None,
-    "euler": None,
-    "dpmpp_2m": {"solver_order": 2, "algorithm_type": "dpmsolver++"},
-    "dpmpp_3m": {"solver_order": 3, "algorithm_type": "dpmsolver++"},
-    "dpmpp_2m_sde": {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"},
-}
+# How far timesteps of `add_noise` may lie outside the noise levels: training draws some there.
+TOLERANCE = 10.0
 
 
 @dataclass
@@ -52,64 +49,17 @@ class PFGMPPSchedulerOutput(BaseOutput):
     pred_original_sample: torch.Tensor
 
 
-class _PortableConfig(FrozenDict):
-    """
-    A configuration that other schedulers can be built from.
-
-    `from_config` asks a configuration for the names that it lists under `_use_default_values`, and
-    leaves their values behind. The names of our solvers mean nothing to diffusers' schedulers, one of
-    which has a `solver_type` of its own, so this configuration answers with that name as well. The
-    answer is not an entry: nothing of it is compared or saved.
-    """
-
-    def get(self, name: str, default: Any = None) -> Any:
-        value = super().get(name, default)
-        if name == "_use_default_values":
-            return [*(value or []), "solver_type"]
-        return value
-
-
-def _check_range(D_range: Any) -> list[float | None] | None:
-    """Return a range of D as JSON keeps it: the smallest D, then the largest, with None for infinity."""
-    if D_range is None:
-        return None
-    try:
-        low, high = (parse_dimension(D).item() for D in D_range)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"`D_range` must be (low, high), two augmented dimensions, but is {D_range!r}."
-        ) from None
-    if low > high:
-        raise ValueError(f"`D_range` must begin with its smaller D, but is {D_range!r}.")
-    return [None if math.isinf(D) else D for D in (low, high)]
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    """Refuse constructor arguments of [`PFGMPPScheduler`] that are out of range."""
-    sigma_min = options["sigma_min"]
-    sigma_max = options["sigma_max"]
-    if not 0 < sigma_min < sigma_max:
-        raise ValueError(
-            f"0 < `sigma_min` < `sigma_max` must hold, but they are {sigma_min} and {sigma_max}."
-        )
-    for name in ("sigma_data", "rho", "num_train_timesteps", "max_noise_norm"):
-        value = options[name]
-        if value is not None and not value > 0:
-            raise ValueError(f"`{name}` must be positive, but is {value}.")
-    if not options["s_churn"] >= 0:
-        raise ValueError(f"`s_churn` must not be negative, but is {options['s_churn']}.")
-    for name, allowed in (
-        ("solver_type", list(SOLVERS)),
-        ("sigma_schedule", ["karras", "exponential"]),
-        ("stochastic_noise", ["student-t", "gaussian"]),
-    ):
-        if options[name] not in allowed:
-            raise ValueError(f"`{name}` must be one of {allowed}, but is {options[name]!r}.")
-    if options["s_churn"] and SOLVERS[options["solver_type"]]:
-        raise ValueError(
-            f"`s_churn` must be 0 with `solver_type` {options['solver_type']!r}, but is {options['s_churn']}:"
-            " churn is for heun and euler."
-        )
+# The options that EDMEulerScheduler has as well.
+EDM_OPTIONS = [
+    "sigma_min",
+    "sigma_max",
+    "sigma_data",
+    "sigma_schedule",
+    "num_train_timesteps",
+    "prediction_type",
+    "rho",
+    "final_sigmas_type",
+]
 
 
 class PFGMPPScheduler(EDMEulerScheduler):
@@ -121,8 +71,8 @@ class PFGMPPScheduler(EDMEulerScheduler):
     and keeps `D`. Heun's method appears as 2n - 1 timesteps, one for each call of the network.
 
     Args:
-        D (`float` or `None`, defaults to 2048): Augmented dimension, any real D > 0; `None` is
-            infinity, that is, diffusion.
+        D (`float` or `None`, defaults to 2048): Augmented dimension, any real D of at least 0.5; `None`
+            is infinity, that is, diffusion.
         sigma_min (`float`, defaults to 0.002): Smallest noise level of the steps, in units of the
             data in [-1, 1].
         sigma_max (`float`, defaults to 80): Largest noise level, where sampling starts.
@@ -188,35 +138,9 @@ class PFGMPPScheduler(EDMEulerScheduler):
         max_noise_norm: float | None = None,
         D_range: tuple[float, float | None] | None = None,
     ):
-        dof = parse_dimension(D)
-        if dof.ndim:
-            raise ValueError(f"`D` of a scheduler must be one number, inf or None, but is {D}.")
-        if solver_type == "midpoint":  # the default of EDMDPMSolverMultistepScheduler, found in its configs
-            solver_type = "heun"
         # JSON has no infinity, and numbers from NumPy or torch are not JSON either.
-        if dof.isinf():
-            D = None
-        elif not isinstance(D, int):
-            D = dof.item()
-        if s_tmax == math.inf:
-            s_tmax = None
-        self.register_to_config(D=D, D_range=_check_range(D_range), s_tmax=s_tmax, solver_type=solver_type)
-        _check_options(self.config)
-
-        super().__init__(
-            sigma_min=sigma_min,
-            sigma_max=sigma_max,
-            sigma_data=sigma_data,
-            sigma_schedule=sigma_schedule,
-            num_train_timesteps=num_train_timesteps,
-            prediction_type=prediction_type,
-            rho=rho,
-            final_sigmas_type=final_sigmas_type,
-        )
-        options = SOLVERS[solver_type]
-        self._multistep: Any = None
-        if options is not None:
-            self._multistep = EDMDPMSolverMultistepScheduler(num_train_timesteps=2, **options)
+        self.register_to_config(**check_scheduler_options(self.config))
+        super().__init__(**{name: self.config[name] for name in EDM_OPTIONS})
         # The noise levels between which the solver steps. They differ from `sigmas`, where the network
         # is called, by the noise that churn adds.
         self._levels: torch.Tensor = self.sigmas
@@ -234,7 +158,7 @@ class PFGMPPScheduler(EDMEulerScheduler):
         if "_use_default_values" in entries:
             entries["_use_default_values"] = sorted(set(entries["_use_default_values"]) - {"D"})
         super().register_to_config(**entries)
-        self._internal_dict = _PortableConfig(self.config)  # diffusers offers no other way to set it
+        self._internal_dict = PortableConfig(self.config)  # diffusers offers no other way to set it
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
@@ -354,19 +278,23 @@ class PFGMPPScheduler(EDMEulerScheduler):
         self._reset()
 
     def _reset(self) -> None:
-        """Forget the steps that were taken."""
+        """Forget the steps that were taken, so that nothing is shared with a copy of this scheduler."""
         # The first half of a step of Heun: where it began, at which noise level and with which slope.
         self._half_step: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         # The last denoised images, for multistep solvers.
         self._recent_denoised: list[torch.Tensor] = []
+        # diffusers' implementation of the multistep solvers, which keeps its position in itself.
+        self._multistep: Any = None
+        options = SOLVERS[self.config.solver_type]
+        if options is not None:
+            self._multistep = EDMDPMSolverMultistepScheduler(num_train_timesteps=2, **options)
 
     def _space_steps(self, num_inference_steps: Any) -> torch.Tensor:
         """Return n noise levels from `sigma_max` down to `sigma_min`, in float64."""
-        if int(num_inference_steps) != num_inference_steps or num_inference_steps < 1:
-            raise ValueError(
-                f"`num_inference_steps` must be a positive integer, but is {num_inference_steps}."
-            )
-        ramp = torch.linspace(0, 1, int(num_inference_steps), dtype=torch.float64)
+        num_inference_steps = check_integer(
+            "num_inference_steps", num_inference_steps, "be a positive integer", 1
+        )
+        ramp = torch.linspace(0, 1, num_inference_steps, dtype=torch.float64)
         if self.config.sigma_schedule == "karras":
             return self._compute_karras_sigmas(ramp)
         return self._compute_exponential_sigmas(ramp)
@@ -374,9 +302,13 @@ class PFGMPPScheduler(EDMEulerScheduler):
     @staticmethod
     def _check_sigmas(sigmas: Any) -> torch.Tensor:
         """Return noise levels in float64, or refuse what is not a decreasing list of positive numbers."""
-        steps = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
+        try:
+            steps = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError):
+            steps = torch.empty(0)
         is_list = steps.ndim == 1 and len(steps) > 0
-        if not (is_list and bool((steps > 0).all()) and bool((steps.diff() < 0).all())):
+        is_inside = bool(((steps >= SMALLEST) & (steps <= LARGEST)).all())
+        if not (is_list and is_inside and bool((steps.diff() < 0).all())):
             raise ValueError(
                 "`sigmas` or `timesteps` must be a decreasing list of positive noise levels,"
                 f" but are {sigmas}."
@@ -394,10 +326,10 @@ class PFGMPPScheduler(EDMEulerScheduler):
         Raises:
             ValueError: The index is negative or falls in the middle of a step of Heun.
         """
-        if begin_index < 0 or begin_index % self.order:
-            raise ValueError(
-                f"`begin_index` must be a multiple of the solver's order {self.order}, but is {begin_index}."
-            )
+        requirement = f"be a multiple of the solver's order {self.order}"
+        begin_index = check_integer("begin_index", begin_index, requirement, 0)
+        if begin_index % self.order:
+            raise ValueError(f"`begin_index` must {requirement}, but is {begin_index}.")
         self._begin_index = begin_index
 
     def index_for_timestep(
@@ -568,19 +500,45 @@ class PFGMPPScheduler(EDMEulerScheduler):
             original_samples (`torch.Tensor` of shape `(batch, ...)`): The data y.
             noise (`torch.Tensor`): Unit noise of the same shape, as from [`sample_noise`].
             timesteps (`float`, `list[float]` or `torch.Tensor`): c_noise, one for all
-                images or one per image.
+                images or one per image. Steps counted by integers, as other schedulers take them, are
+                refused, as are noise levels beyond ten times `sigma_max` or below a tenth of
+                `sigma_min`.
 
         Returns:
             `torch.Tensor`: The perturbed data, in the type of `original_samples`.
 
         Raises:
-            ValueError: The number of timesteps does not fit the batch.
+            ValueError: The number of timesteps does not fit the batch, or they are no noise levels of
+                this scheduler.
         """
-        sigma = self._to_sigmas(timesteps).to(original_samples.device).flatten()
+        sigma = self._check_timesteps(timesteps).to(original_samples.device).flatten()
         if len(sigma) not in (1, len(original_samples)):
             raise ValueError(f"{len(sigma)} `timesteps` do not fit a batch of {len(original_samples)}.")
+        if noise.shape != original_samples.shape:
+            raise ValueError(
+                f"`noise` must be of shape {tuple(original_samples.shape)}, but is of {tuple(noise.shape)}."
+            )
         sigma = sigma.view(-1, *[1] * (original_samples.ndim - 1))
         return (original_samples + sigma * noise).to(original_samples.dtype)
+
+    def _check_timesteps(self, timesteps: Any) -> torch.Tensor:
+        """Return the noise levels of timesteps, or refuse what is none of this scheduler's."""
+        allowed = "`timesteps` must be c_noise = ln(sigma) / 4"
+        is_tensor = isinstance(timesteps, (torch.Tensor, np.ndarray)) and timesteps.ndim > 0
+        if is_tensor and not torch.as_tensor(timesteps).is_floating_point():
+            raise ValueError(f"{allowed}, as floats, but are {describe(timesteps)}.")
+        try:
+            sigma = self._to_sigmas(timesteps)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{allowed}, but are {timesteps!r}.") from None
+        low = min(self.config.sigma_min, self._levels[self._levels > 0].min().item()) / TOLERANCE
+        high = max(self.config.sigma_max, self._levels.max().item()) * TOLERANCE
+        if not bool(((sigma >= low) & (sigma <= high)).all()):
+            raise ValueError(
+                f"{allowed} in [{math.log(low) / 4:.3g}, {math.log(high) / 4:.3g}], for noise levels from"
+                f" {low:g} to {high:g}, but are {timesteps}."
+            )
+        return sigma
 
     @staticmethod
     def _to_sigmas(timesteps: Any) -> torch.Tensor:

@@ -252,11 +252,9 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
     r"""
     DDPM++, NCSN++ and ADM as published with PFGM++ and EDM.
 
-    On a CPU the convolutions' weights are kept channels last, the fastest layout there.
-
     Args:
-        sample_size (`int`, defaults to 32): Height and width of the images, after which the parts are
-            named. Other sizes run too.
+        sample_size (`int` or `tuple[int, int]`, defaults to 32): Height and width of the images, after
+            which the parts are named. Other sizes run too.
         in_channels (`int`, defaults to 3): Channels of the input.
         out_channels (`int`, defaults to 3): Channels of the output.
         model_type (`str`, defaults to `"SongUNet"`): `"SongUNet"` (DDPM++, NCSN++) or
@@ -264,7 +262,8 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         model_channels (`int`, defaults to 128): Channels, which `channel_mult` multiplies.
         channel_mult (`tuple[int, ...]`, defaults to `(2, 2, 2)`): Channels per level, finest first.
         num_blocks (`int`, defaults to 4): Residual blocks per resolution.
-        attn_resolutions (`tuple[int, ...]`, defaults to `(16,)`): Resolutions with self-attention.
+        attn_resolutions (`tuple[int, ...]`, defaults to `(16,)`): Resolutions with self-attention, by
+            the shorter side.
         dropout (`float`, defaults to 0.13): Dropout probability inside the blocks.
         label_dim (`int`, defaults to 0): Number of classes; 0 is unconditional.
         label_dropout (`float`, defaults to 0): Probability of training without the label.
@@ -291,7 +290,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        sample_size: int = 32,
+        sample_size: int | tuple[int, int] = 32,
         in_channels: int = 3,
         out_channels: int = 3,
         model_type: str = "SongUNet",
@@ -317,15 +316,19 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         ):
             if value not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, but is {value!r}.")
-        if sample_size % 2 ** (len(channel_mult) - 1):
-            raise ValueError(f"`sample_size` {sample_size} cannot be halved {len(channel_mult) - 1} times.")
+        self._divisor = 2 ** (len(channel_mult) - 1)
+        self._size = [sample_size] * 2 if isinstance(sample_size, int) else list(sample_size)
+        if len(self._size) != 2 or any(side < 1 or side % self._divisor for side in self._size):
+            raise ValueError(
+                f"`sample_size` must be one or two multiples of {self._divisor}, since it is halved at each"
+                f" further level, but is {sample_size!r}."
+            )
 
         self._is_adm = model_type == "DhariwalUNet"
         self._build_mapping()
         skip_channels = self._build_encoder()
         self._build_decoder(skip_channels)
         self.gradient_checkpointing = False
-        self._set_layout(torch.channels_last)
 
     def _build_mapping(self) -> None:
         """Build the mapping from noise level, D, class and augmentation to one embedding."""
@@ -372,6 +375,11 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
             **FAMILIES[self.config.model_type],
         )
 
+    def _describe_level(self, level: int) -> tuple[str, bool]:
+        """Return a level's size, after which its parts are named, and whether it has self-attention."""
+        height, width = (side >> level for side in self._size)
+        return f"{height}x{width}", min(height, width) in self.config.attn_resolutions
+
     def _build_encoder(self) -> list[int]:
         """Build the encoder; return the channels of its outputs, which the decoder takes as skips."""
         config = self.config
@@ -380,8 +388,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         aux_channels = config.in_channels
         skip_channels = []
         for level, mult in enumerate(config.channel_mult):
-            resolution = config.sample_size >> level
-            prefix = f"{resolution}x{resolution}"
+            prefix, attention = self._describe_level(level)
             if level == 0:
                 self.enc[f"{prefix}_conv"] = ResampleConv2d(config.in_channels, channels, 3)
             else:
@@ -393,7 +400,6 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
                 aux_channels = channels
             skip_channels.append(channels)
             for index in range(config.num_blocks):
-                attention = resolution in config.attn_resolutions
                 block = self._make_block(channels, config.model_channels * mult, attention)
                 self.enc[f"{prefix}_block{index}"] = block
                 channels = config.model_channels * mult
@@ -406,19 +412,17 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         self.dec = nn.ModuleDict()
         channels = skip_channels[-1]
         for level, mult in reversed(list(enumerate(config.channel_mult))):
-            resolution = config.sample_size >> level
-            prefix = f"{resolution}x{resolution}"
+            prefix, attention = self._describe_level(level)
             if level == len(config.channel_mult) - 1:
                 self.dec[f"{prefix}_in0"] = self._make_block(channels, channels, attention=True)
                 self.dec[f"{prefix}_in1"] = self._make_block(channels, channels)
             else:
                 self.dec[f"{prefix}_up"] = self._make_block(channels, channels, up=True)
             for index in range(config.num_blocks + 1):
-                attention = resolution in config.attn_resolutions
-                if not self._is_adm:  # only the last block of a level attends
-                    attention = attention and index == config.num_blocks
+                # Except in ADM, only the last block of a level attends.
+                attends = attention and (self._is_adm or index == config.num_blocks)
                 width = channels + skip_channels.pop()
-                block = self._make_block(width, config.model_channels * mult, attention)
+                block = self._make_block(width, config.model_channels * mult, attends)
                 self.dec[f"{prefix}_block{index}"] = block
                 channels = config.model_channels * mult
 
@@ -449,40 +453,6 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         if name not in PRESETS:
             raise ValueError(f"`name` must be one of {list(PRESETS)}, but is {name!r}.")
         return cls(**{**PRESETS[name], **options})
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """
-        Load a network as [`~diffusers.ModelMixin.from_pretrained`] does.
-
-        Args:
-            args, kwargs: As for [`~diffusers.ModelMixin.from_pretrained`].
-
-        Returns:
-            [`PFGMPPUNet2DModel`]: The network, in a tuple if `output_loading_info` is set.
-        """
-        loaded = super().from_pretrained(*args, **kwargs)
-        network = loaded[0] if isinstance(loaded, tuple) else loaded
-        # Loading may have replaced the weights, with their layout, by those of the file.
-        network._set_layout(torch.channels_last)
-        return loaded
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> "PFGMPPUNet2DModel":
-        # torch moves and casts modules through this method. Weights that leave the CPU get the usual
-        # layout, unless the caller asks for another; those that stay or arrive get the CPU's.
-        if fn(torch.empty(0, device="cpu")).device.type != "cpu":
-            self._set_layout(torch.contiguous_format)
-        super()._apply(fn, recurse)
-        self._set_layout(torch.channels_last)
-        return self
-
-    def _set_layout(self, memory_format: torch.memory_format) -> None:
-        """Change the memory layout of the convolutions' weights that are on the CPU."""
-        for parameter in self.parameters():
-            weight = parameter.data
-            # Sharded and quantised weights are tensors of other types, with layouts of their own.
-            if type(weight) is torch.Tensor and weight.ndim == 4 and weight.device.type == "cpu":
-                parameter.data = weight.contiguous(memory_format=memory_format)
 
     def _embed(
         self,
@@ -561,7 +531,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
             `UNet2DOutput` or `tuple`: The raw output F of shape `(batch, out_channels, height, width)`.
 
         Raises:
-            ValueError: Labels are of the wrong shape, or the network is not conditioned on them or on D.
+            ValueError: A shape does not fit, or the network is not conditioned on the labels or on D.
         """
         for name, given, layer, option in (
             ("class_labels", class_labels, self.map_label, "label_dim"),
@@ -573,9 +543,16 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
                     f"`{name}` is given, but this network is not conditioned on it: its `{option}` is"
                     " not set."
                 )
+        if any(side % self._divisor for side in sample.shape[2:]):
+            raise ValueError(
+                f"`sample` must have a height and a width that are multiples of {self._divisor}, but is of"
+                f" shape {tuple(sample.shape)}."
+            )
         timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         emb = self._embed(timestep, class_labels, augment_labels, D, sample[0].numel(), sample.dtype)
 
+        if sample.device.type == "cpu":
+            sample = sample.contiguous(memory_format=torch.channels_last)  # the fastest layout there
         x = sample
         aux = sample
         skips: list[torch.Tensor] = []

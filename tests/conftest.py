@@ -25,14 +25,20 @@ ROOT = Path(__file__).parent.parent
 # The code files of a pipeline with a network of ours, and the package's modules that they are copies of.
 CODE = {
     "pipeline.py": "pipeline_pfgmpp.py",
+    "arguments.py": "arguments.py",
     "code_files.py": "code_files.py",
     "conditioning.py": "conditioning.py",
     "images.py": "images.py",
     "likelihood.py": "likelihood.py",
     "noise.py": "noise.py",
+    "pipeline_checks.py": "pipeline_checks.py",
+    "pixels.py": "pixels.py",
+    "scheduler_config.py": "scheduler_config.py",
     "scheduling_pfgmpp.py": "scheduling_pfgmpp.py",
+    "scheduler/arguments.py": "arguments.py",
     "scheduler/pipeline_pfgmpp.py": "scheduling_pfgmpp.py",
     "scheduler/noise.py": "noise.py",
+    "scheduler/scheduler_config.py": "scheduler_config.py",
     "unet/pipeline_pfgmpp.py": "unet_pfgmpp.py",
 }
 

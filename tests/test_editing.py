@@ -116,13 +116,12 @@ def test_inversion_undoes_sampling(D, ten_images):
     middle = pipe(
         latents=latents, num_inference_steps=100, output_type="latent"
     ).images  # x at sigma_min, not yet an image
-    back = pipe.invert(middle.clamp(-1, 1), num_inference_steps=100)
+    back = pipe.invert(middle.clamp(-1, 1) / 2 + 0.5, num_inference_steps=100)
     inside = (middle.abs() <= 1).flatten(1).all(1)
     if inside.any():
         torch.testing.assert_close(back[inside], latents[inside], rtol=1e-2, atol=1e-2)
     # all of them, past the pipeline's check of the range
-    x, _, scheduler = pipe._prepare_reverse(middle.clamp(-1, 1), 100, None)
-    x = middle
+    x, _, scheduler = pipe._prepare_reverse(middle, 100, None)
     for t in scheduler.timesteps:
         output = pipe.unet(scheduler.scale_model_input(x, t), t, D=D).sample
         x = scheduler.step(output, t, x).prev_sample
@@ -131,7 +130,7 @@ def test_inversion_undoes_sampling(D, ten_images):
 
 def test_inversion_needs_no_scheduler_of_ours_and_puts_nothing_back():
     pipe = pipeline(D=64)
-    image = torch.rand(2, 3, 8, 8) * 2 - 1
+    image = torch.rand(2, 3, 8, 8)
     expected = pipe.invert(image, num_inference_steps=8)
     for scheduler in (
         EDMEulerScheduler.from_config(pipe.scheduler.config),
@@ -145,7 +144,7 @@ def test_inversion_needs_no_scheduler_of_ours_and_puts_nothing_back():
 @pytest.mark.parametrize("solver_type", ["heun", "euler", "dpmpp_3m"])
 def test_strength_starts_midway_with_student_t_noise(solver_type):
     pipe = pipeline(D=4, solver_type=solver_type)
-    image = torch.rand(3, 3, 8, 8) * 2 - 1
+    image = torch.rand(3, 3, 8, 8)
     seen = []
 
     def keep(pipe, step, timestep, tensors):
@@ -160,7 +159,7 @@ def test_strength_starts_midway_with_student_t_noise(solver_type):
     pipe.unet.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     pipe(image=image, strength=0.6, num_inference_steps=10, generator=generator(3))
     sigma = pipe.scheduler.sigmas[4 * pipe.scheduler.order]
-    noisy = image + sigma * sample_noise(image.shape, 4, generator(3))
+    noisy = 2 * image - 1 + sigma * sample_noise(image.shape, 4, generator(3))
     torch.testing.assert_close(inputs[0], pipe.scheduler.precondition_inputs(noisy, sigma))
 
 
@@ -220,7 +219,7 @@ def test_temperature_scales_the_prior():
 def test_pictures_of_any_form_are_the_same_image():
     pipe = pipeline(D=64)
     array = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
-    floats = torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
+    floats = torch.from_numpy(array).permute(0, 3, 1, 2).float() / 255
     forms = [
         array,
         [PIL.Image.fromarray(each) for each in array],
@@ -235,7 +234,7 @@ def test_pictures_of_any_form_are_the_same_image():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"image": torch.full((1, 3, 8, 8), 1.5)}, r"`image` must lie in \[-1, 1\] \(floats\)"),
+        ({"image": torch.full((1, 3, 8, 8), 1.5)}, r"`image` must lie in \[0, 1\] \(floats\)"),
         ({"image": torch.full((1, 3, 8, 8), 300)}, r"`image` must lie in \[0, 255\] \(integers\)"),
         ({"image": torch.zeros(1, 1, 8, 8)}, "`image` must hold images of shape"),
         ({"image": "cat.png"}, "`image` must hold images of shape"),
@@ -354,7 +353,8 @@ def test_the_likelihood_of_a_gaussian(D, width, gaussian):
     pipe = PFGMPPPipeline(GaussianDenoiser(width=width), PFGMPPScheduler(D=D))
     pipe.set_progress_bar_config(disable=True)
     points, expected = gaussian(width)
-    result = pipe.log_likelihood(points, num_inference_steps=128, trace="exact", dequantize=False)
+    images = points / 2 + 0.5
+    result = pipe.log_likelihood(images, num_inference_steps=128, trace="exact", dequantize=False)
     assert (result.log_likelihood - expected).abs().max() < 1e-2
     assert result.standard_error.isnan().all()
     torch.testing.assert_close(
@@ -367,7 +367,7 @@ def test_random_directions_estimate_the_trace_and_their_error(gaussian):
     pipe.set_progress_bar_config(disable=True)
     points, expected = gaussian(2)
     options = {"num_inference_steps": 64, "dequantize": False, "num_repeats": 12, "generator": generator()}
-    result = pipe.log_likelihood(points, **options)
+    result = pipe.log_likelihood(points / 2 + 0.5, **options)
     assert 0 < result.standard_error.max() < 0.5
     assert ((result.log_likelihood - expected).abs() < 0.03 + 4 * result.standard_error).all()
 

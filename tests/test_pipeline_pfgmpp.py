@@ -129,11 +129,11 @@ def test_class_labels(make_unet):
     assert torch.equal(run(2), run([2, 2, 2]))
     assert torch.equal(run(2), run(torch.tensor([2, 2, 2])))
     assert not torch.allclose(run(2), run([2, 1, 2]))
-    # None draws classes with the generator, after the noise
+    # None draws classes with the generator, before the noise
     rng = generator(5)
-    sample_noise((3, 3, 8, 8), pipe.scheduler.config.D, rng)
     drawn = torch.randint(4, (3,), generator=rng)
-    assert torch.equal(run(None, seed=5), run(drawn, seed=5))
+    latents = sample_noise((3, 3, 8, 8), pipe.scheduler.config.D, rng)
+    assert torch.equal(run(None, seed=5), pipe(class_labels=drawn, latents=latents, **kwargs).images)
     for labels in (4, -1, [0, 1], [0, 1, 4], 1.5, torch.zeros(3, 4)):
         with pytest.raises(ValueError, match="`class_labels` must"):
             run(labels)

@@ -1,0 +1,177 @@
+# Copyright 2026 The pipeline_pfgmpp authors. Licensed under the Apache License, Version 2.0.
+"""Checks of a pipeline's components, and of the arguments of its call against them."""
+
+import math
+from typing import Any
+
+import torch
+from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+
+from .arguments import check_choice, check_integer, check_number, check_tensor
+from .conditioning import get_sample_size
+from .images import OUTPUT_TYPES
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """
+    Refuse a scheduler without the preconditioning of EDM, since it would not make images.
+
+    Args:
+        scheduler (`SchedulerMixin`): The scheduler.
+
+    Raises:
+        ValueError: It is none of those that fit.
+    """
+    if not isinstance(scheduler, (EDMEulerScheduler, EDMDPMSolverMultistepScheduler)):
+        raise ValueError(
+            "`scheduler` must be a PFGMPPScheduler or, of diffusers, an EDMEulerScheduler or an"
+            " EDMDPMSolverMultistepScheduler, since others lack EDM's preconditioning, but is"
+            f" {type(scheduler).__name__}."
+        )
+
+
+def check_components(unet: Any, scheduler: Any, guidance_unet: Any | None) -> None:
+    """
+    Refuse components that do not fit each other.
+
+    Args:
+        unet (`ModelMixin`): The network.
+        scheduler (`SchedulerMixin`): The scheduler.
+        guidance_unet (`ModelMixin`, *optional*): The network that guides.
+
+    Raises:
+        ValueError: They do not fit; the message names what differs.
+    """
+    check_scheduler(scheduler)
+    sigma_data = scheduler.config.sigma_data
+    if unet.config.get("sigma_data", sigma_data) != sigma_data:
+        raise ValueError(
+            f"`sigma_data` is {unet.config.sigma_data} in the network but {sigma_data} in the scheduler."
+        )
+    channels = unet.config.in_channels
+    if unet.config.get("out_channels", channels) != channels:
+        raise ValueError(
+            f"`unet` must return as many channels as it takes, but takes {channels} and returns"
+            f" {unet.config.out_channels}."
+        )
+    if guidance_unet is None:
+        return
+    if get_sample_size(guidance_unet) != get_sample_size(unet):
+        raise ValueError(
+            f"`sample_size` is {guidance_unet.config.sample_size} in `guidance_unet` but"
+            f" {unet.config.sample_size} in `unet`."
+        )
+    if guidance_unet.config.in_channels != channels:
+        raise ValueError(
+            f"`in_channels` is {guidance_unet.config.in_channels} in `guidance_unet` but {channels} in"
+            " `unet`."
+        )
+
+
+def check_batch_size(batch_size: Any, latents: Any, unet: Any) -> int:
+    """
+    Return the number of images to generate.
+
+    Args:
+        batch_size (`int`): The number that was asked for; with latents, 1 or their number.
+        latents (`torch.Tensor`, *optional*): Unit noise to start from.
+        unet (`ModelMixin`): The network, whose channels the latents must have.
+
+    Returns:
+        `int`: The number.
+
+    Raises:
+        ValueError: It is not a positive integer, or the latents do not fit it or the network.
+    """
+    batch_size = check_integer("batch_size", batch_size, "be a positive integer", 1)
+    if latents is None:
+        return batch_size
+    latents = check_tensor("latents", latents)
+    channels = unet.config.in_channels
+    if latents.ndim != 4 or latents.shape[1] != channels or not len(latents):
+        shape = (batch_size, channels, *get_sample_size(unet))
+        raise ValueError(f"`latents` must be of shape {shape}, but are {tuple(latents.shape)}.")
+    if batch_size not in (1, len(latents)):
+        raise ValueError(f"`batch_size` must be that of `latents`, {len(latents)}, but is {batch_size}.")
+    return len(latents)
+
+
+def check_interval(name: str, interval: Any) -> tuple[float, float]:
+    """
+    Return an interval of noise levels, or refuse it.
+
+    Args:
+        name (`str`): Name of the argument.
+        interval (`tuple[float, float]`): Its ends; the upper one may be infinite.
+
+    Returns:
+        `tuple[float, float]`: Its ends.
+
+    Raises:
+        ValueError: It is not two numbers in increasing order, from 0 on.
+    """
+    requirement = f"be (low, high) with 0 <= low <= high, as in {(0.2, 5.0)}"
+    if not isinstance(interval, (list, tuple)) or len(interval) != 2:
+        raise ValueError(f"`{name}` must {requirement}, but is {interval!r}.")
+    low = check_number(name, interval[0], requirement, 0, math.inf)
+    high = check_number(name, interval[1], requirement, low, math.inf)
+    return low, high
+
+
+def check_output_type(output_type: Any, unet: Any) -> None:
+    """
+    Refuse a form of images that does not exist, or that cannot hold the network's channels.
+
+    Args:
+        output_type (`str`): The form.
+        unet (`ModelMixin`): The network.
+
+    Raises:
+        ValueError: It is no such form.
+    """
+    check_choice("output_type", output_type, OUTPUT_TYPES)
+    channels = unet.config.in_channels
+    if output_type == "pil" and channels > 4:
+        raise ValueError(
+            f"`output_type` must be one of {OUTPUT_TYPES[1:]} for images of {channels} channels, since a"
+            " picture has at most 4, but is 'pil'."
+        )
+
+
+def check_tensor_inputs(names: Any, allowed: list[str]) -> None:
+    """
+    Refuse to pass to a callback what the pipeline does not have.
+
+    Args:
+        names (`list[str]`): Names of the tensors that the callback wants.
+        allowed (`list[str]`): Names of those that there are.
+
+    Raises:
+        ValueError: It is no list of these names.
+    """
+    if not isinstance(names, (list, tuple)) or any(name not in allowed for name in names):
+        raise ValueError(f"`callback_on_step_end_tensor_inputs` may hold {allowed}, but is {names!r}.")
+
+
+def check_editing(image: torch.Tensor | None, strength: Any, mask_image: Any, batch_size: int) -> float:
+    """
+    Return the strength of an edit, or refuse arguments that do not fit each other.
+
+    Args:
+        image (`torch.Tensor` of shape `(batch, channels, height, width)`, *optional*): The images to edit.
+        strength (`float`): The share of the steps to take.
+        mask_image (*optional*): Where to repaint.
+        batch_size (`int`): Number of images to generate.
+
+    Returns:
+        `float`: The strength.
+
+    Raises:
+        ValueError: The strength is out of range, there is no image, or the number of images does not fit.
+    """
+    strength = check_number("strength", strength, "lie in (0, 1]", 0, 1, exclude_low=True)
+    if image is None and (strength != 1 or mask_image is not None):
+        raise ValueError("`strength` and `mask_image` need an `image`.")
+    if image is not None and len(image) not in (1, batch_size):
+        raise ValueError(f"`image` holds {len(image)} images for a batch of {batch_size}.")
+    return strength
