@@ -56,8 +56,9 @@ def choose_classes(
         _normalize(found[label]) == _normalize(name) for label, name in names.items()
     )
     if count and not agree:
+        known = _list_classes(count, list(names.values()))
         raise ValueError(
-            f"has {_list_classes(count, list(names.values()))}, but the data have {_list_classes(len(found), found)}:"
+            f"has {known}, but the data have {_list_classes(len(found), found)}:"
             " --new_classes replaces its classes by those of the data and keeps the rest of the network."
         )
     return [names.get(label, found[label]) for label in range(count)]
