@@ -24,6 +24,7 @@ from accelerate.utils import set_seed
 from diffusers import DiffusionPipeline, ModelMixin
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
+from pipeline_pfgmpp.conditioning import get_sample_size
 from pipeline_pfgmpp.data import ImageDataset, ImageStream
 from pipeline_pfgmpp.generation import list_classes
 from pipeline_pfgmpp.hub import push_to_hub
@@ -320,8 +321,7 @@ def load_pretrained(args: argparse.Namespace, accelerator: Accelerator) -> PFGMP
             f"{name} is a {type(pipeline).__name__}. pfgmpp convert --from-diffusers turns a DDPM into a"
             " PFGMPPPipeline."
         )
-    size = pipeline.unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = get_sample_size(pipeline.unet)
     size = height if height == width else (height, width)
     if args.resolution not in (None, size):
         raise ValueError(

@@ -14,7 +14,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,26 +24,39 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, ProjectConfiguration, broadcast_object_list
 from diffusers import ModelMixin
-from diffusers.utils import make_image_grid
 from tqdm.auto import tqdm
 
+from ..conditioning import get_sample_size
 from ..data import ImageDataset, ImageStream, prefetch
 from ..pipeline_pfgmpp import PFGMPPPipeline
+from ..pixels import EIGHT_BITS
 from ..records.digests import derive_seed
 from ..scheduling_pfgmpp import PFGMPPScheduler
 from .augment import Augmentation
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import compare_checkpoint, load_checkpoint, save_checkpoint
 from .config import TrainingConfig
+from .divergence import LossWatch, are_finite
 from .ema import HalfLifeEMA, PowerFunctionEMA
 from .finetune import read_trained_range
 from .frechet import FrechetDistance
 from .gradients import replace_nonfinite_gradients
-from .log import JSONLTracker, LossMeter, measure_memory
+from .log import JSONLTracker, LossMeter, measure_memory, read_last_loss
 from .loss import DimensionRange, Perturbation, PFGMPPLoss, UncertaintyWeighting
-from .result import gather_pipeline, locate_grid, read_best_distance, save_best, save_result, write_card
-from .run import RunRecord, describe_run, open_run, read_run, remove_run, write_run
+from .result import gather_pipeline, read_best_distance, save_best, save_result, write_card
+from .run import (
+    RunRecord,
+    describe_run,
+    list_checkpoints,
+    lock_run,
+    open_run,
+    read_run,
+    remove_run,
+    write_run,
+)
+from .samples import draw_grid_of_samples, locate_grid
 from .schedule import compute_learning_rate_factor
 from .signals import record_signals
+from .validation import ValidationLoss
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,8 @@ class Trainer:
             before the trainer exists.
         record ([`RunRecord`], *optional*): What identifies the run, and what its card says of it; by
             default derived from the other arguments.
+        validation_data ([`ImageDataset`] or [`ImageStream`], *optional*): Images that are not trained
+            on. The loss of the averaged network on a few of them is logged with that of the training.
 
     Raises:
         ValueError: `config.output_dir` or a checkpoint belongs to another run, the arguments do not
@@ -128,6 +143,7 @@ class Trainer:
         loss: PFGMPPLoss | None = None,
         accelerator: Accelerator | None = None,
         record: RunRecord | None = None,
+        validation_data: ImageDataset | ImageStream | None = None,
     ):
         self.config = config
         self.data = data
@@ -139,6 +155,7 @@ class Trainer:
         self.global_step = 0
         self.data_state: Any = None
         self.stopped = False
+        self.save_postponed = False
 
         pipeline = PFGMPPPipeline(unet, scheduler)
         self.class_names = self._choose_classes(pipeline.num_classes or 0, class_names)
@@ -149,20 +166,25 @@ class Trainer:
         self.image_shape = self._choose_shape(unet)
 
         self.record = record or describe_run(unet, scheduler, data, config, self.images_per_step, dimensions)
-        self.checkpoints = open_run(
-            config.output_dir,
-            self.record.identity,
-            config.resume_from_checkpoint,
-            config.overwrite_output_dir,
-        )
+        self._open_folder()
         self._prepare(unet)
         self.pipeline = PFGMPPPipeline(
             self.accelerator.unwrap_model(self.unet),
             scheduler,
             id2label=self._name_classes() or None,
+            value_range=None if self.data.value_range == EIGHT_BITS else self.data.value_range,
         )
         self.pipeline.set_progress_bar_config(disable=True)
         self.frechet_distance = self._create_frechet_distance()
+        self.validation = self._create_validation(validation_data)
+
+    def _open_folder(self) -> None:
+        """Find the checkpoints to resume from, and check that the run may use its folder."""
+        config = self.config
+        resume = config.resume_from_checkpoint
+        self.checkpoints = open_run(
+            config.output_dir, self.record.identity, resume, config.overwrite_output_dir
+        )
 
     def _choose_classes(self, count: int, names: list[str] | None) -> list[str]:
         """Return the names of the network's classes, empty for a network without classes."""
@@ -190,8 +212,7 @@ class Trainer:
             raise ValueError(
                 f"The images have {self.data.channels} channels, but the network takes {channels}."
             )
-        size = unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = get_sample_size(unet)
         if self.data.size != (height, width):
             raise ValueError(
                 f"The images have {'x'.join(map(str, self.data.size))} pixels, but the network is for"
@@ -216,6 +237,12 @@ class Trainer:
             )
         except (OSError, ValueError) as error:
             raise ValueError(f"`fid_steps`: {error}") from None
+
+    def _create_validation(self, data: ImageDataset | ImageStream | None) -> ValidationLoss | None:
+        if data is None:
+            return None
+        has_classes = bool(self.class_names)
+        return ValidationLoss(data, self.data, self.loss, self.config, has_classes, self.accelerator)
 
     def _prepare(self, unet: ModelMixin) -> None:
         """Set up the optimiser and the averages, and let accelerate distribute them."""
@@ -259,12 +286,17 @@ class Trainer:
                 all processes but the main one, and if the run was stopped early.
 
         Raises:
+            FloatingPointError: The run has diverged: its loss or its weights are NaN or infinite. The
+                checkpoints before that are intact.
             OSError: A file cannot be written. The checkpoints before it are intact.
-            ValueError: No checkpoint can be resumed from, or the data cannot be read.
+            ValueError: No checkpoint can be resumed from, the data cannot be read, or another run is
+                in the folder.
         """
         stop_requests: list[int] = []
         cuda = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(cuda):
+        is_main = self.accelerator.is_main_process
+        lock = lock_run(self.config.output_dir) if is_main else contextlib.nullcontext()
+        with lock, torch.random.fork_rng(cuda):
             self.start()
             with record_signals(stop_requests):
                 self._loop(stop_requests)
@@ -288,24 +320,55 @@ class Trainer:
         while self.global_step < config.max_train_steps and not self.stopped:
             self.step()
             progress.update()
-            if self._is_due(config.logging_steps):
-                progress.set_postfix(self.log())
-            if self._is_due(config.sample_steps):
-                self.sample()
-            if self._is_due(config.fid_steps):
-                self.measure()
-            if self._is_due(config.ema_snapshot_steps):
-                self._save_snapshots()
-            if any(map(self._is_due, (config.logging_steps, config.sample_steps, config.fid_steps))):
-                self._restart_clock()
-
+            self._check_loss()
             if stop_requests or time.monotonic() > deadline:
                 self.accelerator.set_trigger()
             asked = self.accelerator.check_trigger()  # by any process
             self.stopped = asked and self.global_step < config.max_train_steps
-            if self.stopped or self._is_due(config.checkpointing_steps):
+
+            # First of all save, so that nothing that fails afterwards loses the steps.
+            if self._is_due(config.ema_snapshot_steps):
+                self._save_snapshots()
+            if self.stopped or self.save_postponed or self._is_due(config.checkpointing_steps):
                 self.save()
+            if self._is_due(config.logging_steps):
+                progress.set_postfix(self.log())
+            if self._is_due(config.sample_steps):
+                self._try("sample grid", self.sample)
+            if self._is_due(config.fid_steps):
+                self._try("Fréchet distance", self.measure)
+            if any(map(self._is_due, (config.logging_steps, config.sample_steps, config.fid_steps))):
+                self._restart_clock()
         progress.close()
+
+    def _try(self, name: str, action: Callable[[], None]) -> None:
+        """Do something that the training does not depend on; if it fails, report it and go on."""
+        try:
+            action()
+        except Exception as error:  # whatever it is, such as too little memory
+            reason = str(error) or type(error).__name__
+            self.accelerator.print(
+                f"The {name} of step {self.global_step} failed, and training goes on: {reason}"
+            )
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _check_loss(self) -> None:
+        """Raise an error if the loss has not been finite for too long; look only every few steps."""
+        patience = self.config.nonfinite_patience
+        is_last = self.global_step == self.config.max_train_steps
+        if (is_last or self.global_step % patience == 0) and self.watch.check(self.accelerator):
+            raise FloatingPointError(self._describe_divergence(f"the loss of {patience} steps in a row"))
+
+    def _describe_divergence(self, problem: str) -> str:
+        checkpoints = list_checkpoints(self.config.output_dir)
+        last = (
+            f"{checkpoints[-1]} holds the last weights that work" if checkpoints else "No weights are saved"
+        )
+        return (
+            f"The run has diverged: at step {self.global_step} {problem} is NaN or infinite. {last}. Train with"
+            " a smaller `learning_rate` or a longer warm-up, in another `output_dir`."
+        )
 
     def _is_due(self, interval: int) -> bool:
         """Tell whether something that happens every `interval` steps, and at the end, happens now."""
@@ -317,6 +380,7 @@ class Trainer:
         """Load the newest undamaged checkpoint, take over the folder, and open the data and the log."""
         config = self.config
         accelerator = self.accelerator
+        self._open_folder()  # another run may have taken it since
         self._resume()
         accelerator.wait_for_everyone()  # all processes must have seen the folder before it changes
         if accelerator.is_main_process:
@@ -333,9 +397,11 @@ class Trainer:
         self.rng = torch.Generator(self.device)
         self.batches = self._open_batches()
         self.meter = LossMeter(config.P_mean, config.P_std, self.device)
+        self.watch = LossWatch(config.nonfinite_patience, self.device)
         self.nonfinite_gradients = 0
         self.grad_norm: torch.Tensor | None = None
-        self.logs: dict[str, float] = {}
+        self.last_loss = read_last_loss(config.output_dir, self.global_step)
+        self.last_inputs: dict[str, Any] = {}
         self._restart_clock()
         self.unet.train()
 
@@ -358,8 +424,16 @@ class Trainer:
         """Load the newest checkpoint that is not damaged."""
         while self.checkpoints:
             checkpoint = self.checkpoints.pop()
+            compare_checkpoint(
+                self.accelerator,
+                checkpoint,
+                averages=len(self.averages) + len(self.powers),
+                streaming=isinstance(self.data, ImageStream),
+            )
             try:
                 self.global_step, self.data_state = load_checkpoint(self.accelerator, checkpoint)
+                if not are_finite(self.accelerator, self.trained):
+                    raise ValueError(f"{checkpoint} holds weights that are NaN or infinite")
             except ValueError as error:
                 if not self.checkpoints:
                     raise ValueError(f"{error}. There is no checkpoint to resume from.") from None
@@ -389,8 +463,10 @@ class Trainer:
             with self.accelerator.accumulate(*self.models):
                 images, references, conditioning = self.prepare_batch(batch, draws, part)
                 perturbation = draws.perturbation[part]
+                self.last_inputs = {"images": images, "references": references, **conditioning}
                 loss = self.loss(self.unet, images, perturbation, references, **conditioning)
                 self.meter.add(loss, perturbation.sigma)
+                self.watch.add(loss)
                 if self.weighting:
                     loss = self.weighting(loss, perturbation.sigma)
                 self.accelerator.backward(loss.mean())
@@ -400,6 +476,7 @@ class Trainer:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         self.global_step += 1
+        self.watch.end_step()
         self.update_averages()
 
     def draw(self) -> StepDraws:
@@ -492,13 +569,16 @@ class Trainer:
         logs["lr"] = self.optimizer.param_groups[0]["lr"]
         if self.grad_norm is not None:  # DeepSpeed may not tell
             logs["grad_norm"] = float(self.grad_norm)
+        if self.validation:
+            with self.use_average():
+                logs |= self.validation.measure(self.unet)
         images = (self.global_step - self.clock_step) * self.images_per_step
         logs["images_per_second"] = images / (time.monotonic() - self.clock)
         logs["memory_gib"] = measure_memory(self.device)
         if self.nonfinite_gradients:
             logs["nonfinite_gradients"] = self.nonfinite_gradients
         self.accelerator.log({**logs, "images": self.images_seen}, step=self.global_step)
-        self.logs = logs
+        self.last_loss = logs["loss"]
         shown = {"loss": "loss", "images_per_second": "images/s", "memory_gib": "GiB"}
         return {name: f"{logs[key]:.3g}" for key, name in shown.items()}
 
@@ -519,19 +599,14 @@ class Trainer:
         """
         Save a grid of samples of the averaged network, from the same noise each time.
 
-        It has four rows, and one column per class if there are classes. All processes draw it, since
-        the network may be sharded, and one writes it.
+        All processes draw it, since the network may be sharded, and one writes it.
         """
-        columns = self.pipeline.num_classes or 8
-        count = 4 * columns
-        labels = [index % columns for index in range(count)] if self.class_names else None
-        generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
         with self.use_average():
-            images = self.pipeline(batch_size=count, class_labels=labels, generator=generators).images
+            grid = draw_grid_of_samples(self.pipeline, self.config.train_batch_size)
         if self.accelerator.is_main_process:
             path = locate_grid(self.config.output_dir, self.global_step)
             path.parent.mkdir(parents=True, exist_ok=True)
-            make_image_grid(images, rows=4, cols=columns).save(path)
+            grid.save(path)
 
     def measure(self) -> None:
         """Log the Fréchet distance of the averaged network, and keep the best network in `best/`."""
@@ -547,6 +622,24 @@ class Trainer:
         if pipeline is not None:
             save_best(pipeline, self.config, self.global_step, distance)
 
+    def can_compute(self) -> bool:
+        """
+        Tell whether the weights are finite, and also the loss of the last batch under fresh noise.
+
+        Every process must call this. Weights of 1e20 are finite, but of no use.
+        """
+        if not are_finite(self.accelerator, self.trained):
+            return False
+        if not self.last_inputs:  # no step was done since the run was resumed
+            return True
+        inputs = dict(self.last_inputs)
+        images = inputs.pop("images")
+        self.rng.manual_seed(derive_seed(self.config.seed, "check", self.global_step))
+        perturbation = self.loss.draw(tuple(images.shape), self.rng, self.device)
+        with torch.no_grad():
+            loss = self.loss(self.unet, images, perturbation, **inputs)
+        return are_finite(self.accelerator, [loss])
+
     def _save_snapshots(self) -> None:
         names = [name for name, _ in self.pipeline.unet.named_parameters()]
         write = self.accelerator.is_main_process
@@ -554,7 +647,17 @@ class Trainer:
             power.save_snapshot(self.config.output_dir, self.global_step, names, write)
 
     def save(self) -> None:
-        """Save a checkpoint, and remove the oldest ones beyond the limit."""
+        """
+        Save a checkpoint, and remove the oldest ones beyond the limit.
+
+        While the network computes NaN or infinity nothing is saved, so that what was saved before stays.
+        """
+        self.save_postponed = not self.can_compute()
+        if self.save_postponed:
+            self.accelerator.print(
+                f"Step {self.global_step} is not saved, since the network computes NaN or infinity."
+            )
+            return
         save_checkpoint(
             self.accelerator,
             self.config.output_dir,
@@ -570,7 +673,13 @@ class Trainer:
 
         Returns:
             [`PFGMPPPipeline`] or `None`: The pipeline; None on all processes but the main one.
+
+        Raises:
+            FloatingPointError: The network computes NaN or infinity. Nothing is written.
         """
+        grid = locate_grid(self.config.output_dir, self.global_step)
+        if self.config.sample_steps and not grid.exists():  # the run was killed before it was drawn
+            self._try("sample grid", self.sample)
         pipeline = None
         for average in reversed(self.averages):  # the first one last, so that its weights remain
             average.copy_to(self.unet.parameters())
@@ -586,7 +695,7 @@ class Trainer:
                 self.record,
                 steps=self.global_step,
                 images=self.images_seen,
-                loss=self.logs.get("loss"),
+                loss=self.last_loss,
                 halflife=min(average.halflife, average.rampup * self.images_seen),
                 accelerator=self.accelerator,
             )

@@ -14,6 +14,7 @@ from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..records.writing import replace_folder
 from .config import TrainingConfig
 from .run import RunRecord
+from .samples import locate_grid
 
 
 ORIGIN = """## Training
@@ -24,20 +25,6 @@ Final loss: {loss}. The saved weights are an exponential moving average with a h
 """
 BASE = "\nFine-tuned from `{name}` (licence: {licence}).\n"
 COMMAND = "\n```bash\n{command}\n```\n"
-
-
-def locate_grid(output_dir: str | os.PathLike, step: int) -> Path:
-    """
-    Return the path of the sample grid of a step.
-
-    Args:
-        output_dir (`str` or `os.PathLike`): The run's folder.
-        step (`int`): Number of optimisation steps done.
-
-    Returns:
-        `Path`: The PNG file.
-    """
-    return Path(output_dir) / "samples" / f"step-{step:07d}.png"
 
 
 def gather_pipeline(
@@ -61,7 +48,12 @@ def gather_pipeline(
     config = {name: value for name, value in pipeline.unet.config.items() if name != "_name_or_path"}
     whole = type(pipeline.unet).from_config(config)
     whole.load_state_dict(state)
-    return PFGMPPPipeline(whole.eval(), pipeline.scheduler, id2label=pipeline.config.id2label)
+    return PFGMPPPipeline(
+        whole.eval(),
+        pipeline.scheduler,
+        id2label=pipeline.config.id2label,
+        value_range=pipeline.config.value_range,
+    )
 
 
 def read_best_distance(config: TrainingConfig) -> float:
