@@ -137,6 +137,11 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="weight noise levels by a learned uncertainty, as in EDM2",
     )
+    add(
+        "--nonfinite_patience",
+        type=int,
+        help="steps in a row with a loss of NaN or infinity after which to stop (default: %(default)s)",
+    )
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help="(default: accelerate's configuration)")
     add("--seed", type=int, help="seed of everything random (default: %(default)s)")
 
@@ -183,7 +188,8 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoints_total_limit", type=int, help="checkpoints to keep; 0 for all (default: %(default)s)")
     add(
         "--resume_from_checkpoint",
-        help="`latest`, which starts afresh if there is no checkpoint, or the path of a checkpoint-N",
+        help="`latest`, which starts afresh if there is no checkpoint, or a checkpoint-N: its path, or its name"
+        " in the output folder",
     )
     add(
         "--logging_steps",

@@ -48,16 +48,32 @@ def generate(
             generators = [torch.Generator().manual_seed(seed) for seed in batch]
             disturbance = {}
             if noise:
-                disturbance = inject_noise(pipeline, batch, generators, noise, settings.get("D"))
-            output = pipeline(len(batch), generator=generators, output_type="pt", **disturbance, **settings)
-            yield batch, _convert_to_bytes(output.images, pipeline.config.get("value_range"), batch)
+                has_classes = settings.get("class_labels") is not None
+                D = settings.get("D")
+                disturbance = inject_noise(pipeline, batch, generators, noise, D, has_classes)
+            options = {**settings, **disturbance}
+            output = pipeline(len(batch), generator=generators, output_type="pt", **options)
+            yield batch, round_to_bytes(output.images, pipeline.config.get("value_range"), batch)
             progress.update(len(batch))
 
 
-def _convert_to_bytes(
+def round_to_bytes(
     images: torch.Tensor, value_range: tuple[float, float] | None, seeds: list[int]
 ) -> torch.Tensor:
-    """Convert images in [0, 1], or in the range of the data's values, to uint8 on the CPU."""
+    """
+    Convert images of a pipeline to uint8 on the CPU.
+
+    Args:
+        images (`torch.Tensor`): Images in [0, 1], or in the range of the data's values.
+        value_range (`tuple[float, float]`, *optional*): That range.
+        seeds (`list[int]`): Their seeds, which an error names.
+
+    Returns:
+        `torch.Tensor`, uint8: The images.
+
+    Raises:
+        ValueError: A value is NaN or infinite.
+    """
     if not bool(images.isfinite().all()):
         raise ValueError(
             f"The images of seeds {seeds[0]} to {seeds[-1]} hold NaN or infinity, so they are not stored:"

@@ -8,14 +8,15 @@ import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors import SafetensorError
 
 from ..records.writing import replace_folder
-from .run import list_checkpoints, parse_step, write_run
+from .run import list_checkpoints, parse_step, read_run, write_run
 
 
 CHECKSUMS = "checksums.json"
+LAYOUT = "layout of the weights"  # in the run.json of a checkpoint
 
 
 def _compute_checksum(path: Path) -> str:
@@ -35,7 +36,7 @@ def save_checkpoint(
     run: dict,
 ) -> None:
     """
-    Save `checkpoint-N`, then remove the oldest checkpoints beyond the limit.
+    Save `checkpoint-N`, then remove the oldest checkpoints up to step N beyond the limit.
 
     Every process must call this.
 
@@ -62,14 +63,16 @@ def save_checkpoint(
             (partial / f"data_{accelerator.process_index}.json").write_text(json.dumps(data_state))
             accelerator.wait_for_everyone()
             if main:
-                write_run(partial, run)
+                write_run(partial, run | {LAYOUT: _describe_layout(accelerator)})
                 _write_checksums(partial)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of them
         raise OSError(
             f"The checkpoint of step {step} cannot be written; the ones before it are intact: {error}"
         ) from error
     if main and limit:
-        for old in list_checkpoints(output_dir)[:-limit]:
+        # Later ones are from before the run was resumed here; the new one must not give way to them.
+        until_now = [path for path in list_checkpoints(output_dir) if parse_step(path) <= step]
+        for old in until_now[:-limit]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
 
@@ -78,6 +81,55 @@ def _write_checksums(checkpoint: Path) -> None:
     files = [path for path in checkpoint.rglob("*") if path.is_file()]
     sums = {path.relative_to(checkpoint).as_posix(): _compute_checksum(path) for path in files}
     (checkpoint / CHECKSUMS).write_text(json.dumps(sums, indent=1))
+
+
+def _describe_layout(accelerator: Accelerator) -> str:
+    """Name what decides which files hold the weights: the number of processes does not."""
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return accelerator.distributed_type.value
+    return "whole"
+
+
+def compare_checkpoint(accelerator: Accelerator, checkpoint: Path, averages: int, streaming: bool) -> None:
+    """
+    Check that a checkpoint was saved by a run with the same parts as this one.
+
+    Whether it is complete is found out when it is loaded.
+
+    Args:
+        accelerator (`Accelerator`): Holds the parts of this run.
+        checkpoint (`Path`): A folder `checkpoint-N`.
+        averages (`int`): Number of moving averages.
+        streaming (`bool`): Whether this run reads its images during training.
+
+    Raises:
+        ValueError: A part is missing, or there is one more. The message says which.
+    """
+    try:
+        names = json.loads((checkpoint / CHECKSUMS).read_text()).keys()
+        state = json.loads((checkpoint / "data_0.json").read_text())
+        layout = (read_run(checkpoint) or {}).get(LAYOUT)
+    except (OSError, ValueError, AttributeError):
+        return
+    ours = _describe_layout(accelerator)
+    saved_averages = sum(name.startswith("custom_checkpoint_") for name in names)
+    streamed = isinstance(state, dict)
+    differences = []
+    if saved_averages != averages:
+        differences.append(
+            f"{saved_averages} moving averages, not {averages} (--ema_halflife and --ema_width)"
+        )
+    if state is not None and streamed != streaming:
+        differences.append(f"{'' if streamed else 'no '}streaming (--streaming)")
+    if accelerator.scaler is not None and "scaler.pt" not in names:
+        differences.append("no scaling of gradients (--mixed_precision fp16)")
+    if layout is not None and layout != ours:
+        differences.append(f"weights in the layout {layout}, not {ours} (the configuration of accelerate)")
+    if differences:
+        raise ValueError(
+            f"{checkpoint} was saved by a run with {' and '.join(differences)}: resume it with what it was"
+            " started with, or choose another `output_dir` for a new run."
+        )
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: str | os.PathLike) -> tuple[int, object]:

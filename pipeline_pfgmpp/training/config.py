@@ -1,14 +1,68 @@
 """The settings of a training run."""
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, NamedTuple
 
 from .ema import compute_exponent
 from .schedule import SCHEDULES
 
 
 SAVE_DTYPES = ("float32", "float16", "bfloat16")
+MIXED_PRECISIONS = ("no", "fp16", "bf16")
+
+
+class _Range(NamedTuple):
+    """The numbers that some settings may be, in words and as a test."""
+
+    description: str
+    test: Callable[[Any], bool]
+    names: tuple[str, ...]
+    optional: bool = False
+
+
+_WHOLE_NUMBERS = (
+    _Range(
+        "at least 1",
+        lambda value: value >= 1,
+        ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "nonfinite_patience"),
+    ),
+    _Range("at least 1", lambda value: value >= 1, ("reference_batch_size",), optional=True),
+    _Range("at least 2", lambda value: value >= 2, ("fid_images",)),
+    _Range(
+        "at least 0",
+        lambda value: value >= 0,
+        (
+            "ema_snapshot_steps",
+            "checkpointing_steps",
+            "checkpoints_total_limit",
+            "logging_steps",
+            "sample_steps",
+            "fid_steps",
+        ),
+    ),
+    _Range("at least 0", lambda value: value >= 0, ("lr_warmup_steps",), optional=True),
+    _Range("at least 0 and less than 2**32", lambda value: 0 <= value < 2**32, ("seed",)),
+)
+_NUMBERS = (
+    _Range(
+        "positive",
+        lambda value: value > 0,
+        ("learning_rate", "lr_decay_images", "adam_epsilon", "P_std"),
+    ),
+    _Range("positive", lambda value: value > 0, ("max_train_time",), optional=True),
+    _Range(
+        "at least 0",
+        lambda value: value >= 0,
+        ("lr_warmup_images", "adam_weight_decay", "max_grad_norm"),
+    ),
+    _Range("finite", math.isfinite, ("P_mean",)),
+    _Range("in [0, 1)", lambda value: 0 <= value < 1, ("adam_beta1", "adam_beta2")),
+    _Range("in [0, 1]", lambda value: 0 <= value <= 1, ("augment",)),
+)
 
 
 @dataclass
@@ -68,6 +122,8 @@ class TrainingConfig:
         fid_features (`str`, defaults to `"fashion-mnist"`): Features of the Fréchet distance, as
             [`~pipeline_pfgmpp.evaluation.load_features`] takes them.
         save_dtype (`str`, defaults to `"float32"`): Type of the saved weights.
+        nonfinite_patience (`int`, defaults to 10): Steps in a row whose loss is NaN or infinite after
+            which the run stops with an error.
 
     Raises:
         ValueError: A value is not allowed.
@@ -112,27 +168,64 @@ class TrainingConfig:
     fid_images: int = 2000
     fid_features: str = "fashion-mnist"
     save_dtype: str = "float32"
+    nonfinite_patience: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("max_train_steps", "train_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
-        for name, allowed in (("lr_scheduler", SCHEDULES), ("save_dtype", SAVE_DTYPES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"`{name}` must be one of {', '.join(allowed)}, but is {getattr(self, name)!r}."
-                )
-        if not 0 <= self.augment <= 1:
-            raise ValueError(f"`augment` must lie in [0, 1], but is {self.augment:g}.")
-        if self.reference_batch_size and self.augment:
+        for ranges, kind, description in (
+            (_WHOLE_NUMBERS, Integral, "a whole number"),
+            (_NUMBERS, Real, "a number"),
+        ):
+            for each in ranges:
+                for name in each.names:
+                    self._check_number(name, each, kind, description)
+        self._check_choice("lr_scheduler", SCHEDULES)
+        self._check_choice("save_dtype", SAVE_DTYPES)
+        if self.mixed_precision is not None:
+            self._check_choice("mixed_precision", MIXED_PRECISIONS)
+        self._check_averages()
+        if self.reference_batch_size and (self.augment or self.random_flip):
             raise ValueError(
-                "`reference_batch_size` needs `augment` 0: its field is that of the original images."
+                "`reference_batch_size` needs `augment` 0 and no `random_flip`: its field is that of the"
+                " original images."
             )
+        self._check_tracker()
+
+    def _check_number(self, name: str, allowed: _Range, kind: type, description: str) -> None:
+        """Raise an error unless a setting is a number of the right kind, and in its range."""
+        value: Any = getattr(self, name)
+        if value is None and allowed.optional:
+            return
+        is_number = isinstance(value, kind) and not isinstance(value, bool)
+        if not is_number:
+            raise ValueError(f"`{name}` must be {description}, but is {value!r}.")
+        if not math.isfinite(value) or not allowed.test(value):
+            verb = "lie" if allowed.description.startswith("in ") else "be"
+            raise ValueError(f"`{name}` must {verb} {allowed.description}, but is {value!r}.")
+
+    def _check_choice(self, name: str, allowed: Sequence[str]) -> None:
+        value = getattr(self, name)
+        if value not in allowed:
+            raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, but is {value!r}.")
+
+    def _check_averages(self) -> None:
+        """Raise an error unless the moving averages can be kept and told apart."""
+        for name in ("ema_halflife", "ema_width"):
+            values = getattr(self, name)
+            if not isinstance(values, Sequence) or not all(isinstance(value, Real) for value in values):
+                raise ValueError(f"`{name}` must be a list of numbers, but is {values!r}.")
+            if len(set(values)) < len(values):
+                raise ValueError(f"`{name}` must hold different numbers, but is {list(values)}.")
         if not self.ema_halflife:
             raise ValueError("`ema_halflife` must hold at least one half-life.")
+        for halflife in self.ema_halflife:
+            if not halflife > 0:
+                raise ValueError(f"`ema_halflife` must hold positive numbers, but holds {halflife:g}.")
         for width in self.ema_width:
             compute_exponent(width)
-        self._check_tracker()
+        if self.ema_width and not self.ema_snapshot_steps:
+            raise ValueError(
+                "`ema_snapshot_steps` is 0, so that `ema_width` would have no effect: set it to at least 1."
+            )
 
     def _check_tracker(self) -> None:
         from accelerate.tracking import get_available_trackers

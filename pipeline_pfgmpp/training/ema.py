@@ -6,6 +6,7 @@ be chosen after the training from the snapshots that the run left (`pfgmpp avera
 """
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..records.writing import replace_file
 from ..unet_pfgmpp import PFGMPPUNet2DModel
+
+
+SNAPSHOT = re.compile(r"([1-9][0-9]*)-([0-9]+(?:\.[0-9]+)?(?:e-[0-9]+)?)\.safetensors")  # STEP-WIDTH
 
 
 class _ShardedEMAModel(EMAModel):
@@ -173,6 +177,16 @@ def fit_profile(snapshots: Sequence[tuple[int, float]], step: int, width: float)
     return torch.from_numpy(solution[0])
 
 
+def _list_snapshots(run: Path) -> dict[Path, tuple[int, float]]:
+    """List the step and the width of each snapshot of a run. Files of other names are left alone."""
+    snapshots = {}
+    for path in sorted((run / "ema").glob("*.safetensors")):
+        match = SNAPSHOT.fullmatch(path.name)
+        if match and 0 < float(match[2]) < 12**-0.5:
+            snapshots[path] = (int(match[1]), float(match[2]))
+    return snapshots
+
+
 def combine_snapshots(
     run: str | os.PathLike, width: float, step: int | None = None
 ) -> dict[str, torch.Tensor]:
@@ -192,16 +206,13 @@ def combine_snapshots(
         ValueError: There are no snapshots, one is damaged, `step` is after the last one, or the width is
             out of range.
     """
-    paths = sorted((Path(run) / "ema").glob("*.safetensors"))
-    if not paths:
+    snapshots = _list_snapshots(Path(run))
+    if not snapshots:
         raise ValueError(f"{run} holds no snapshots of a power-function average (see --ema_width).")
-    snapshots = []
-    for path in paths:
-        time, found = path.stem.split("-", 1)
-        snapshots.append((int(time), float(found)))
-    weights = fit_profile(snapshots, step or max(time for time, _ in snapshots), width)
+    profiles = list(snapshots.values())
+    weights = fit_profile(profiles, step or max(time for time, _ in profiles), width)
     total: dict[str, torch.Tensor] = {}
-    for path, weight in zip(paths, weights.tolist()):
+    for path, weight in zip(snapshots, weights.tolist()):
         try:
             tensors = load_file(path)
         except SafetensorError as error:

@@ -67,10 +67,30 @@ def read_log(folder: str | os.PathLike) -> list[dict]:
     for line in (Path(folder) / LOG).read_text().splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:  # cut off when the run was killed
+            step = entry["step"]
+        except (ValueError, KeyError, TypeError):  # cut off when the run was killed
             continue
-        entries[entry["step"]] = {**entries.get(entry["step"], {}), **entry}
+        entries[step] = {**entries.get(step, {}), **entry}
     return [entries[step] for step in sorted(entries)]
+
+
+def read_last_loss(folder: str | os.PathLike, step: int) -> float | None:
+    """
+    Read the last loss that a run logged up to a step.
+
+    Args:
+        folder (`str` or `os.PathLike`): The run's folder.
+        step (`int`): Number of optimisation steps done.
+
+    Returns:
+        `float` or `None`: The loss; None if none was logged.
+    """
+    try:
+        entries = read_log(folder)
+    except OSError:
+        return None
+    losses = [entry["loss"] for entry in entries if entry["step"] <= step and "loss" in entry]
+    return losses[-1] if losses else None
 
 
 def measure_memory(device: torch.device) -> float:

@@ -366,8 +366,8 @@ class Trainer:
             f"{checkpoints[-1]} holds the last weights that work" if checkpoints else "No weights are saved"
         )
         return (
-            f"The run has diverged: at step {self.global_step} {problem} is NaN or infinite. {last}. Train with"
-            " a smaller `learning_rate` or a longer warm-up, in another `output_dir`."
+            f"The run has diverged: at step {self.global_step} {problem} is NaN or infinite. {last}. Train"
+            " with a smaller `learning_rate` or a longer warm-up, in another `output_dir`."
         )
 
     def _is_due(self, interval: int) -> bool:

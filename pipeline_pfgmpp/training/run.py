@@ -3,18 +3,22 @@ The identity of a run. Its folder, with checkpoints, log and result, belongs to 
 `run.json` in the folder and in each checkpoint says which run that is.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from ..code_files import list_code
+from ..data import ImageStream
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..records.writing import replace_file
 
@@ -22,12 +26,14 @@ from ..records.writing import replace_file
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-    from ..data import ImageDataset, ImageStream
+    from ..data import ImageDataset
     from ..scheduling_pfgmpp import PFGMPPScheduler
     from .config import TrainingConfig
     from .loss import DimensionRange
 
 RUN = "run.json"
+LOCK = ".run.lock"
+CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 # The settings that may change when a run is resumed: how long it and its warm-up take, what it
 # reports, where it is and how it is computed. Every other setting is part of the run's identity.
@@ -39,6 +45,7 @@ CHANGEABLE = {
     "checkpoints_total_limit", "logging_steps", "report_to", "sample_steps", "ema_snapshot_steps",
     "fid_steps", "fid_images", "fid_features", "save_dtype", "push_to_hub", "hub_model_id",
     "dataloader_num_workers", "strict", "mixed_precision", "gradient_checkpointing", "compile",
+    "nonfinite_patience", "validation_split",
     "train_batch_size", "gradient_accumulation_steps", "dataset_name", "dataset_config_name",
     "train_data_dir", "split", "image_column", "label_column", "pretrained_model_name_or_path",
 }  # fmt: skip
@@ -46,7 +53,7 @@ CHANGEABLE = {
 # What a run leaves in its folder besides checkpoints, including its result and measurements of it.
 LEFT = (
     ".checkpoint-*.partial", "best", ".best.*.partial", "samples", "samples.png", "ema", "logs", "log.jsonl",
-    "log.png", "arguments.yaml", RUN, f".{RUN}.*.partial", "model_index.json", "unet", "scheduler",
+    "log.png", "arguments.yaml", LOCK, RUN, f".{RUN}.*.partial", "model_index.json", "unet", "scheduler",
     "guidance_unet", "README.md", "evaluation.json", "robustness.json", "robustness.png", "noise.png",
     *list_code(PFGMPPPipeline, {}),
 )  # fmt: skip
@@ -104,6 +111,7 @@ def describe_run(
     identity["network"] = {"name": type(unet).__name__, "digest": digest}
     identity["--D"] = str(dimensions or f"{scheduler.config.D or math.inf:g}")
     identity["data"] = {"name": type(data).__name__, "digest": data.digest()}
+    identity["--streaming"] = isinstance(data, ImageStream)
     arguments = json.loads(json.dumps(settings, default=str))
     return RunRecord(
         identity, arguments | {"resume_from_checkpoint": "latest", "overwrite_output_dir": False}
@@ -167,7 +175,7 @@ def write_run(folder: str | os.PathLike, run: dict) -> None:
 
 def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     """
-    List the folders `checkpoint-N` of a run.
+    List the folders `checkpoint-N` of a run; others, such as `checkpoint-best`, are left alone.
 
     Args:
         output_dir (`str` or `os.PathLike`): The run's folder.
@@ -175,12 +183,11 @@ def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     Returns:
         `list[Path]`: The folders, oldest first.
     """
-    found = [
-        path
-        for path in Path(output_dir).glob("checkpoint-*")
-        if path.is_dir() and re.fullmatch(r"checkpoint-\d+", path.name)
-    ]
-    return sorted(found, key=parse_step)
+    return sorted(filter(_is_checkpoint, Path(output_dir).glob("checkpoint-*")), key=parse_step)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return CHECKPOINT.fullmatch(path.name) is not None and path.is_dir()
 
 
 def parse_step(checkpoint: Path) -> int:
@@ -196,7 +203,64 @@ def parse_step(checkpoint: Path) -> int:
     Raises:
         ValueError: The folder has another name.
     """
-    return int(checkpoint.name.removeprefix("checkpoint-"))
+    match = CHECKPOINT.fullmatch(checkpoint.name)
+    if match is None:
+        raise ValueError(f"`checkpoint` must be a folder named checkpoint-N, but is {checkpoint}.")
+    return int(match[1])
+
+
+def find_checkpoint(resume: str | os.PathLike, output_dir: str | os.PathLike) -> Path:
+    """
+    Find the checkpoint that a run is to resume from.
+
+    Args:
+        resume (`str` or `os.PathLike`): A path, or a name such as `checkpoint-4` in `output_dir`.
+        output_dir (`str` or `os.PathLike`): The run's folder.
+
+    Returns:
+        `Path`: The folder `checkpoint-N`.
+
+    Raises:
+        ValueError: There is no such checkpoint.
+    """
+    path = Path(resume)
+    if path.name == str(path) and not _is_checkpoint(path):
+        path = Path(output_dir, path)
+    if not path.is_dir():
+        raise ValueError(f"`resume_from_checkpoint`: there is no checkpoint {path}.")
+    if not _is_checkpoint(path.resolve()):
+        raise ValueError(
+            f"`resume_from_checkpoint` must be latest or a folder checkpoint-N of a run, but is {path}."
+        )
+    return path
+
+
+@contextlib.contextmanager
+def lock_run(output_dir: str | os.PathLike) -> Iterator[None]:
+    """
+    Keep other runs out of a folder for a while. The lock of a killed process does not outlive it.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): The run's folder, which is created if it is missing.
+
+    Raises:
+        ValueError: Another run is in the folder.
+    """
+    path = Path(output_dir, LOCK)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"`output_dir` {output_dir} is in use by another run: wait until it ends, or choose another"
+            " folder."
+        ) from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 def open_run(
@@ -211,7 +275,8 @@ def open_run(
     Args:
         output_dir (`str` or `os.PathLike`): The run's folder.
         identity (`dict`): What makes the run what it is, or the part of it that is known already.
-        resume (`str` or `os.PathLike`, *optional*): `"latest"`, or the path of a checkpoint.
+        resume (`str` or `os.PathLike`, *optional*): `"latest"`, or a checkpoint, see
+            [`find_checkpoint`].
         overwrite (`bool`, defaults to `False`): Whether what the folder holds may be removed.
 
     Returns:
@@ -227,7 +292,7 @@ def open_run(
     if resume == "latest":
         checkpoints = list_checkpoints(folder)
     elif resume:
-        checkpoints = [Path(resume)]
+        checkpoints = [find_checkpoint(resume, folder)]
     if not overwrite:
         _check_folder(folder, identity, bool(resume), checkpoints)
     unclaimed = resume == "latest" and read_run(folder) is None
@@ -238,7 +303,7 @@ def open_run(
 
 def _check_folder(folder: Path, identity: dict, resume: bool, checkpoints: list[Path]) -> None:
     """Raise an error unless the folder is empty or holds this run, which is to be resumed."""
-    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    held = sorted(path.name for path in folder.iterdir() if path.name != LOCK) if folder.is_dir() else []
     if not held:
         return
     otherwise = "choose another folder, or set `overwrite_output_dir` to remove what it holds"
@@ -251,7 +316,10 @@ def _check_folder(folder: Path, identity: dict, resume: bool, checkpoints: list[
             f" {otherwise}."
         )
     if differences := _list_differences(run, identity):
-        raise ValueError(f"`output_dir` {folder} holds another run ({differences}): {otherwise}.")
+        raise ValueError(
+            f"`output_dir` {folder} holds another run ({differences}): to resume that run, give what it was"
+            f" started with; otherwise {otherwise}."
+        )
     if not resume:
         raise ValueError(
             f"`output_dir` {folder} already holds this run: to resume it, set `resume_from_checkpoint` to"
@@ -270,8 +338,6 @@ def _check_checkpoint(checkpoint: Path, identity: dict, unclaimed: bool) -> None
 
     Whether it is complete is found out when it is loaded.
     """
-    if not checkpoint.is_dir():
-        raise ValueError(f"`resume_from_checkpoint`: there is no checkpoint {checkpoint}.")
     try:
         run = read_run(checkpoint)
     except ValueError:
@@ -282,7 +348,10 @@ def _check_checkpoint(checkpoint: Path, identity: dict, unclaimed: bool) -> None
             " its path."
         )
     if differences := _list_differences(run or {}, identity):
-        raise ValueError(f"`resume_from_checkpoint`: {checkpoint} belongs to another run ({differences}).")
+        raise ValueError(
+            f"`resume_from_checkpoint`: {checkpoint} belongs to another run ({differences}):"
+            " to resume that run, give what it was started with."
+        )
 
 
 def _list_differences(run: dict, identity: dict) -> str:
