@@ -129,9 +129,9 @@ def prepare_class_labels(
                 f"`class_labels` are {class_labels}, but this network is unconditional; leave them out."
             )
         return None
-    offered = sorted(map(int, id2label)) if id2label else list(range(num_classes))
+    offered = _list_offered(id2label, num_classes)
     if class_labels is None:
-        labels = _draw_classes(offered, batch_size, generator, device)
+        labels = draw_classes(unet, id2label, batch_size, generator, device)
     else:
         labels = _read_classes(class_labels, id2label or {}, batch_size)
     if not set(labels.flatten().tolist()) <= set(offered):
@@ -183,12 +183,33 @@ def _read_class(label: Any, id2label: dict[str, str]) -> int | float | None:
     raise ValueError(f"`class_labels` must {allowed}, but are {label!r}.")
 
 
-def _draw_classes(
-    offered: list[int],
+def _list_offered(id2label: dict[str, str] | None, num_classes: int) -> list[int]:
+    """List the classes that may be drawn and asked for."""
+    return sorted(map(int, id2label)) if id2label else list(range(num_classes))
+
+
+def draw_classes(
+    unet: Any,
+    id2label: dict[str, str] | None,
     batch_size: int,
     generator: torch.Generator | list[torch.Generator] | None,
     device: torch.device,
 ) -> torch.Tensor:
+    """
+    Draw classes of a conditional network.
+
+    Args:
+        unet (`ModelMixin`): The network.
+        id2label (`dict[str, str]` or `None`): Names of the classes, as for [`prepare_class_labels`].
+        batch_size (`int`): Number of images.
+        generator (`torch.Generator` or a list of them, *optional*): Source of randomness; with a list,
+            each draws the class of its image.
+        device (`torch.device`): Where to draw without a generator.
+
+    Returns:
+        `torch.Tensor` of shape `(batch,)`: The numbers of the classes.
+    """
+    offered = _list_offered(id2label, count_classes(unet))
     generators = generator if isinstance(generator, (list, tuple)) else [generator]
     rows = batch_size // len(generators)
     parts = []

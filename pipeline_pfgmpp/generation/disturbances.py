@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from ..conditioning import draw_classes
 from ..noise import sample_noise
 from ..records.digests import derive_seed
 from ..records.sizes import get_image_size
@@ -24,6 +25,7 @@ def inject_noise(
     generators: list[torch.Generator],
     noise: float,
     D: float | None = None,
+    has_classes: bool = True,
 ) -> dict[str, Any]:
     r"""
     Prepare a call of the pipeline in which Gaussian noise disturbs every step.
@@ -40,6 +42,8 @@ def inject_noise(
         noise (`float`): The factor alpha.
         D (`float`, *optional*): The augmented dimension, `inf` for infinity; by default the
             scheduler's.
+        has_classes (`bool`, defaults to `True`): Whether the call is given its classes. If not, those of
+            a conditional network are drawn here, since they come before the noise.
 
     Returns:
         `dict`: Arguments for the call of the pipeline, to be passed along with `generators`.
@@ -61,8 +65,12 @@ def inject_noise(
             return tensors
         return {"latents": tensors["latents"] + pipe.scheduler.sigmas[calls] * draw_noise()}
 
-    latents = scheduler.sample_noise(shape, generators, device, D=D)
-    return {"latents": latents + draw_noise(), "callback_on_step_end": disturb_next_step}
+    arguments: dict[str, Any] = {"callback_on_step_end": disturb_next_step}
+    if pipeline.num_classes and not has_classes:
+        names = pipeline.config.id2label
+        arguments["class_labels"] = draw_classes(pipeline.unet, names, len(seeds), generators, device)
+    arguments["latents"] = scheduler.sample_noise(shape, generators, device, D=D) + draw_noise()
+    return arguments
 
 
 def quantize(module: torch.nn.Module, bits: int) -> None:
