@@ -6,14 +6,24 @@ tests of the same conventions.
 """
 
 import inspect
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, EDMEulerScheduler, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    UNet2DModel,
+)
 from test_pipeline_pfgmpp import diffusers_unet, generator, our_unet, pipeline
 
-from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler
+from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 
 
 SOLVERS = ["heun", "euler", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde"]
@@ -168,6 +178,15 @@ def test_components_make_another_pipeline(make_unet):
     again.set_progress_bar_config(disable=True)
     assert again.unet is pipe.unet
     assert torch.equal(sample(again), sample(pipe))
+
+
+def test_components_keep_the_names_of_the_classes():
+    pipe = PFGMPPPipeline(our_unet(label_dim=2), PFGMPPScheduler(), id2label={0: "cat", 1: "dog"})
+    for again in (PFGMPPPipeline(**pipe.components), PFGMPPPipeline.from_pipe(pipe)):
+        assert again.config.id2label == {"0": "cat", "1": "dog"}
+        assert again.num_classes == 2
+    renamed = PFGMPPPipeline.from_pipe(pipe, id2label={0: "lion", 1: "wolf"})
+    assert renamed.config.id2label == {"0": "lion", "1": "wolf"}
 
 
 @pytest.mark.parametrize("make_unet", [our_unet, diffusers_unet])
@@ -325,3 +344,160 @@ def test_a_scheduler_of_diffusers_reports_the_same_conventions():
     pipe.scheduler = EDMEulerScheduler.from_config(pipe.scheduler.config)
     sample(pipe)
     assert pipe.num_timesteps == 3
+
+
+# Schedulers that do not fit
+
+
+@pytest.mark.parametrize("other", [EulerDiscreteScheduler, DDIMScheduler, DPMSolverMultistepScheduler])
+def test_a_scheduler_without_the_preconditioning_of_edm_is_refused_wherever_it_appears(other, tmp_path):
+    pipe = pipeline()
+    unfit = other.from_config(pipe.scheduler.config)
+    message = f"`scheduler` must be a PFGMPPScheduler or, of diffusers, .* but is {other.__name__}"
+    with pytest.raises(ValueError, match=message):
+        PFGMPPPipeline(pipe.unet, unfit)
+    pipe.scheduler = unfit
+    for call in (pipe, lambda: pipe.invert(torch.zeros(1, 3, 8, 8))):
+        with pytest.raises(ValueError, match=message):
+            call()
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        DiffusionPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("D", [1, 2048, None])
+def test_eulers_method_of_diffusers_draws_the_same_images(D):
+    """Its `init_noise_sigma` is not its first noise level, so the pipeline begins at the latter."""
+    pipe = pipeline(D=D, solver_type="euler")
+    ours = sample(pipe, num_inference_steps=10)
+    pipe.scheduler = EDMEulerScheduler.from_config(pipe.scheduler.config)
+    torch.testing.assert_close(sample(pipe, num_inference_steps=10), ours, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("other", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+def test_editing_with_a_scheduler_of_diffusers(other):
+    pipe = pipeline(D=16)
+    pipe.scheduler = other.from_config(pipe.scheduler.config)
+    image = torch.full((1, 3, 8, 8), 0.5)
+    assert sample(pipe, image=image, strength=0.5, num_inference_steps=4).isfinite().all()
+    assert pipe.num_timesteps == 2
+
+
+# Networks that do not fit
+
+
+def test_networks_that_do_not_fit_are_refused_by_name():
+    uneven = PFGMPPUNet2DModel(
+        sample_size=8, out_channels=6, model_channels=16, channel_mult=(1,), num_blocks=1
+    )
+    with pytest.raises(ValueError, match="takes 3 and returns 6"):
+        PFGMPPPipeline(uneven, PFGMPPScheduler())
+    sizeless = UNet2DModel(
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+    with pytest.raises(
+        ValueError, match=r"`sample_size` of the network must be an integer or \(height, width\)"
+    ):
+        pipeline(sizeless)()
+
+
+# Several threads
+
+
+def test_two_threads_on_one_pipeline_draw_what_each_would_alone():
+    pipe = pipeline(our_unet(label_dim=4), D=16, solver_type="dpmpp_3m")
+    calls = [
+        {
+            "seed": seed,
+            "num_inference_steps": 3 + seed,
+            "class_labels": seed % 4,
+            "guidance_scale": 1.0 + seed,
+        }
+        for seed in range(6)
+    ]
+    alone = [sample(pipe, **call) for call in calls]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            together = list(pool.map(lambda call: sample(pipe, **call), calls))
+            for one, other in zip(together, alone):
+                torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    "make_scheduler", [PFGMPPScheduler, EDMEulerScheduler, EDMDPMSolverMultistepScheduler]
+)
+def test_in_several_threads_each_callback_sees_and_steers_its_own_call(make_scheduler):
+    pipe = pipeline(our_unet(label_dim=4))
+    pipe.scheduler = make_scheduler.from_config(pipe.scheduler.config)
+    barrier = threading.Barrier(2, timeout=30)
+
+    def draw(steps):
+        seen = []
+
+        def look(pipe, step, timestep, tensors):
+            seen.append((len(pipe.scheduler.timesteps), pipe.scheduler.step_index, pipe.num_timesteps))
+            seen_scales.append(pipe.guidance_scale)
+            pipe._guidance_scale += 1
+            pipe._interrupt = step == 4
+            return {}
+
+        seen_scales = []
+        barrier.wait()
+        pipe(
+            num_inference_steps=steps,
+            guidance_scale=float(steps),
+            class_labels=1,
+            callback_on_step_end=look,
+            output_type="latent",
+        )
+        assert seen_scales == [steps + count for count in range(5)]
+        return seen
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(draw, (8, 12)))
+    for steps, seen in zip((8, 12), results):
+        calls = (2 * steps - 1) if make_scheduler is PFGMPPScheduler else steps
+        assert seen == [(calls, index, calls) for index in range(1, 6)]
+
+
+def test_inversion_and_sampling_in_two_threads():
+    pipe = pipeline()
+    image = torch.full((1, 3, 8, 8), 0.5)
+    inverted = pipe.invert(image, num_inference_steps=4)
+    drawn = sample(pipe, num_inference_steps=7)
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(pipe.invert, image, num_inference_steps=4) for _ in range(4)]
+        others = [pool.submit(sample, pipe, num_inference_steps=7) for _ in range(4)]
+    for future in futures:
+        torch.testing.assert_close(future.result(), inverted)
+    for future in others:
+        torch.testing.assert_close(future.result(), drawn)
+
+
+def test_another_thread_can_stop_a_call():
+    pipe = pipeline()
+    calls = []
+
+    def stop_from_outside(module, args):
+        calls.append(1)
+        if len(calls) == 3:
+            thread = threading.Thread(target=setattr, args=(pipe, "_interrupt", True))
+            thread.start()
+            thread.join()
+
+    handle = pipe.unet.register_forward_pre_hook(stop_from_outside)
+    sample(pipe, num_inference_steps=8)
+    assert len(calls) == 3
+    handle.remove()
+    assert sample(pipe).isfinite().all()
+
+
+def test_a_call_leaves_the_scheduler_itself_in_place():
+    pipe = pipeline()
+    scheduler = pipe.scheduler
+    sample(pipe)
+    assert pipe.scheduler is scheduler
+    assert len(scheduler.timesteps) == pipe.num_timesteps == 5
