@@ -8,8 +8,9 @@ from .finetune import adapt_network, choose_classes, read_trained_range
 from .frechet import FrechetDistance
 from .gradients import replace_nonfinite_gradients
 from .log import JSONLTracker, LossMeter, read_log
-from .loop import Trainer, create_accelerator
+from .loop import Trainer
 from .loss import DimensionRange, Perturbation, PFGMPPLoss, UncertaintyWeighting
+from .preparation import create_accelerator
 from .recipes import INHERITED, RECIPES
 from .run import (
     RunRecord,

@@ -7,11 +7,13 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors import SafetensorError
 
 from ..records.writing import replace_folder
+from .divergence import are_finite
 from .run import list_checkpoints, parse_step, read_run, write_run
 
 
@@ -161,3 +163,43 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: str | os.PathLike) -> 
     if len(states) == accelerator.num_processes:
         return step, states[accelerator.process_index]
     return step, states[0]
+
+
+def load_newest_checkpoint(
+    accelerator: Accelerator,
+    checkpoints: list[Path],
+    weights: list[torch.nn.Parameter],
+    *,
+    averages: int,
+    streaming: bool,
+) -> tuple[Path, int, object] | None:
+    """
+    Load the newest checkpoint that is neither damaged nor holds NaN; every process must call this.
+
+    Args:
+        accelerator (`Accelerator`): Holds what is loaded into.
+        checkpoints (`list[Path]`): Folders `checkpoint-N`, oldest first.
+        weights (`list[torch.nn.Parameter]`): The weights that are loaded into.
+        averages (`int`): Number of moving averages of this run.
+        streaming (`bool`): Whether this run reads its images during training.
+
+    Returns:
+        `tuple[Path, int, object]` or `None`: The checkpoint, its step, and where this process resumes its
+            data; None if there is no checkpoint at all.
+
+    Raises:
+        ValueError: None of them can be resumed from.
+    """
+    for checkpoint in reversed(checkpoints):
+        compare_checkpoint(accelerator, checkpoint, averages, streaming)
+        try:
+            step, data_state = load_checkpoint(accelerator, checkpoint)
+            if not are_finite(accelerator, weights):
+                raise ValueError(f"{checkpoint} holds weights that are NaN or infinite")
+        except ValueError as error:
+            if checkpoint == checkpoints[0]:
+                raise ValueError(f"{error}. There is no checkpoint to resume from.") from None
+            accelerator.print(f"{error}. Trying the checkpoint before it.")
+            continue
+        return checkpoint, step, data_state
+    return None

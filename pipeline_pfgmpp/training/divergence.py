@@ -1,8 +1,12 @@
 """Divergence: a run whose loss is not finite any more stops, instead of training NaN to the end."""
 
+import os
+
 import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
+
+from .run import list_checkpoints
 
 
 class LossWatch:
@@ -67,3 +71,25 @@ def are_finite(accelerator: Accelerator, tensors: list[torch.Tensor]) -> bool:
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         finite &= local.detach().isfinite().all()
     return bool(accelerator.gather(finite.view(1)).all())
+
+
+def describe_divergence(output_dir: str | os.PathLike, step: int, problem: str) -> str:
+    """
+    Put into words that a run has diverged, and what is left of it.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): The run's folder.
+        step (`int`): Number of optimisation steps done.
+        problem (`str`): What is not finite.
+
+    Returns:
+        `str`: The sentences.
+    """
+    checkpoints = list_checkpoints(output_dir)
+    left = "There is no checkpoint from before."
+    if checkpoints:
+        left = f"{checkpoints[-1]} is the last checkpoint from before."
+    return (
+        f"The run has diverged: at step {step} {problem}. {left} Train with a smaller `learning_rate` or a"
+        " longer warm-up, in another `output_dir`."
+    )

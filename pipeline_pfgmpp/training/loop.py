@@ -12,41 +12,45 @@ the result.
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, ProjectConfiguration, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from diffusers import ModelMixin
 from tqdm.auto import tqdm
 
-from ..conditioning import get_sample_size
 from ..data import ImageDataset, ImageStream, prefetch
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..pixels import EIGHT_BITS
 from ..records.digests import derive_seed
 from ..scheduling_pfgmpp import PFGMPPScheduler
-from .augment import Augmentation
-from .checkpoint import compare_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import load_newest_checkpoint, save_checkpoint
 from .config import TrainingConfig
-from .divergence import LossWatch, are_finite
+from .divergence import LossWatch, are_finite, describe_divergence
 from .ema import HalfLifeEMA, PowerFunctionEMA
 from .finetune import read_trained_range
-from .frechet import FrechetDistance
 from .gradients import replace_nonfinite_gradients
-from .log import JSONLTracker, LossMeter, measure_memory, read_last_loss
-from .loss import DimensionRange, Perturbation, PFGMPPLoss, UncertaintyWeighting
+from .log import LossMeter, measure_memory, read_last_loss
+from .loss import DimensionRange, PFGMPPLoss, StepDraws, UncertaintyWeighting
+from .preparation import (
+    check_images,
+    choose_offered_classes,
+    configure_network,
+    create_accelerator,
+    create_augmentation,
+    create_frechet_distance,
+    create_optimizer,
+    name_classes,
+)
 from .result import gather_pipeline, read_best_distance, save_best, save_result, write_card
 from .run import (
     RunRecord,
     describe_run,
-    list_checkpoints,
     lock_run,
     open_run,
     read_run,
@@ -57,45 +61,6 @@ from .samples import draw_grid_of_samples, locate_grid
 from .schedule import compute_learning_rate_factor
 from .signals import record_signals
 from .validation import ValidationLoss
-
-
-@dataclass(frozen=True)
-class StepDraws:
-    """
-    What is random in one optimisation step besides dropout, for the images of all processes and passes.
-
-    Args:
-        perturbation ([`Perturbation`]): What the loss draws.
-        transforms (`torch.Tensor` of shape `(batch, 8)`, *optional*): Transforms of [`Augmentation`].
-        flips (`torch.Tensor` of shape `(batch, 1, 1, 1)`, *optional*): Which images are mirrored.
-    """
-
-    perturbation: Perturbation
-    transforms: torch.Tensor | None
-    flips: torch.Tensor | None
-
-
-def create_accelerator(config: TrainingConfig) -> Accelerator:
-    """
-    Create the `Accelerator` of a run, which logs to `log.jsonl` and to `config.report_to`.
-
-    Args:
-        config ([`TrainingConfig`]): The settings.
-
-    Returns:
-        `Accelerator`: The accelerator.
-    """
-    trackers: list[Any] = [JSONLTracker(config.output_dir)]
-    if config.report_to:
-        trackers.append(config.report_to)
-    return Accelerator(
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        mixed_precision=config.mixed_precision,
-        log_with=trackers,
-        project_config=ProjectConfiguration(
-            project_dir=str(config.output_dir), logging_dir=os.path.join(config.output_dir, "logs")
-        ),
-    )
 
 
 class Trainer:
@@ -147,7 +112,6 @@ class Trainer:
     ):
         self.config = config
         self.data = data
-        self.trained_classes = trained_classes
         self.accelerator = accelerator or create_accelerator(config)
         self.device = self.accelerator.device
         self.images_per_pass = config.train_batch_size * self.accelerator.num_processes
@@ -158,12 +122,12 @@ class Trainer:
         self.save_postponed = False
 
         pipeline = PFGMPPPipeline(unet, scheduler)
-        self.class_names = self._choose_classes(pipeline.num_classes or 0, class_names)
+        self.class_names = name_classes(pipeline.num_classes or 0, class_names, data, config)
         if dimensions is None and unet.config.get("d_conditioning"):
             dimensions = read_trained_range(pipeline)
         self.loss = loss or PFGMPPLoss(scheduler, config.P_mean, config.P_std, dimensions)
-        self.augmentation = self._create_augmentation(unet)
-        self.image_shape = self._choose_shape(unet)
+        self.augmentation = create_augmentation(unet, config, self.accelerator)
+        self.image_shape = check_images(unet, data)
 
         self.record = record or describe_run(unet, scheduler, data, config, self.images_per_step, dimensions)
         self._open_folder()
@@ -171,11 +135,11 @@ class Trainer:
         self.pipeline = PFGMPPPipeline(
             self.accelerator.unwrap_model(self.unet),
             scheduler,
-            id2label=self._name_classes() or None,
-            value_range=None if self.data.value_range == EIGHT_BITS else self.data.value_range,
+            id2label=choose_offered_classes(self.class_names, data, trained_classes),
+            value_range=None if data.value_range == EIGHT_BITS else data.value_range,
         )
         self.pipeline.set_progress_bar_config(disable=True)
-        self.frechet_distance = self._create_frechet_distance()
+        self.frechet_distance = create_frechet_distance(data, config, self.accelerator)
         self.validation = self._create_validation(validation_data)
 
     def _open_folder(self) -> None:
@@ -186,58 +150,6 @@ class Trainer:
             config.output_dir, self.record.identity, resume, config.overwrite_output_dir
         )
 
-    def _choose_classes(self, count: int, names: list[str] | None) -> list[str]:
-        """Return the names of the network's classes, empty for a network without classes."""
-        if names is None:
-            names = (self.data.class_names or []) if count else []
-        if len(names) != count:
-            raise ValueError(f"The network has {count} classes, but {len(names)} class names are given.")
-        if count and self.config.reference_batch_size:
-            raise ValueError(
-                "`reference_batch_size` needs a network without classes: its field is that of all images."
-            )
-        return names
-
-    def _name_classes(self) -> dict[int, str]:
-        """Return the names of the classes that the result offers: those that occur in training."""
-        if not self.class_names:
-            return {}
-        offered = {*self.data.present_classes, *self.trained_classes}
-        return {label: name for label, name in enumerate(self.class_names) if label in offered}
-
-    def _choose_shape(self, unet: ModelMixin) -> tuple[int, int, int]:
-        """Return the shape of an image, (channels, height, width)."""
-        channels = unet.config.in_channels
-        if self.data.channels != channels:
-            raise ValueError(
-                f"The images have {self.data.channels} channels, but the network takes {channels}."
-            )
-        height, width = get_sample_size(unet)
-        if self.data.size != (height, width):
-            raise ValueError(
-                f"The images have {'x'.join(map(str, self.data.size))} pixels, but the network is for"
-                f" {height}x{width}."
-            )
-        return channels, height, width
-
-    def _create_augmentation(self, unet: ModelMixin) -> Augmentation | None:
-        if not self.config.augment:
-            return None
-        if unet.config.get("augment_dim") != Augmentation.num_labels:
-            self.accelerator.print("The network takes no augmentation labels: training without augmentation.")
-            return None
-        return Augmentation(self.config.augment)
-
-    def _create_frechet_distance(self) -> FrechetDistance | None:
-        if not self.config.fid_steps:
-            return None
-        try:
-            return FrechetDistance(
-                self.data, self.config.fid_images, self.config.fid_features, self.accelerator
-            )
-        except (OSError, ValueError) as error:
-            raise ValueError(f"`fid_steps`: {error}") from None
-
     def _create_validation(self, data: ImageDataset | ImageStream | None) -> ValidationLoss | None:
         if data is None:
             return None
@@ -247,21 +159,9 @@ class Trainer:
     def _prepare(self, unet: ModelMixin) -> None:
         """Set up the optimiser and the averages, and let accelerate distribute them."""
         config = self.config
-        if self.device.type == "cpu" and self.accelerator.distributed_type != DistributedType.FSDP:
-            unet.to(memory_format=torch.channels_last)  # the fastest layout there, which FSDP cannot shard
-        if config.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-        if config.compile:
-            unet.compile()
+        configure_network(unet, config, self.accelerator)
         weighting = UncertaintyWeighting() if config.uncertainty_weighting else None
-        optimizer = torch.optim.AdamW(
-            [*unet.parameters(), *(weighting.parameters() if weighting else [])],
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
-            weight_decay=config.adam_weight_decay,
-            fused=True,
-        )
+        optimizer = create_optimizer(unet, weighting, config)
         deepspeed = self.accelerator.state.deepspeed_plugin
         if deepspeed:
             deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = config.train_batch_size
@@ -358,17 +258,10 @@ class Trainer:
         patience = self.config.nonfinite_patience
         is_last = self.global_step == self.config.max_train_steps
         if (is_last or self.global_step % patience == 0) and self.watch.check(self.accelerator):
-            raise FloatingPointError(self._describe_divergence(f"the loss of {patience} steps in a row"))
+            raise self._describe_divergence(f"the loss of {patience} steps in a row was NaN or infinite")
 
-    def _describe_divergence(self, problem: str) -> str:
-        checkpoints = list_checkpoints(self.config.output_dir)
-        last = (
-            f"{checkpoints[-1]} holds the last weights that work" if checkpoints else "No weights are saved"
-        )
-        return (
-            f"The run has diverged: at step {self.global_step} {problem} is NaN or infinite. {last}. Train"
-            " with a smaller `learning_rate` or a longer warm-up, in another `output_dir`."
-        )
+    def _describe_divergence(self, problem: str) -> FloatingPointError:
+        return FloatingPointError(describe_divergence(self.config.output_dir, self.global_step, problem))
 
     def _is_due(self, interval: int) -> bool:
         """Tell whether something that happens every `interval` steps, and at the end, happens now."""
@@ -422,29 +315,18 @@ class Trainer:
 
     def _resume(self) -> None:
         """Load the newest checkpoint that is not damaged."""
-        while self.checkpoints:
-            checkpoint = self.checkpoints.pop()
-            compare_checkpoint(
-                self.accelerator,
-                checkpoint,
-                averages=len(self.averages) + len(self.powers),
-                streaming=isinstance(self.data, ImageStream),
-            )
-            try:
-                self.global_step, self.data_state = load_checkpoint(self.accelerator, checkpoint)
-                if not are_finite(self.accelerator, self.trained):
-                    raise ValueError(f"{checkpoint} holds weights that are NaN or infinite")
-            except ValueError as error:
-                if not self.checkpoints:
-                    raise ValueError(f"{error}. There is no checkpoint to resume from.") from None
-                self.accelerator.print(f"{error}. Trying the checkpoint before it.")
-                continue
-            self.accelerator.print(f"Resuming from {checkpoint}")
-            self._compare_length(read_run(checkpoint))
+        loaded = load_newest_checkpoint(
+            self.accelerator,
+            self.checkpoints,
+            self.trained,
+            averages=len(self.averages) + len(self.powers),
+            streaming=isinstance(self.data, ImageStream),
+        )
+        if loaded is None:
             return
-
-    def _compare_length(self, before: dict | None) -> None:
-        """Tell whether a learning rate that falls to 0 now does so at another step than before."""
+        checkpoint, self.global_step, self.data_state = loaded
+        self.accelerator.print(f"Resuming from {checkpoint}")
+        before = read_run(checkpoint)
         if before is None:
             self.accelerator.print("The checkpoint does not name its run; it is assumed to be of this one.")
             return
@@ -681,6 +563,10 @@ class Trainer:
         if self.config.sample_steps and not grid.exists():  # the run was killed before it was drawn
             self._try("sample grid", self.sample)
         pipeline = None
+        for average in self.averages:
+            average.copy_to(self.unet.parameters())
+            if not self.can_compute():
+                raise self._describe_divergence("what the network computes is NaN or infinite")
         for average in reversed(self.averages):  # the first one last, so that its weights remain
             average.copy_to(self.unet.parameters())
             pipeline = gather_pipeline(self.accelerator, self.unet, self.pipeline)

@@ -134,6 +134,22 @@ class Perturbation:
         return Perturbation(self.sigma[part], D, self.noise[part])
 
 
+@dataclass(frozen=True)
+class StepDraws:
+    """
+    What is random in one optimisation step besides dropout, for the images of all processes and passes.
+
+    Args:
+        perturbation ([`Perturbation`]): What the loss draws.
+        transforms (`torch.Tensor` of shape `(batch, 8)`, *optional*): Transforms of [`Augmentation`].
+        flips (`torch.Tensor` of shape `(batch, 1, 1, 1)`, *optional*): Which images are mirrored.
+    """
+
+    perturbation: Perturbation
+    transforms: torch.Tensor | None
+    flips: torch.Tensor | None
+
+
 class PFGMPPLoss:
     """
     The training loss of a network under a scheduler, which owns D, sigma_data and the preconditioning.

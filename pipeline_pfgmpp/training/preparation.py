@@ -1,0 +1,204 @@
+"""What a run is put together from, before its first step."""
+
+import os
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, ProjectConfiguration
+from diffusers import ModelMixin
+
+from ..conditioning import get_sample_size
+from ..data import ImageDataset, ImageStream
+from .augment import Augmentation
+from .config import TrainingConfig
+from .frechet import FrechetDistance
+from .log import JSONLTracker
+from .loss import UncertaintyWeighting
+
+
+def create_accelerator(config: TrainingConfig) -> Accelerator:
+    """
+    Create the `Accelerator` of a run, which logs to `log.jsonl` and to `config.report_to`.
+
+    Args:
+        config ([`TrainingConfig`]): The settings.
+
+    Returns:
+        `Accelerator`: The accelerator.
+    """
+    trackers: list[Any] = [JSONLTracker(config.output_dir)]
+    if config.report_to:
+        trackers.append(config.report_to)
+    return Accelerator(
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        mixed_precision=config.mixed_precision,
+        log_with=trackers,
+        project_config=ProjectConfiguration(
+            project_dir=str(config.output_dir), logging_dir=os.path.join(config.output_dir, "logs")
+        ),
+    )
+
+
+def name_classes(
+    count: int, names: list[str] | None, data: ImageDataset | ImageStream, config: TrainingConfig
+) -> list[str]:
+    """
+    Name the classes of a network.
+
+    Args:
+        count (`int`): Number of the network's classes.
+        names (`list[str]`, *optional*): Their names; by default those of the data.
+        data ([`ImageDataset`] or [`ImageStream`]): The images.
+        config ([`TrainingConfig`]): The settings.
+
+    Returns:
+        `list[str]`: The names, empty for a network without classes.
+
+    Raises:
+        ValueError: There are more or fewer names than classes, or the settings allow no classes.
+    """
+    if names is None:
+        names = (data.class_names or []) if count else []
+    if len(names) != count:
+        raise ValueError(f"The network has {count} classes, but {len(names)} class names are given.")
+    if count and config.reference_batch_size:
+        raise ValueError(
+            "`reference_batch_size` needs a network without classes: its field is that of all images."
+        )
+    return names
+
+
+def choose_offered_classes(
+    names: list[str], data: ImageDataset | ImageStream, trained: Collection[int]
+) -> dict[int, str] | None:
+    """
+    Choose the classes that the result offers: those that occur in training.
+
+    Args:
+        names (`list[str]`): The names of the network's classes.
+        data ([`ImageDataset`] or [`ImageStream`]): The images.
+        trained (`Collection[int]`): Classes that the network has learnt already.
+
+    Returns:
+        `dict[int, str]` or `None`: Their names by number; None for a network without classes.
+    """
+    if not names:
+        return None
+    offered = {*data.present_classes, *trained}
+    return {label: name for label, name in enumerate(names) if label in offered}
+
+
+def check_images(unet: ModelMixin, data: ImageDataset | ImageStream) -> tuple[int, int, int]:
+    """
+    Check that the images are of the network's size and channels.
+
+    Args:
+        unet (`ModelMixin`): The network.
+        data ([`ImageDataset`] or [`ImageStream`]): The images.
+
+    Returns:
+        `tuple[int, int, int]`: Their shape, (channels, height, width).
+
+    Raises:
+        ValueError: They are not.
+    """
+    channels = unet.config.in_channels
+    if data.channels != channels:
+        raise ValueError(f"The images have {data.channels} channels, but the network takes {channels}.")
+    height, width = get_sample_size(unet)
+    if data.size != (height, width):
+        raise ValueError(
+            f"The images have {'x'.join(map(str, data.size))} pixels, but the network is for"
+            f" {height}x{width}."
+        )
+    return channels, height, width
+
+
+def create_augmentation(
+    unet: ModelMixin, config: TrainingConfig, accelerator: Accelerator
+) -> Augmentation | None:
+    """
+    Create the augmentation, if the settings ask for it and the network takes its labels.
+
+    Args:
+        unet (`ModelMixin`): The network.
+        config ([`TrainingConfig`]): The settings.
+        accelerator (`Accelerator`): Prints if the network takes no labels.
+
+    Returns:
+        [`Augmentation`] or `None`: The augmentation.
+    """
+    if not config.augment:
+        return None
+    if unet.config.get("augment_dim") != Augmentation.num_labels:
+        accelerator.print("The network takes no augmentation labels: training without augmentation.")
+        return None
+    return Augmentation(config.augment)
+
+
+def create_frechet_distance(
+    data: ImageDataset | ImageStream, config: TrainingConfig, accelerator: Accelerator
+) -> FrechetDistance | None:
+    """
+    Create the Fréchet distance, if the settings ask for it.
+
+    Args:
+        data ([`ImageDataset`] or [`ImageStream`]): The images.
+        config ([`TrainingConfig`]): The settings.
+        accelerator (`Accelerator`): The processes.
+
+    Returns:
+        [`FrechetDistance`] or `None`: The distance.
+
+    Raises:
+        ValueError: The features cannot be loaded, or are not of such images.
+    """
+    if not config.fid_steps:
+        return None
+    try:
+        return FrechetDistance(data, config.fid_images, config.fid_features, accelerator)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`fid_steps`: {error}") from None
+
+
+def configure_network(unet: ModelMixin, config: TrainingConfig, accelerator: Accelerator) -> None:
+    """
+    Set how a network is computed.
+
+    Args:
+        unet (`ModelMixin`): The network, which is changed in place.
+        config ([`TrainingConfig`]): The settings.
+        accelerator (`Accelerator`): What the network will run on.
+    """
+    if accelerator.device.type == "cpu" and accelerator.distributed_type != DistributedType.FSDP:
+        unet.to(memory_format=torch.channels_last)  # the fastest layout there, which FSDP cannot shard
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if config.compile:
+        unet.compile()
+
+
+def create_optimizer(
+    unet: ModelMixin, weighting: UncertaintyWeighting | None, config: TrainingConfig
+) -> torch.optim.Optimizer:
+    """
+    Create the optimiser.
+
+    Args:
+        unet (`ModelMixin`): The network.
+        weighting ([`UncertaintyWeighting`], *optional*): What is trained together with it.
+        config ([`TrainingConfig`]): The settings.
+
+    Returns:
+        `torch.optim.Optimizer`: Adam, or AdamW with weight decay.
+    """
+    return torch.optim.AdamW(
+        [*unet.parameters(), *(weighting.parameters() if weighting else [])],
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.adam_weight_decay,
+        fused=True,
+    )
