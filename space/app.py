@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 from checks import Refusal
-from choices import ANY_CLASS, COMPARED, MODELS, choose_model, list_classes, list_dimensions, read_size
+from choices import ANY_CLASS, COMPARED, MODELS, choose_model, list_dimensions
 from dial import Dial, add_dial, find_ends, render_ruler
 from drawing import (
     AS_TRAINED,
@@ -23,8 +23,10 @@ from limits import MODEL, guard
 from models import HERE, Model
 from style import CSS, THEME
 
+from pipeline_pfgmpp.generation import list_classes
 from pipeline_pfgmpp.pictures.field_lines import SHAPES
 from pipeline_pfgmpp.records.dimensions import format_dimension
+from pipeline_pfgmpp.records.sizes import format_size, get_image_size
 
 
 INTRODUCTION = """# PFGM++: turn D like a dial
@@ -111,10 +113,10 @@ def offer_model(name: str) -> list:
     dimensions = list_dimensions(model)
     choices = name_dimensions(dimensions)
     defaults = dimensions[:MOST_COMPARED] if model.dimensions else [D for D in DEFAULTS if D in dimensions]
-    classes = list_classes(pipe)
-    height, width = read_size(pipe)
+    classes = list(list_classes(pipe).values())
+    size = format_size(*get_image_size(pipe.unet))
     return [
-        f"{width}×{height} pixels, {pipe.unet.num_parameters():,} parameters",
+        f"{size} pixels, {pipe.unet.num_parameters():,} parameters",
         model.read_card(),
         gr.update(choices=[ANY_CLASS, *classes], value=ANY_CLASS, visible=bool(classes)),
         *update_dimension_input(model),

@@ -7,6 +7,7 @@ from dial import find_ends, read_dial
 from models import Model, read_models
 
 from pipeline_pfgmpp import PFGMPPPipeline
+from pipeline_pfgmpp.generation import list_classes
 
 
 MODELS = read_models()
@@ -89,28 +90,14 @@ def choose_listed_dimension(model: Model, choice: Any) -> float:
     return float(check_choice(choice, list_dimensions(model), "D"))
 
 
-def list_classes(pipe: PFGMPPPipeline) -> list[str]:
-    """
-    List the names of a model's classes.
-
-    Args:
-        pipe ([`PFGMPPPipeline`]): The pipeline.
-
-    Returns:
-        `list[str]`: The names, or numbers if the classes have no names; empty if the model has no
-            classes.
-    """
-    names = list((pipe.config.id2label or {}).values())
-    return names or [str(index) for index in range(pipe.num_classes)]
-
-
 def choose_classes(pipe: PFGMPPPipeline, name: Any, count: int) -> list[int] | None:
     """
     Choose the class of each image.
 
     Args:
         pipe ([`PFGMPPPipeline`]): The pipeline.
-        name: One of [`list_classes`], or `"any"` to go through all classes.
+        name: The name of one of [`~pipeline_pfgmpp.generation.list_classes`], or `"any"` to go through
+            all classes.
         count (`int`): Images.
 
     Returns:
@@ -122,10 +109,9 @@ def choose_classes(pipe: PFGMPPPipeline, name: Any, count: int) -> list[int] | N
     names = list_classes(pipe)
     if not names:
         return None
-    check_choice(name, [ANY_CLASS, *names], "The class")
-    if name == ANY_CLASS:
-        return [index % len(names) for index in range(count)]
-    return [names.index(name)] * count
+    check_choice(name, [ANY_CLASS, *names.values()], "The class")
+    chosen = [number for number, own in names.items() if name in (own, ANY_CLASS)]
+    return [chosen[index % len(chosen)] for index in range(count)]
 
 
 def load_pipeline(model: Model, D: float, **options: Any) -> PFGMPPPipeline:
@@ -147,20 +133,3 @@ def load_pipeline(model: Model, D: float, **options: Any) -> PFGMPPPipeline:
         return model.make_pipeline(D, **options)
     except ValueError as error:
         raise Refusal(str(error)) from None
-
-
-def read_size(pipe: PFGMPPPipeline) -> tuple[int, int]:
-    """
-    Return the size of the images that a pipeline draws.
-
-    Args:
-        pipe ([`PFGMPPPipeline`]): The pipeline.
-
-    Returns:
-        `tuple[int, int]`: Height and width in pixels.
-    """
-    size = pipe.unet.config.sample_size
-    if isinstance(size, int):
-        return size, size
-    height, width = size
-    return height, width

@@ -5,12 +5,11 @@ Each function takes the values of the page's inputs, which anybody may send and 
 here, and yields what the page shows while the images are being drawn.
 """
 
+import io
 import math
-import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -21,14 +20,15 @@ from choices import (
     choose_dimension,
     choose_listed_dimension,
     choose_model,
-    list_classes,
     load_pipeline,
 )
+from gradio.processing_utils import save_bytes_to_cache
+from gradio.utils import get_upload_folder
 from PIL import Image
 from rendering import render_rows, to_pictures
 from sampling import count_calls, lend_gpu, make_generators, run_pipeline
 
-from pipeline_pfgmpp.generation import inject_noise
+from pipeline_pfgmpp.generation import inject_noise, list_classes
 from pipeline_pfgmpp.records.dimensions import format_dimension
 
 
@@ -95,7 +95,9 @@ def sample(
     if labels is not None:
         settings |= {"class_labels": labels, "guidance_scale": guidance}
         names = list_classes(pipe)
-        captions = [f"{names[index]}, {caption}" for index, caption in zip(labels, captions)]
+        captions = [f"{names[number]}, {caption}" for number, caption in zip(labels, captions)]
+    elif guidance != 1:
+        raise Refusal("Guidance must be 1 for this model, because it has no classes.")
 
     code = write_code(chosen.find_source(D), count, seed, steps, solver, settings)
     start = time.monotonic()
@@ -108,10 +110,7 @@ def sample(
         summary = f"{what}: {progress.calls} of {progress.total} network calls, {seconds:.1f} s"
         if not progress.finished:
             yield gallery, summary, gr.skip(), code
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"pfgmpp-D{D:g}-seed{seed}.zip"
-        write_archive(path, gallery)
-        yield gallery, summary, str(path), code  # Gradio copies the file before it asks for more
+    yield gallery, summary, write_archive(f"pfgmpp-D{D:g}-seed{seed}.zip", gallery), code
 
 
 def write_code(source: str, count: int, seed: int, steps: int, solver: str, settings: dict[str, Any]) -> str:
@@ -148,19 +147,27 @@ images = pipe(
 """
 
 
-def write_archive(path: Path, gallery: list[tuple[Image.Image, str]]) -> None:
+def write_archive(name: str, gallery: list[tuple[Image.Image, str]]) -> str:
     """
-    Write a zip file of pictures.
+    Write a zip file of pictures into Gradio's cache, from which Gradio serves and later deletes it.
+
+    On ZeroGPU this runs in a process that may have ended before the page asks for the file, so the file
+    must not depend on that process.
 
     Args:
-        path (`Path`): The file.
+        name (`str`): The file's name.
         gallery (`list[tuple[PIL.Image.Image, str]]`): Pictures and their captions, which name the
             files inside.
+
+    Returns:
+        `str`: Path of the file.
     """
-    with zipfile.ZipFile(path, "w") as archive:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
         for picture, caption in gallery:
             with archive.open(f"{caption.replace('/', '-')}.png", "w") as file:
                 picture.save(file, format="PNG")
+    return save_bytes_to_cache(content.getvalue(), name, get_upload_folder())
 
 
 @lend_gpu

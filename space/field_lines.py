@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 import torch
 from checks import Refusal, check_choice, check_integer, check_number
-from choices import choose_classes, choose_dimension, choose_model, load_pipeline, read_size
+from choices import choose_classes, choose_dimension, choose_model, load_pipeline
 from dial import read_dial
 from drawing import check_seed, check_steps
 from matplotlib.figure import Figure
@@ -19,6 +19,7 @@ from pipeline_pfgmpp import sample_noise
 from pipeline_pfgmpp.pictures.field_lines import SHAPES, make_shape, trace_field_lines
 from pipeline_pfgmpp.pictures.grid import draw_grid
 from pipeline_pfgmpp.records.dimensions import format_dimension
+from pipeline_pfgmpp.records.sizes import get_image_size
 
 
 PLANE = 480  # width and height of the plane's picture in pixels
@@ -26,7 +27,7 @@ REACH = 3.0  # the plane shows [-REACH, REACH] in both directions
 MOST_CHARGES = 300
 CHARGES_OF_SHAPE = 100
 SAMPLES = 60
-FRAME = 224  # least height of an image of a frame in pixels
+FRAME = 224  # least size of the longer side of an image of a frame in pixels
 
 Frame = tuple[str, float, float]  # the pictures as HTML, sigma, and the norm of the sample over √N
 Charges = list[tuple[float, float]]
@@ -57,7 +58,7 @@ def follow_sample(
     seed = check_seed(seed)
     pipe = load_pipeline(chosen, D)
     generator = torch.Generator().manual_seed(seed)
-    shape_of_sample = (1, pipe.unet.config.in_channels, *read_size(pipe))
+    shape_of_sample = (1, pipe.unet.config.in_channels, *get_image_size(pipe.unet))
     prior = pipe.scheduler.sample_noise(shape_of_sample, [generator], D=D)
     samples = []
     denoised = []

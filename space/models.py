@@ -15,7 +15,9 @@ from huggingface_hub import ModelCard, hf_hub_download
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler
 from pipeline_pfgmpp.generation import quantize
+from pipeline_pfgmpp.pictures.grid import PICTURE_MODES
 from pipeline_pfgmpp.records.dimensions import format_dimension
+from pipeline_pfgmpp.records.weights import check_finite
 
 
 HERE = Path(__file__).parent
@@ -146,6 +148,13 @@ class Model:
                     raise ValueError(f"{self.name} cannot be loaded: {explain_failure(error)}.") from error
                 if not isinstance(pipe, PFGMPPPipeline):
                     raise ValueError(f"{self.name} is a {type(pipe).__name__}, not a PFGMPPPipeline.")
+                channels = pipe.unet.config.in_channels
+                if channels not in PICTURE_MODES:
+                    raise ValueError(
+                        f"{self.name} draws images of {channels} channels, but only images of 1, 3 or 4"
+                        " channels can be shown."
+                    )
+                check_finite(pipe, self.name)
                 if torch.cuda.is_available():
                     pipe.to("cuda")
                 self._loaded[source] = pipe

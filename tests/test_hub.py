@@ -519,6 +519,23 @@ def test_info_downloads_four_small_files_and_no_more(hub, pfgmpp, tmp_path):
     assert not any("/org/huge/resolve/" in path for _, path in server.requests)
 
 
+def test_a_folder_with_only_a_variant_is_pushed_and_loads_with_it(hub, pfgmpp, tmp_path):
+    server, env = hub
+    DiffusionPipeline.from_pretrained(BUNDLED).save_pretrained(tmp_path / "only", variant="ema500")
+    pfgmpp("push", tmp_path / "only", "org/only", env=env, token=WRITER)
+    assert "unet/diffusion_pytorch_model.ema500.safetensors" in server.files("org/only")
+    assert re.search(
+        r"^variants +ema500 \(load one of them", pfgmpp("info", "org/only", env=env), re.MULTILINE
+    )
+    output = tmp_path / "drawn.npz"
+    draw = ["sample", "org/only", "--output", output, "--num-images", 1, "--num-inference-steps", 1]
+    message = pfgmpp(*draw, env=env, check=False)
+    assert "org/only holds weights only as the variant ema500: add --variant ema500." in message
+    assert "has no variants" in pfgmpp("sample", BUNDLED, "--variant", "fp16", env=env, check=False)
+    pfgmpp(*draw, "--variant", "ema500", env=env)
+    assert output.is_file()
+
+
 def test_info_of_a_folder():
     info = model_info(BUNDLED)
     pipe = DiffusionPipeline.from_pretrained(BUNDLED)

@@ -1,16 +1,20 @@
 """The Space as a visitor meets it: over its API, under attack, and in a browser."""
 
+import base64
 import contextlib
+import importlib.util
 import io
 import json
 import os
 import re
+import runpy
 import shutil
 import socket
 import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -28,6 +32,9 @@ from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler
 
 
 sys.path.insert(0, str(ROOT / "space"))
+import choices
+import drawing
+import field_lines
 import models
 import sampling
 
@@ -283,6 +290,128 @@ def test_another_kind_of_pipeline_is_refused(monkeypatch):
     monkeypatch.setattr(models.DiffusionPipeline, "from_pretrained", lambda source: loaded)
     with pytest.raises(ValueError, match="Digits is a DDPMPipeline, not a PFGMPPPipeline"):
         models.Model("Digits", {None: "org/digits"}).load()
+
+
+# A network that draws what the page cannot show, or that has diverged, and one that is not square
+
+
+def load_model(pipe, monkeypatch):
+    monkeypatch.setattr(models.DiffusionPipeline, "from_pretrained", lambda source: pipe)
+    return models.Model("Digits", {None: "org/digits"}).load()
+
+
+def test_channels_that_cannot_be_shown_are_refused(monkeypatch):
+    pipe = PFGMPPPipeline(EmpiricalDenoiser(torch.zeros(1, 2, 4, 4)), PFGMPPScheduler())
+    with pytest.raises(ValueError, match="Digits draws images of 2 channels, but only images of 1, 3 or 4"):
+        load_model(pipe, monkeypatch)
+
+
+def test_weights_that_are_not_finite_are_refused(monkeypatch):
+    pipe = PFGMPPPipeline(EmpiricalDenoiser(torch.full((1, 1, 4, 4), torch.nan)), PFGMPPScheduler())
+    with pytest.raises(ValueError, match="Digits cannot be used: its weights must be finite"):
+        load_model(pipe, monkeypatch)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_rectangular_model_is_shown_on_every_tab(channels, monkeypatch):
+    pipe = PFGMPPPipeline(EmpiricalDenoiser(torch.zeros(1, channels, 4, 12)), PFGMPPScheduler(D=16))
+    monkeypatch.setitem(choices.MODELS, "Digits", load_model(pipe, monkeypatch))
+    page = runpy.run_path(str(SPACE / "app.py"))
+    assert page["offer_model"]("Digits")[0] == "4×12 (height × width) pixels, 0 parameters"
+    common = {"model": "Digits", "label": "any", "steps": 2, "seed": 0}
+    *_, (gallery, *_) = drawing.sample(dial=4, fixed="16", count=2, solver="heun", guidance=1, **common)
+    assert [picture.size for picture, _ in gallery] == [(12, 4)] * 2
+    with pytest.raises(drawing.Refusal, match="Guidance must be 1 for this model, because it has no classes"):
+        next(drawing.sample(dial=4, fixed="16", count=2, solver="heun", guidance=2, **common))
+    *_, rows = drawing.compare(dimensions=["16"], **common)
+    assert read_embedded(rows)[0].size == (4 + 8 * (72 + 4), 4 + 24 + 4)
+    *_, rows = drawing.disturb(noise=0.1, bits=drawing.AS_TRAINED, small="16", large="16", **common)
+    assert len(read_embedded(rows)) == 2
+    *_, (_, _, frame, _) = field_lines.follow_sample(dial=4, fixed="16", **common)
+    picture = read_embedded(frame)[0]
+    assert picture.width > 2 * picture.height
+
+
+def read_embedded(page):
+    """Read the pictures that a piece of HTML holds."""
+    found = re.findall('src="data:image/png;base64,(.*?)"', page)
+    return [PIL.Image.open(io.BytesIO(base64.b64decode(data))) for data in found]
+
+
+def test_classes_that_never_occurred_are_not_offered():
+    unet = EmpiricalDenoiser(torch.zeros(1, 1, 4, 4))
+    unet.register_to_config(label_dim=4)
+    pipe = PFGMPPPipeline(unet, PFGMPPScheduler(), id2label={0: "bag", 2: "boot", 3: "shirt"})
+    assert choices.choose_classes(pipe, "boot", 2) == [2, 2]
+    assert choices.choose_classes(pipe, "any", 4) == [0, 2, 3, 0]
+    with pytest.raises(drawing.Refusal, match="The class must be one of: any, bag, boot, shirt"):
+        choices.choose_classes(pipe, "1", 2)
+
+
+# ZeroGPU: images are drawn in a worker process, which may end before the page asks for its files
+
+
+def test_the_archive_outlives_the_process_that_drew_it(tmp_path):
+    """ "Download all as zip" answered 403."""
+    arguments = list(DRAW.values())
+    program = f"import drawing\n*_, (_, _, path, _) = drawing.sample(*{arguments})\nprint(path)"
+    env = {**os.environ, "GRADIO_TEMP_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=SPACE, env=env, capture_output=True, text=True, check=True
+    )
+    path = Path(result.stdout.strip())
+    assert path.is_relative_to(tmp_path)
+    assert path.name == "pfgmpp-D128-seed5.zip"
+    with zipfile.ZipFile(path) as archive:
+        assert len(archive.namelist()) == 4
+
+
+# Runs the app with the real package `spaces`. Its cloud answers at once, and its part that patches torch for
+# a GPU is left out.
+ZERO_GPU = """
+import runpy
+import sys
+import types
+
+sys.path.insert(0, "")
+patches = types.ModuleType("spaces.zero.torch")
+for name in ("patch", "unpatch", "init", "move", "enter_mode", "pack", "size", "is_in_bad_fork"):
+    setattr(patches, name, lambda *args, **options: 0)
+sys.modules[patches.__name__] = patches
+
+from spaces.zero import client
+from spaces.zero.api import ScheduleResponse
+
+for name in ("startup_report", "allow", "release"):
+    setattr(client, name, lambda *args, **options: None)
+client.schedule = lambda **options: ScheduleResponse(
+    idle=False, nvidiaIndex=0, nvidiaUUID="", allowToken=""
+)
+runpy.run_path("app.py", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("spaces") is None, reason="needs the package spaces")
+def test_the_space_serves_its_archive_on_zerogpu(tmp_path):
+    env = {
+        **os.environ,
+        "SPACES_ZERO_GPU": "true",
+        "SPACES_ZERO_DEVICE_API_URL": "http://127.0.0.1:9",
+        "GRADIO_TEMP_DIR": str(tmp_path / "cache"),
+    }
+    with serve_space(tmp_path / "log", env, python=(sys.executable, "-c", ZERO_GPU)) as address:
+        client = connect(address)
+        for _ in range(2):
+            gallery, _, archive, _ = call(client, "sample", DRAW)
+            assert len(gallery) == 4
+            with zipfile.ZipFile(archive) as file:
+                assert len(file.namelist()) == 4
+        (kept, *_) = (tmp_path / "cache").rglob("*.zip")
+        response = get(f"{address}/gradio_api/file={kept}")
+        assert response.status_code == 200
+        assert response.content == kept.read_bytes()
+        with pytest.raises(AppError, match="The number of steps must be a whole number from 1 to 100"):
+            call(client, "sample", {**DRAW, "steps": 0})
 
 
 # Pushed
