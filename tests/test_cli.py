@@ -26,6 +26,20 @@ def model(tmp_path):
     return tmp_path / "model"
 
 
+def make_network(size, channels):
+    """Make a small network of diffusers."""
+    return UNet2DModel(
+        size,
+        channels,
+        channels,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+
+
 def read_picture(path):
     return np.asarray(PIL.Image.open(path))
 
@@ -68,7 +82,7 @@ def test_sample_draws_one_row_per_dimension_and_one_panel_per_noise(tmp_path, ca
     [
         (["nowhere/at-all", "--output", "x.png"], "nowhere/at-all"),
         (["MODEL", "--output", "x.jpg"], "--output must end in .png"),
-        (["MODEL", "--seeds", "", "--output", "many"], "`seeds` must be a list such as 0-49999"),
+        (["MODEL", "--seeds", "3-", "--output", "many"], "`seeds` must be a list such as 0-49999"),
         (["MODEL", "--rows", "2"], "--rows has no effect on this model, whose classes are the rows"),
         (["MODEL", "--D", "8,16"], "--D is 8,16, but this network was trained at D = 16 only"),
         (["MODEL", "--variant", "fp16"], "has no variants of its weights, so leave out --variant fp16"),
@@ -235,6 +249,35 @@ def test_a_number_out_of_range_is_refused_in_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info", ""],
+        ["sample", ""],
+        ["sample", "model", "--output", ""],
+        ["sample", "model", "--class-label", ""],
+        ["evaluate", "model", "--data", ""],
+        ["robustness", "model", "", "--data", "x"],
+        ["push", "", "org/new"],
+        ["convert", "file", ""],
+    ],
+)
+def test_an_empty_text_is_not_taken_for_the_working_directory(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        commands.main(arguments)
+    assert stop.value.code == 2
+    assert "must not be empty" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_is_named_twice_is_not_measured_once(model, capsys):
+    with pytest.raises(SystemExit) as stop:
+        commands.main(["robustness", str(model), str(model), "--data", "nowhere"])
+    assert stop.value.code == 1
+    assert "A model is named twice" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--noise=0.1", "--D=16", "--seed=1", "--columns=3", "--output=x.png"])
 def test_an_option_that_is_given_twice_is_not_ignored_once(option, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -314,16 +357,7 @@ def test_a_class_that_never_occurred_is_neither_drawn_nor_accepted(tmp_path, cap
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_rectangular_images_of_any_number_of_channels_are_drawn(channels, tmp_path, capsys):
-    unet = UNet2DModel(
-        (24, 40),
-        channels,
-        channels,
-        block_out_channels=(8,),
-        norm_num_groups=4,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-    )
+    unet = make_network((24, 40), channels)
     PFGMPPPipeline(unet, PFGMPPScheduler(D=16)).save_pretrained(tmp_path / "model")
     assert draw(tmp_path / "model", tmp_path).shape == (2, 24, 40, channels)
     grid = ["sample", str(tmp_path / "model"), "--columns", "3", "--rows", "2", "--num-inference-steps", "1"]
@@ -344,6 +378,19 @@ def test_rectangular_images_of_any_number_of_channels_are_drawn(channels, tmp_pa
     assert PIL.Image.open(tmp_path / "grid.png").size == (4 + 3 * 84, 4 + 2 * 52)
 
 
+@pytest.mark.parametrize("command", ["evaluate", "robustness"])
+def test_features_of_other_sizes_are_refused_before_anything_is_drawn(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    PFGMPPPipeline(make_network(24, 3), PFGMPPScheduler(D=16)).save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit):
+        commands.main([command, "model", "--data", "nowhere"])
+    assert (
+        "fashion-mnist compares grey images of 28×28 pixels, but these have 24×24 pixels and 3 channels."
+        in (capsys.readouterr().err)
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("command", ["sample", "evaluate", "robustness"])
 def test_weights_that_are_not_finite_are_refused(command, value, model, tmp_path, capsys, monkeypatch):
@@ -358,6 +405,22 @@ def test_weights_that_are_not_finite_are_refused(command, value, model, tmp_path
     assert stop.value.code == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "its weights must be finite, but `map_layer0.bias` of `unet` holds NaN or infinity" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("damage", ["cut off", "another entry"])
+def test_a_damaged_model_is_refused_in_one_sentence(damage, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    config = model / "unet" / "config.json"
+    if damage == "cut off":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    else:
+        config.write_text(json.dumps({**json.loads(config.read_text()), "channel_mult": 5}))
+    with pytest.raises(SystemExit) as stop:
+        commands.main(["sample", str(model)])
+    assert stop.value.code == 1
+    assert str(model) in capsys.readouterr().err.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -376,16 +439,7 @@ def test_a_model_with_only_a_variant_says_how_to_use_it(model, tmp_path, capsys)
 
 
 def test_another_kind_of_pipeline_is_refused_by_name(tmp_path, capsys):
-    unet = UNet2DModel(
-        8,
-        1,
-        1,
-        block_out_channels=(8,),
-        norm_num_groups=4,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-    )
+    unet = make_network(8, 1)
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path)
     with pytest.raises(SystemExit):
         commands.main(["sample", str(tmp_path)])

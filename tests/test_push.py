@@ -219,6 +219,17 @@ def test_a_folder_that_holds_only_a_variant_is_pushed_with_its_report(folder, si
         list_files(only)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_not_pushed(folder, value):
+    weights = load_file(folder / WEIGHTS)
+    weights["map_layer0.bias"][0] = value
+    save_file(weights, folder / WEIGHTS)
+    with pytest.raises(
+        ValueError, match="holds NaN or infinity in `map_layer0.bias`, but weights must be finite"
+    ):
+        list_files(folder)
+
+
 def test_networks_without_a_common_variant_are_refused(folder):
     pipe = PFGMPPPipeline.from_pretrained(folder)
     guided = PFGMPPPipeline(pipe.unet, pipe.scheduler, guidance_unet=pipe.unet)

@@ -45,7 +45,7 @@ def test_lists_of_seeds(text, seeds):
     assert parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "a", "3-1", "-3", "1,,2", "1-2-3", "4,3-5"])
+@pytest.mark.parametrize("text", ["", "a", "3-1", "-3", "3-", "-", "²", "1,,2", "1-2-3", "4,3-5"])
 def test_bad_lists_of_seeds_are_refused(text):
     with pytest.raises(ValueError, match="`seeds`"):
         parse_seeds(text)

@@ -40,4 +40,5 @@ def run(args: argparse.Namespace) -> None:
     from ..training.ema import reconstruct_average
 
     variant = reconstruct_average(args.run, args.width, args.step)
+    print(f"Draw from it with `pfgmpp sample {args.run} --variant {variant}`.")
     print(f'Load it with DiffusionPipeline.from_pretrained("{args.run}", variant="{variant}")')

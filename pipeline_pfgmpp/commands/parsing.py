@@ -16,7 +16,7 @@ LARGEST_SEED = 2**62
 
 
 class StoreOnce(argparse.Action):
-    """Store the value of an option, record that it was given, and refuse to be given again."""
+    """Store a value that is not empty, record that its option was given, and refuse it a second time."""
 
     def __call__(
         self,
@@ -37,6 +37,8 @@ class StoreOnce(argparse.Action):
             if self.dest in given:
                 raise argparse.ArgumentError(self, "may be given only once")
             namespace.given = given | {self.dest}
+        if values == "" or (isinstance(values, list) and "" in values):
+            raise argparse.ArgumentError(self, "must not be empty")
         setattr(namespace, self.dest, values)
 
 

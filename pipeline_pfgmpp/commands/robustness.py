@@ -103,6 +103,8 @@ def run(args: argparse.Namespace) -> None:
     from ..pictures.plots import plot_robustness
     from ..records.digests import default_output, describe
 
+    if len(set(args.models)) < len(args.models):
+        raise ValueError(f"A model is named twice: {' '.join(args.models)}.")
     settings = robustness.list_settings(args.noise, args.bits, args.nfe)
     if args.write:
         if len(args.models) > 1:

@@ -255,8 +255,8 @@ def load_pipeline(model: str, variant: str | None = None, **scheduler_settings: 
 
     Raises:
         OSError: There is no such model.
-        ValueError: The model has no such weights, is another kind of pipeline or has weights that are
-            not finite, or a setting is out of range.
+        ValueError: The model is damaged, has no such weights, is another kind of pipeline or has weights
+            that are not finite, or a setting is out of range.
     """
     import torch
     from diffusers import DiffusionPipeline
@@ -273,6 +273,9 @@ def load_pipeline(model: str, variant: str | None = None, **scheduler_settings: 
         if not Path(model).is_dir():
             _check_variant(model, variant, _list_remote_variants(model))
         raise
+    except Exception as error:  # damaged weights, or a configuration that its class does not accept
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{model} cannot be loaded: {reason}") from None
     if not isinstance(pipeline, PFGMPPPipeline):
         raise ValueError(f"{model} is a {type(pipeline).__name__}, but must be a PFGMPPPipeline.")
     check_finite(pipeline, model)
@@ -382,7 +385,16 @@ def load_metrics(
 
     from ..evaluation import ImageMetrics, load_features
     from ..evaluation.evaluate import gather_features
+    from ..records.sizes import format_size, get_image_size
 
+    size = get_image_size(pipeline.unet)
+    channels = pipeline.unet.config.in_channels
+    if features == "fashion-mnist" and (channels, *size) != (1, 28, 28):
+        raise ValueError(
+            "--features must be inception or another model that takes images of any size, because"
+            f" fashion-mnist compares grey images of 28×28 pixels, but these have"
+            f" {format_size(*size)} pixels and {channels} channels."
+        )
     real_images = load_real_images(data, split, pipeline)
     state = PartialState(cpu=pipeline.device.type == "cpu")
     with state.main_process_first():  # it fills the cache that the others read

@@ -41,8 +41,9 @@ def parse_seeds(text: str) -> list[int]:
     """
     seeds: list[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        last = last or first
+        first, dash, last = part.partition("-")
+        if not dash:
+            last = first
         if not first.isdecimal() or not last.isdecimal() or int(last) < int(first):
             raise ValueError(f"`seeds` must be a list such as 0-49999 or 3,5,10-12, but is {text!r}.")
         if len(seeds) + int(last) - int(first) >= MOST_SEEDS or int(last) >= 2**63:

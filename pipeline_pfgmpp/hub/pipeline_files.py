@@ -205,7 +205,7 @@ def _list_shards(folder: Path, part: str, index: str) -> list[str]:
 
 
 def _check_tensors(folder: Path, part: str, network: str, files: Mapping[str, Path]) -> None:
-    """Check that weight files are complete and hold the tensors of the configured network."""
+    """Check that weight files are complete, finite and hold the tensors of the configured network."""
     from safetensors import SafetensorError, safe_open
 
     shapes = {}
@@ -213,7 +213,12 @@ def _check_tensors(folder: Path, part: str, network: str, files: Mapping[str, Pa
         try:
             with safe_open(path, "pt") as file:
                 for key in file.keys():  # noqa: SIM118
-                    shapes[key] = tuple(file.get_slice(key).get_shape())
+                    tensor = file.get_tensor(key)
+                    shapes[key] = tuple(tensor.shape)
+                    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                        raise ValueError(
+                            f"{name} holds NaN or infinity in `{key}`, but weights must be finite."
+                        )
         except SafetensorError as error:
             raise ValueError(f"{name} cannot be read: {error}") from None
     if network not in NETWORKS:
