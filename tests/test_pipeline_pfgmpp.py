@@ -362,3 +362,296 @@ def test_the_trained_range_outlives_files_and_other_schedulers(tmp_path):
     for bad in ((16,), (64, 16), (0, 4), "16:inf", 16):
         with pytest.raises(ValueError, match="`D_range` must"):
             PFGMPPScheduler(D_range=bad)
+
+
+# Classes
+
+
+NAMES = {0: "T-shirt/top", 1: "Sneaker", 2: "sneaker", 3: "Bag"}
+
+
+def named_pipeline(id2label=NAMES, **config):
+    pipe = PFGMPPPipeline(our_unet(label_dim=4), PFGMPPScheduler(**config), id2label=id2label)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def watch_labels(pipe):
+    """Return a list to which each call of the network appends the classes of its images."""
+    seen = []
+
+    def look(module, args, kwargs):
+        seen.append(kwargs["class_labels"].argmax(1).tolist())
+
+    pipe.unet.register_forward_pre_hook(look, with_kwargs=True)
+    return seen
+
+
+FEW = {"num_inference_steps": 1, "output_type": "latent"}
+
+
+@pytest.mark.parametrize("make_generator", [generator, lambda: [generator(seed) for seed in range(6)]])
+def test_a_seed_draws_the_same_class_at_every_d(make_generator):
+    unet = our_unet(label_dim=4, d_conditioning=True)
+    pipe = pipeline(unet, D=128)
+    seen = watch_labels(pipe)
+    for D in (1, 16, 128, 1e6, None, math.inf):
+        pipe(6, D=D, generator=make_generator(), **FEW)
+    pipe.scheduler = PFGMPPScheduler(D=None)
+    pipe(6, generator=make_generator(), **FEW)
+    assert len(set(map(tuple, seen))) == 1
+    assert len(set(seen[0])) > 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "numbers"),
+    [
+        ("Bag", [3, 3]),
+        ("bAG", [3, 3]),
+        ("sneaker", [2, 2]),
+        (["Bag", "Sneaker"], [3, 1]),
+        (["Bag", 2], [3, 2]),
+        (np.array(["Bag", "T-shirt/top"]), [3, 0]),
+        (np.int64(3), [3, 3]),
+        (np.array([3, 1], np.uint8), [3, 1]),
+        (torch.tensor(3), [3, 3]),
+        ([torch.tensor(3), np.int32(1)], [3, 1]),
+        (torch.tensor([2], dtype=torch.int16), [2, 2]),
+        ((1, 2), [1, 2]),
+    ],
+)
+def test_classes_are_named_or_numbered(labels, numbers):
+    pipe = named_pipeline()
+    seen = watch_labels(pipe)
+    pipe(2, class_labels=labels, **FEW)
+    pipe.invert(torch.zeros(2, 3, 8, 8), 2, class_labels=labels)
+    assert seen == [numbers] * len(seen)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("SNEAKER", "`class_labels` must name one class, and 'SNEAKER' is the name of 1, 2"),
+        ("cat", r"`class_labels` must be one of \['T-shirt/top', 'Sneaker', 'sneaker', 'Bag'\], or a number"),
+        (["Bag"] * 3, "`class_labels` must be a class or 2 classes"),
+        (True, "`class_labels` must be a class"),
+        ([None, 1], "`class_labels` must be a class"),
+        (np.nan, "`class_labels` must be a class"),
+        (np.array([0.0, 1.0]), "`class_labels` must be a class"),
+        (torch.tensor([True, False]), "`class_labels` must be a class"),
+        (4, r"`class_labels` must lie in 0 ... 3"),
+        ({"Bag": 1}, "`class_labels` must be a class"),
+    ],
+)
+def test_what_is_no_class_is_refused(labels, message):
+    with pytest.raises(ValueError, match=message) as error:
+        named_pipeline()(2, class_labels=labels, **FEW)
+    assert "\n" not in str(error.value)
+
+
+def test_names_for_a_model_without_names_are_refused():
+    with pytest.raises(ValueError, match="must be numbers, since this model has no names"):
+        named_pipeline(None)(class_labels="Bag", **FEW)
+
+
+def test_a_class_that_never_occurred_in_training_is_not_offered(tmp_path):
+    named_pipeline({1: "Sneaker", "3": "Bag"}).save_pretrained(tmp_path)
+    pipe = PFGMPPPipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    seen = watch_labels(pipe)
+    pipe(32, generator=generator(), **FEW)
+    assert set(seen[0]) == {1, 3}
+    pipe(class_labels=3, **FEW)
+    with pytest.raises(ValueError, match=r"`class_labels` must be one of the classes .* \[1, 3\]"):
+        pipe(class_labels=2, **FEW)
+
+
+@pytest.mark.parametrize("id2label", [{4: "cat"}, {-1: "cat"}, {"cat": 0}, {0: 1}, {0: None}, ["cat", "dog"]])
+def test_names_of_classes_that_do_not_exist_are_refused(id2label):
+    with pytest.raises(ValueError, match="`id2label` must map"):
+        named_pipeline(id2label)
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float32, np.array, torch.tensor])
+def test_scalars_of_numpy_and_torch_count_as_numbers(kind):
+    unet = our_unet(label_dim=4, d_conditioning=True)
+    pipe = pipeline(unet, D=64)
+    whole = np.int16 if kind is np.float32 else kind
+    image = torch.rand(2, 3, 8, 8, generator=generator(7))
+    numbers = {"D": 128, "guidance_scale": 3, "temperature": 2, "strength": 1}
+    counts = {"batch_size": 2, "num_inference_steps": 3, "class_labels": 1}
+    common = {"image": image, "output_type": "latent", "guidance_interval": (0, 50)}
+    expected = pipe(generator=generator(), **numbers, **counts, **common).images
+    numbers = {name: kind(value) for name, value in numbers.items()}
+    counts = {name: whole(value) for name, value in counts.items()}
+    common["guidance_interval"] = (kind(0), kind(50))
+    assert torch.equal(pipe(generator=generator(), **numbers, **counts, **common).images, expected)
+    expected = pipe.invert(image, 3, 128, 1)
+    assert torch.equal(pipe.invert(image, whole(3), kind(128), whole(1)), expected)
+    result = pipe.log_likelihood(
+        image, whole(2), kind(128), whole(1), num_repeats=whole(1), generator=generator()
+    )
+    again = pipe.log_likelihood(image, 2, 128, 1, num_repeats=1, generator=generator())
+    assert torch.equal(result.log_likelihood, again.log_likelihood)
+
+
+BAD_NUMBERS = [math.nan, math.inf, -math.inf, "1", None, True, 1j, [1.0], torch.ones(2), 1e300]
+
+
+@pytest.mark.parametrize("value", BAD_NUMBERS, ids=str)
+@pytest.mark.parametrize("name", ["guidance_scale", "temperature", "strength"])
+def test_what_is_no_number_is_refused_by_name(name, value):
+    pipe = pipeline(our_unet(label_dim=4))
+    with pytest.raises(ValueError, match=f"`{name}` must") as error:
+        pipe(image=torch.zeros(1, 3, 8, 8), **{name: value})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [*BAD_NUMBERS, 2.5, 0, -3, 10**9], ids=str)
+def test_what_is_no_count_is_refused_by_name(value):
+    pipe = pipeline()
+    image = torch.zeros(1, 3, 8, 8)
+    for name, call in (
+        ("batch_size", lambda: pipe(batch_size=value)),
+        ("num_inference_steps", lambda: pipe(num_inference_steps=value)),
+        ("num_inference_steps", lambda: pipe.invert(image, num_inference_steps=value)),
+        ("num_repeats", lambda: pipe.log_likelihood(image, num_repeats=value)),
+    ):
+        with pytest.raises(ValueError, match=f"`{name}` must"):
+            call()
+
+
+@pytest.mark.parametrize("D", [1e-3, 0.1, 0, -1, math.nan, "128", True, 1j, [[64]], [64, "inf"]], ids=str)
+def test_absurd_d_are_refused(D):
+    pipe = pipeline(our_unet(d_conditioning=True))
+    image = torch.zeros(1, 3, 8, 8)
+    latents = torch.ones(1, 3, 8, 8)
+    for call in (
+        lambda: pipe(D=D),
+        lambda: pipe(D=D, latents=latents),
+        lambda: pipe.invert(image, D=D),
+        lambda: pipe.log_likelihood(image, D=D),
+        lambda: PFGMPPScheduler(D=D),
+    ):
+        with pytest.raises(ValueError, match="`D` "):
+            call()
+
+
+def test_the_smallest_d_makes_finite_images():
+    pipe = pipeline(our_unet(d_conditioning=True))
+    assert pipe(64, D=0.5, generator=generator(), **FEW).images.isfinite().all()
+
+
+def test_one_d_per_image():
+    pipe = pipeline(our_unet(d_conditioning=True), D=64)
+    latents = sample_noise((2, 3, 8, 8), 64, generator())
+    both = pipe(latents=latents, D=[16, math.inf], **FEW).images
+    for row, D in ((0, 16), (1, None)):
+        pipe.scheduler = PFGMPPScheduler(D=D)
+        alone = pipe(latents=latents[row : row + 1], **FEW).images
+        torch.testing.assert_close(both[row : row + 1], alone, rtol=1e-4, atol=1e-4)
+    for call in (
+        lambda: pipe(3, D=[16, 64]),
+        lambda: pipe(latents=latents, D=torch.tensor([16.0, 64, 128])),
+        lambda: pipe.invert(torch.zeros(3, 3, 8, 8), D=[16, 64]),
+    ):
+        with pytest.raises(ValueError, match="`D` holds . values for a batch of"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"latents": np.zeros((1, 3, 8, 8))}, "`latents` must be a torch.Tensor of floats, but is ndarray"),
+        (
+            {"latents": torch.zeros(1, 3, 8, 8, dtype=torch.int64)},
+            "`latents` must be a torch.Tensor of floats",
+        ),
+        ({"latents": torch.full((1, 3, 8, 8), math.nan)}, "`latents` must be finite"),
+        ({"latents": torch.zeros(3, 8, 8)}, "`latents` must be of shape"),
+        (
+            {"latents": torch.zeros(1, 3, 7, 8)},
+            "`sample` must have a height and a width that are multiples of 2",
+        ),
+        ({"generator": 5}, "`generator` must be a torch.Generator or a list of them, but is 5"),
+        ({"generator": [5]}, "`generator` must be a torch.Generator or a list of them, but is list of int"),
+        ({"generator": np.random.default_rng()}, "`generator` must be a torch.Generator"),
+        ({"guidance_interval": 3}, "`guidance_interval` must be"),
+        ({"guidance_interval": (0, math.nan)}, "`guidance_interval` must be"),
+        ({"guidance_interval": ("0", 1)}, "`guidance_interval` must be"),
+        ({"sigmas": [math.inf, 1.0]}, "`sigmas` or `timesteps` must be"),
+        ({"sigmas": [math.nan]}, "`sigmas` or `timesteps` must be"),
+        ({"sigmas": [1e30, 1.0]}, "`sigmas` or `timesteps` must be"),
+        ({"sigmas": "80"}, "`sigmas` or `timesteps` must be"),
+        ({"sigmas": [[80.0, 1.0]]}, "`sigmas` or `timesteps` must be"),
+        ({"output_type": None}, "`output_type` must be one of"),
+        ({"output_type": ["pil"]}, "`output_type` must be one of"),
+        ({"callback_on_step_end_tensor_inputs": "latents"}, "`callback_on_step_end_tensor_inputs` may hold"),
+        ({"callback_on_step_end_tensor_inputs": None}, "`callback_on_step_end_tensor_inputs` may hold"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message) as error:
+        pipeline()(**kwargs)
+    assert "\n" not in str(error.value)
+
+
+def test_generators_of_the_likelihood():
+    with pytest.raises(ValueError, match="`generator` must be a torch.Generator, but is list"):
+        pipeline().log_likelihood(torch.zeros(1, 3, 8, 8), generator=[generator()])
+
+
+def test_samples_that_are_not_numbers_are_reported(caplog):
+    pipe = pipeline()
+    torch.nn.init.constant_(next(pipe.unet.parameters()), math.nan)
+    pipe(2, **FEW)
+    assert "2 of 2 samples hold NaN or infinities" in caplog.text
+
+
+# Rectangles
+
+
+def test_a_pipeline_of_rectangles(tmp_path):
+    unet = PFGMPPUNet2DModel(
+        sample_size=(24, 40),
+        model_channels=16,
+        channel_mult=(1, 2),
+        num_blocks=1,
+        attn_resolutions=(12,),
+        label_dim=3,
+    )
+    pipe = PFGMPPPipeline(unet.eval(), PFGMPPScheduler(D=64), guidance_unet=unet)
+    pipe.save_pretrained(tmp_path)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    pictures = loaded(2, num_inference_steps=2, generator=generator()).images
+    assert [picture.size for picture in pictures] == [(40, 24)] * 2
+    again = PFGMPPPipeline(unet, PFGMPPScheduler(), guidance_unet=loaded.unet)  # (24, 40) is [24, 40] in JSON
+    assert again.guidance_unet is loaded.unet
+    latents = loaded.invert(pictures, num_inference_steps=2)
+    assert latents.shape == (2, 3, 24, 40)
+    mask = torch.zeros(24, 40)
+    mask[:12] = 1
+    edited = loaded(image=pictures, mask_image=mask, num_inference_steps=2, output_type="np").images
+    assert edited.shape == (2, 24, 40, 3)
+    likelihood = loaded.log_likelihood(pictures, num_inference_steps=2).log_likelihood
+    assert likelihood.isfinite().all()
+    with pytest.raises(ValueError, match=r"`image` must hold images of shape \(3, 24, 40\)"):
+        loaded(image=torch.zeros(1, 3, 40, 24))
+    with pytest.raises(ValueError, match="`sample_size` is 8 in `guidance_unet` but"):
+        PFGMPPPipeline(unet, PFGMPPScheduler(), guidance_unet=our_unet())
+
+
+def test_rectangles_with_a_network_of_diffusers():
+    unet = UNet2DModel(
+        sample_size=(8, 16),
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    assert pipeline(unet)(num_inference_steps=2, output_type="np").images.shape == (1, 8, 16, 3)
