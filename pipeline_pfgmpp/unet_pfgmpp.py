@@ -317,8 +317,9 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
             if value not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, but is {value!r}.")
         self._divisor = 2 ** (len(channel_mult) - 1)
-        self._size = [sample_size] * 2 if isinstance(sample_size, int) else list(sample_size)
-        if len(self._size) != 2 or any(side < 1 or side % self._divisor for side in self._size):
+        self._size = list(sample_size) if isinstance(sample_size, (list, tuple)) else [sample_size] * 2
+        are_integers = all(isinstance(side, int) and side > 0 for side in self._size)
+        if len(self._size) != 2 or not are_integers or any(side % self._divisor for side in self._size):
             raise ValueError(
                 f"`sample_size` must be one or two multiples of {self._divisor}, since it is halved at each"
                 f" further level, but is {sample_size!r}."

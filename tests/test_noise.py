@@ -5,12 +5,14 @@ import subprocess
 import sys
 
 import mpmath
+import numpy as np
 import pytest
 import scipy.stats
 import torch
 
 from pipeline_pfgmpp import (
     field_target,
+    interpolate_noise,
     log_density,
     noise,
     posterior_weights,
@@ -294,3 +296,63 @@ def test_noise_on_the_gpu(D):
     assert torch.equal(
         sample_noise((2, 8), D, generator(), "cuda").cpu(), sample_noise((2, 8), D, generator())
     )
+
+
+# Arguments that make no sense
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"D": 1e-3}, "`D` must be at least 0.1, but is 0.001"),
+        ({"D": "64"}, "`D` must be a positive number"),
+        ({"D": True}, "`D` must be a positive number"),
+        ({"D": 10**400}, "`D` must be a positive number"),
+        ({"shape": (2.5, 3)}, "`shape` must be"),
+        ({"shape": 6}, "`shape` must be"),
+        ({"dtype": torch.int64}, "`dtype` must be a type of floats"),
+        ({"generator": 0}, "`generator` must be a torch.Generator"),
+        ({"generator": [0, 1]}, "`generator` must be a torch.Generator"),
+        ({"max_norm": math.nan}, "`max_norm` must be positive"),
+        ({"max_norm": 0}, "`max_norm` must be positive"),
+    ],
+)
+def test_noise_of_absurd_arguments_is_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message) as error:
+        sample_noise(**{"shape": (2, 3), "D": 8, **kwargs})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int64, np.array, torch.tensor])
+def test_scalars_of_numpy_and_torch_count_as_numbers(kind):
+    expected = sample_noise((2, 3), 8, generator(), max_norm=2)
+    whole = np.int64 if kind is np.float32 else kind
+    drawn = sample_noise((whole(2), whole(3)), kind(8), generator(), max_norm=kind(2))
+    assert torch.equal(drawn, expected)
+    noise = torch.ones(2, 3)
+    assert torch.equal(interpolate_noise(noise, 2 * noise, kind(1)), interpolate_noise(noise, 2 * noise, 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"fraction": math.nan}, r"`fraction` must lie in \[0, 1\]"),
+        ({"fraction": 1.5}, r"`fraction` must lie in \[0, 1\]"),
+        ({"fraction": torch.tensor([0.5, math.inf])}, r"`fraction` must lie in \[0, 1\]"),
+        ({"fraction": torch.ones(3)}, "`fraction` must be a number in .* or 2 of them"),
+        ({"fraction": "half"}, "`fraction` must be a number"),
+        ({"fraction": None}, "`fraction` must be a number"),
+        ({"start": torch.ones(2, 3, dtype=torch.int64)}, "`start` must be a torch.Tensor of floats"),
+        ({"start": [[1.0]]}, "`start` must be a torch.Tensor of floats"),
+        ({"end": torch.full((2, 3), math.nan)}, "`end` must be finite"),
+        ({"end": torch.zeros(2, 3)}, "zero everywhere"),
+        ({"end": -torch.ones(2, 3)}, "must not be opposite"),
+        ({"end": torch.ones(3, 3)}, "must be of one shape"),
+    ],
+)
+def test_interpolation_between_what_is_no_noise_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message) as error:
+        interpolate_noise(
+            **{"start": torch.ones(2, 3), "end": 2 * torch.ones(2, 3), "fraction": 0.5, **arguments}
+        )
+    assert "\n" not in str(error.value)

@@ -8,6 +8,7 @@ import inspect
 import itertools
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
@@ -388,3 +389,137 @@ def test_on_the_gpu(solver_type):
         assert scheduler.timesteps.device.type == device
         results.append(sample_with(scheduler, start(scheduler).to(device), generator=generator()).cpu())
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+# Timesteps and arguments that make no sense
+
+
+@pytest.mark.parametrize(
+    "timesteps",
+    [
+        torch.randint(100, 1000, (3,), generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 1, 0]),
+        np.array([1, 0, 1]),
+        torch.tensor([0.1, 0.2, 2.5]),
+        999,
+        -3.0,
+        float("nan"),
+        float("inf"),
+        [0.1, float("nan"), 0.3],
+        "0.5",
+        None,
+    ],
+    ids=str,
+)
+def test_add_noise_refuses_what_is_no_noise_level(timesteps):
+    scheduler = PFGMPPScheduler()
+    with pytest.raises(ValueError, match=r"`timesteps` must be c_noise = ln\(sigma\) / 4") as error:
+        scheduler.add_noise(torch.zeros(3, 1, 4, 4), torch.ones(3, 1, 4, 4), timesteps)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "timesteps", [0, np.float32(0.5), np.array([0.1, 0.2, 0.3]), torch.tensor(-1.5)], ids=str
+)
+def test_add_noise_takes_numbers_of_every_kind(timesteps):
+    scheduler = PFGMPPScheduler()
+    noisy = scheduler.add_noise(torch.zeros(3, 1, 4, 4), torch.ones(3, 1, 4, 4), timesteps)
+    expected = (4 * torch.as_tensor(timesteps, dtype=torch.float32)).exp().expand(3)
+    torch.testing.assert_close(noisy[:, 0, 0, 0], expected)
+
+
+def test_add_noise_refuses_noise_of_another_shape():
+    with pytest.raises(ValueError, match="`noise` must be of shape"):
+        PFGMPPScheduler().add_noise(torch.zeros(3, 1, 4, 4), torch.ones(1, 4, 4), 0.5)
+
+
+def test_the_noise_levels_of_training_lie_inside():
+    """Training draws ln(sigma) from a normal distribution, which `sigma_min` and `sigma_max` do not bound."""
+    sigma = (torch.randn(1_000_000, generator=generator()) * 1.2 - 1.2).exp()
+    assert sigma.min() < 0.002
+    scheduler = PFGMPPScheduler()
+    zeros = torch.zeros(len(sigma), 1)
+    assert scheduler.add_noise(zeros, zeros, scheduler.precondition_noise(sigma)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.array, torch.tensor])
+def test_a_scheduler_takes_numbers_of_every_kind_and_saves_those_of_python(kind, tmp_path):
+    numbers = {
+        "D": 64,
+        "sigma_min": 0.25,
+        "sigma_max": 64,
+        "sigma_data": 0.5,
+        "rho": 5,
+        "s_churn": 4,
+        "s_tmin": 0.5,
+        "s_tmax": 32,
+        "s_noise": 1,
+        "max_noise_norm": 8,
+    }
+    scheduler = PFGMPPScheduler(**{name: kind(value) for name, value in numbers.items()})
+    scheduler.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "scheduler_config.json").read_text())
+    assert {name: saved[name] for name in numbers} == numbers
+    assert PFGMPPScheduler(num_train_timesteps=np.int64(10)).config.num_train_timesteps == 10
+
+
+NUMBERS = [
+    "sigma_min",
+    "sigma_max",
+    "sigma_data",
+    "rho",
+    "s_churn",
+    "s_tmin",
+    "s_noise",
+    "num_train_timesteps",
+]
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), "1", None, True, [1.0], torch.ones(2), 1j], ids=str
+)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_is_no_number_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must") as error:
+        PFGMPPScheduler(**{name: value})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"D": 1e-3},
+        {"D": "128"},
+        {"D": True},
+        {"s_tmax": float("nan")},
+        {"s_tmax": -1},
+        {"s_noise": -1},
+        {"max_noise_norm": float("nan")},
+        {"max_noise_norm": "2"},
+        {"prediction_type": "sample"},
+        {"solver_type": None},
+        {"solver_type": ["heun"]},
+        {"sigma_min": 1e-30},
+        {"sigma_max": 1e30},
+    ],
+    ids=str,
+)
+def test_absurd_options_are_refused_by_name(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        PFGMPPScheduler(**options)
+
+
+@pytest.mark.parametrize("solver_type", ["heun", "dpmpp_3m"])
+def test_a_copy_shares_no_steps_with_its_original(solver_type):
+    scheduler = PFGMPPScheduler(solver_type=solver_type)
+    scheduler.set_timesteps(5)
+    x = start(scheduler)
+    expected = sample_with(scheduler, x)
+    scheduler.set_timesteps(5)
+    other = copy.copy(scheduler)
+    other.set_timesteps(9)
+    y = start(other)
+    for t, u in zip(scheduler.timesteps, other.timesteps):
+        x = sample_with(scheduler, x, [t])
+        y = sample_with(other, y, [u])
+    assert torch.equal(x, expected)

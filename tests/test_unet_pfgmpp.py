@@ -1,6 +1,5 @@
 """The published networks against tensors computed by the authors' own program."""
 
-
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -273,6 +272,53 @@ def test_the_pipeline_turns_d_like_a_dial(tmp_path):
 def test_conditioning_that_the_network_lacks_is_refused(name, value):
     with pytest.raises(ValueError, match=f"`{name}` is given, but this network is not conditioned on it"):
         outputs(network(), **{name: value})
+
+
+# Rectangles
+
+
+@pytest.mark.parametrize("model_type", ["SongUNet", "DhariwalUNet"])
+@pytest.mark.parametrize("size", [(24, 40), [40, 24]])
+def test_rectangles(size, model_type, tmp_path):
+    """The levels attend by their shorter side, upright or lying."""
+    options = {"model_channels": 16, "channel_mult": (1, 2), "num_blocks": 1, "attn_resolutions": (12,)}
+    unet = PFGMPPUNet2DModel(
+        sample_size=size, model_type=model_type, encoder_type="residual", **options
+    ).eval()
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    height, width = size
+    assert unet.enc[f"{height // 2}x{width // 2}_block0"].num_heads
+    assert not unet.enc[f"{height}x{width}_block0"].num_heads
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    expected = unet(x, torch.zeros(2)).sample
+    assert expected.shape == x.shape
+    unet.save_pretrained(tmp_path)
+    loaded = PFGMPPUNet2DModel.from_pretrained(tmp_path)
+    assert tuple(loaded.config.sample_size) == tuple(size)
+    torch.testing.assert_close(loaded(x, torch.zeros(2)).sample, expected)
+
+
+def test_a_square_given_by_two_sides_is_a_square():
+    one = network()
+    two = network(sample_size=(8, 8))
+    assert list(one.state_dict()) == list(two.state_dict())
+    assert torch.equal(outputs(one), outputs(two))
+
+
+def test_presets_of_rectangles():
+    with torch.device("meta"):
+        unet = PFGMPPUNet2DModel.from_preset("fashion-mnist-small", sample_size=(24, 40))
+    assert "24x40_conv" in unet.enc
+    assert "6x10_block0" in unet.enc
+
+
+@pytest.mark.parametrize("size", [(24, 41), (24,), (8, 8, 8), (0, 8), (-8, 8), "8", 8.0, None])
+def test_sizes_that_the_levels_do_not_divide_are_refused(size):
+    with pytest.raises(ValueError, match="`sample_size` must be one or two multiples of 2"):
+        network(sample_size=size)
+    with pytest.raises(ValueError, match="`sample` must have a height and a width that are multiples of 2"):
+        network()(torch.zeros(1, 3, 8, 7), 0.0)
 
 
 # Presets
