@@ -311,6 +311,25 @@ def test_images_of_any_number_of_channels_are_stored(channels, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["many.npz"]
 
 
+@pytest.mark.parametrize("value_range", [(0, 65535), (-0.5, 1.5)])
+def test_deep_data_keep_their_depth_in_a_file(value_range, tmp_path):
+    """Everything was rounded to 8 bits."""
+    data = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pipe = PFGMPPPipeline(EmpiricalDenoiser(data), PFGMPPScheduler(D=16), value_range=value_range)
+    sample_to_files(pipe, [0, 1], tmp_path / "many.npz", batch_size=1, num_inference_steps=8)
+    images, _ = load_samples(tmp_path / "many.npz")
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    expected = pipe(2, num_inference_steps=8, generator=generators, output_type="pt").images
+    low, high = value_range
+    assert images.dtype == torch.float32
+    assert (images - expected).abs().max() < 1e-4 * (high - low)
+    levels = (images - low) / (high - low) * 255
+    assert (levels - levels.round()).abs().max() > 0.1
+    sample_to_files(pipe, [0, 1], tmp_path / "folder", num_inference_steps=8)
+    rounded, _ = load_samples(tmp_path / "folder")
+    assert (rounded - levels).abs().max() <= 0.51
+
+
 def test_images_that_are_not_finite_are_not_stored(pipe, tmp_path):
     """NaN became black pictures."""
     broken = PFGMPPPipeline(copy.deepcopy(pipe.unet), pipe.scheduler)

@@ -18,7 +18,7 @@ from PIL import Image
 from ..pictures.grid import PICTURE_MODES, to_pil
 from ..records.digests import describe, list_differences
 from ..records.writing import replace_file
-from .generate import generate, split_batches
+from .generate import generate, generate_values, split_batches
 
 
 SETTINGS = "settings.json"
@@ -67,8 +67,9 @@ def sample_to_files(
     """
     Generate one image per seed into a folder of PNG files, or into one `.npz` file.
 
-    An `.npz` file holds `images` of shape `(M, H, W, C)` as uint8, and their `seeds`. Images that are not
-    of 1, 3 or 4 channels can be written only into such a file. Under
+    An `.npz` file holds `images` of shape `(M, H, W, C)` and their `seeds`. The images are uint8, or
+    float32 in the units of the data if the pipeline has a `value_range` other than (0, 255). Images
+    that are not of 1, 3 or 4 channels can be written only into such a file. Under
     `accelerate launch` or `torchrun` the processes share the batches. Interrupted runs resume: a
     batch that is complete on disk is not generated again.
 
@@ -91,7 +92,8 @@ def sample_to_files(
     output = Path(output).resolve()
     packed = output.suffix == ".npz"
     channels = pipeline.unet.config.in_channels
-    suffix = ".png" if channels in PICTURE_MODES else ".npy"
+    keeps_depth = packed and not _is_eight_bits(pipeline)
+    suffix = ".png" if channels in PICTURE_MODES and not keeps_depth else ".npy"
     if suffix == ".npy" and not packed:
         raise ValueError(
             f"Images of {channels} channels cannot be written as PNG files: `output` must end in .npz, but is"
@@ -110,7 +112,8 @@ def sample_to_files(
     desc = "Sampling"
     if state.num_processes > 1:
         desc = f"Sampling ({state.process_index + 1} of {state.num_processes})"
-    for batch, images in generate(pipeline, missing, batch_size, desc, **settings):
+    draw = generate_values if keeps_depth else generate
+    for batch, images in draw(pipeline, missing, batch_size, desc, **settings):
         _write_settings(folder, description)
         for seed, image in zip(batch, images):
             _write_image(_locate(folder, seed, suffix), image)
@@ -132,8 +135,8 @@ def load_samples(
             folder in ascending order and from a file in the order in which they were asked for.
 
     Returns:
-        `tuple[torch.Tensor, dict]`: The images of shape `(M, C, H, W)` as uint8, and the settings
-            and the command that were recorded with them.
+        `tuple[torch.Tensor, dict]`: The images of shape `(M, C, H, W)` as they were stored, and the
+            settings and the command that were recorded with them.
 
     Raises:
         ValueError: The path does not hold these images.
@@ -170,6 +173,11 @@ def _load_archive(path: Path, seeds: list[int] | None) -> tuple[np.ndarray, str]
                 raise ValueError(f"it has no image of seed {min(missing)}")
             images = images[[places[seed] for seed in seeds]]
         return images, str(archive["settings"])
+
+
+def _is_eight_bits(pipeline: DiffusionPipeline) -> bool:
+    value_range = pipeline.config.get("value_range")
+    return value_range is None or tuple(value_range) == (0, 255)
 
 
 def _locate(folder: Path, seed: int, suffix: str) -> Path:
@@ -219,7 +227,7 @@ def _write_image(path: Path, image: torch.Tensor) -> None:
             picture.save(partial, format="PNG")
         else:
             with open(partial, "wb") as file:
-                np.save(file, image.permute(1, 2, 0).numpy())
+                np.save(file, image.permute(1, 2, 0).cpu().numpy())
 
 
 def _read_image(path: Path) -> np.ndarray:

@@ -41,6 +41,31 @@ def generate(
         ValueError: `batch_size` is not positive, an argument does not fit the pipeline, or an image has
             values that are not finite.
     """
+    for batch, images in generate_values(pipeline, seeds, batch_size, desc, noise, **settings):
+        yield batch, round_to_bytes(images, pipeline.config.get("value_range"), batch)
+
+
+def generate_values(
+    pipeline: DiffusionPipeline,
+    seeds: list[int],
+    batch_size: int,
+    desc: str | None = "Sampling",
+    noise: float = 0.0,
+    **settings: Any,
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """
+    Generate images as [`generate`] does, without rounding them.
+
+    Args:
+        pipeline, seeds, batch_size, desc, noise, settings: As for [`generate`].
+
+    Yields:
+        `tuple[list[int], torch.Tensor]`: The seeds of a batch, and its images of shape
+            `(batch, C, H, W)` as the pipeline returns them for `output_type="pt"`.
+
+    Raises:
+        ValueError: As for [`generate`].
+    """
     batches = split_batches(seeds, batch_size)
     pipeline.set_progress_bar_config(disable=True)
     with tqdm(total=len(seeds), desc=desc, unit="image", disable=desc is None) as progress:
@@ -53,7 +78,8 @@ def generate(
                 disturbance = inject_noise(pipeline, batch, generators, noise, D, has_classes)
             options = {**settings, **disturbance}
             output = pipeline(len(batch), generator=generators, output_type="pt", **options)
-            yield batch, round_to_bytes(output.images, pipeline.config.get("value_range"), batch)
+            check_finite_images(output.images, batch)
+            yield batch, output.images
             progress.update(len(batch))
 
 
@@ -74,15 +100,29 @@ def round_to_bytes(
     Raises:
         ValueError: A value is NaN or infinite.
     """
+    check_finite_images(images, seeds)
+    if value_range is not None:
+        low, high = value_range
+        images = (images - low) / (high - low)
+    return (images * 255).round().to("cpu", torch.uint8)
+
+
+def check_finite_images(images: torch.Tensor, seeds: list[int]) -> None:
+    """
+    Refuse images with values that are not finite.
+
+    Args:
+        images (`torch.Tensor`): The images.
+        seeds (`list[int]`): Their seeds, which the error names.
+
+    Raises:
+        ValueError: A value is NaN or infinite.
+    """
     if not bool(images.isfinite().all()):
         raise ValueError(
             f"The images of seeds {seeds[0]} to {seeds[-1]} hold NaN or infinity, so they are not stored:"
             " with these settings the network does not denoise."
         )
-    if value_range is not None:
-        low, high = value_range
-        images = (images - low) / (high - low)
-    return (images * 255).round().to("cpu", torch.uint8)
 
 
 def split_batches(seeds: list[int], batch_size: int) -> list[list[int]]:
