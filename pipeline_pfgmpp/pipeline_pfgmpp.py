@@ -97,7 +97,7 @@ class PFGMPPPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
         guidance_unet: ModelMixin | None = None,
         id2label: dict | None = None,
-        value_range: tuple[float, float] | None = None,
+        value_range: tuple[float, float] | list[float] | None = None,
     ):
         super().__init__()
         check_components(unet, scheduler, guidance_unet)
