@@ -47,8 +47,15 @@ from pipeline_pfgmpp.training import (
     open_run,
     read_trained_range,
 )
-from pipeline_pfgmpp.training.config import SAVE_DTYPES
-from pipeline_pfgmpp.training.inputs import add_data_arguments, format_size, load_data
+from pipeline_pfgmpp.training.arguments import check_effects, check_ranges, list_names
+from pipeline_pfgmpp.training.config import MIXED_PRECISIONS, SAVE_DTYPES
+from pipeline_pfgmpp.training.inputs import (
+    add_data_arguments,
+    format_size,
+    load_data,
+    load_validation_data,
+)
+from pipeline_pfgmpp.training.run import find_checkpoint
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
@@ -142,7 +149,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="steps in a row with a loss of NaN or infinity after which to stop (default: %(default)s)",
     )
-    add("--mixed_precision", choices=["no", "fp16", "bf16"], help="(default: accelerate's configuration)")
+    add("--mixed_precision", choices=MIXED_PRECISIONS, help="(default: accelerate's configuration)")
     add("--seed", type=int, help="seed of everything random (default: %(default)s)")
 
 
@@ -188,8 +195,8 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoints_total_limit", type=int, help="checkpoints to keep; 0 for all (default: %(default)s)")
     add(
         "--resume_from_checkpoint",
-        help="`latest`, which starts afresh if there is no checkpoint, or a checkpoint-N: its path, or its name"
-        " in the output folder",
+        help="`latest`, which starts afresh if there is no checkpoint; or a checkpoint-N, by its path or its"
+        " name in the output folder",
     )
     add(
         "--logging_steps",
@@ -261,27 +268,32 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line over the file of arguments, over the preset, over the defaults."""
     parser = build_parser()
     argv = sys.argv[1:] if argv is None else list(argv)
+    file_argv: list[str] = []
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--config", "--preset", "--pretrained_model_name_or_path"):
         early.add_argument(name)
     path = early.parse_known_args(argv)[0].config
     if path:
         try:
-            argv = read_arguments(path) + argv  # the last one counts
+            file_argv = read_arguments(path)
         except (OSError, ValueError, yaml.YAMLError) as error:
             parser.error(f"argument --config: {path} cannot be read: {error}")
-    known = early.parse_known_args(argv)[0]
+    known = early.parse_known_args(file_argv + argv)[0]  # the last one counts
     inherited = INHERITED if known.pretrained_model_name_or_path else {}
     preset = known.preset or ("fine-tuning" if inherited else "cifar10-ncsnpp")
     parser.set_defaults(preset=preset, **RECIPES.get(preset, {}) | inherited)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(file_argv + argv)
+    # The file that a run leaves holds all arguments; only those that are not the default are meant.
+    changed = {name for name in list_names(file_argv) if getattr(args, name) != parser.get_default(name)}
     try:
         args.D = DimensionRange.parse(args.D) if args.D else None
     except ValueError as error:
         parser.error(f"argument --D: {error}")
     try:
         check_arguments(args)
+        check_ranges(args)
         build_config(args)
+        check_effects(args, list_names(argv) | changed)
     except ValueError as error:
         parser.error(str(error))
     return args
@@ -291,12 +303,14 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Raise an error if arguments contradict each other."""
     if (args.dataset_name is None) == (args.train_data_dir is None):
         raise ValueError("give one of --dataset_name and --train_data_dir")
+    if args.validation_split is not None and args.validation_split == args.split:
+        raise ValueError(f"--validation_split {args.split} is the split that is trained on")
     if args.reference_batch_size and args.class_conditional:
         raise ValueError(
             "--reference_batch_size needs a network without classes: its field is that of all images"
         )
     if args.pretrained_model_name_or_path:
-        if args.sigma_data:
+        if args.sigma_data is not None:
             raise ValueError("--sigma_data belongs to the pretrained network and cannot be changed")
         return
     if args.preset == "fine-tuning":
@@ -383,6 +397,9 @@ def adapt_pretrained(
         class_names = choose_classes(pretrained, data.class_names, args.class_conditional, args.new_classes)
         num_classes = len(class_names) if args.new_classes else None
         unet = adapt_network(pretrained.unet, num_classes, args.label_dropout, args.d_conditioning)
+        for name in ("label_dropout", "label_column"):
+            if getattr(args, name) and not class_names:
+                raise ValueError(f"has no classes, so that --{name} would have no effect: leave it out.")
         dimensions = args.D or read_trained_range(pretrained)
         if dimensions.low != dimensions.high and not unet.config.get("d_conditioning"):
             raise ValueError(
@@ -409,7 +426,10 @@ def build_scheduler(
         options["max_noise_norm"] = args.max_noise_norm
     if pretrained:
         return PFGMPPScheduler.from_config(pretrained.scheduler.config, **options)
-    return PFGMPPScheduler(sigma_data=args.sigma_data or round(data.sigma_data(), 4), **options)
+    sigma_data = args.sigma_data
+    if sigma_data is None:
+        sigma_data = round(data.sigma_data(), 4)
+    return PFGMPPScheduler(sigma_data=sigma_data, **options)
 
 
 def check_inputs(args: argparse.Namespace) -> None:
@@ -420,12 +440,9 @@ def check_inputs(args: argparse.Namespace) -> None:
         raise ValueError(
             "--overwrite_output_dir removes the checkpoints that --resume_from_checkpoint latest looks for."
         )
-    needed = (
-        args.pretrained_model_name_or_path,
-        args.train_data_dir,
-        args.dataset_name,
-        args.resume_from_checkpoint,
-    )
+    needed = [args.pretrained_model_name_or_path, args.train_data_dir, args.dataset_name]
+    if args.resume_from_checkpoint:
+        needed.append(find_checkpoint(args.resume_from_checkpoint, args.output_dir))
     for path in needed:
         if is_inside(path, args.output_dir):
             raise ValueError(f"--overwrite_output_dir would remove {path}, which the run needs.")
@@ -477,6 +494,7 @@ def train(args: argparse.Namespace) -> None:
     if pretrained is None:
         check_resolution(args)
     data, record.identity["data"] = load_data(args, accelerator, pretrained)
+    validation_data = load_validation_data(args, accelerator, pretrained, data)
     if pretrained:
         record.identity["pretrained model"] = {
             "name": record.pretrained,
@@ -501,6 +519,7 @@ def train(args: argparse.Namespace) -> None:
         dimensions=dimensions,
         accelerator=accelerator,
         record=record,
+        validation_data=validation_data,
     )
     trainer.run()
     if accelerator.is_main_process and not trainer.stopped:
@@ -522,7 +541,7 @@ def main() -> None:
     args = parse_args()
     try:
         train(args)
-    except (OSError, ValueError) as error:
+    except (FloatingPointError, OSError, ValueError) as error:
         raise SystemExit(str(error)) from None
 
 

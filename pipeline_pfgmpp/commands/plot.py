@@ -2,7 +2,7 @@
 Plot the log of a training run.
 
 Writes log.png into the run's folder: the loss, also by noise level, the gradient norm, the learning
-rate, the speed and, if it was measured, the Fréchet distance.
+rate, the speed and, if they were measured, the loss on the validation split and the Fréchet distance.
 """
 
 import argparse

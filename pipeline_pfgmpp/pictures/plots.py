@@ -66,8 +66,8 @@ def plot_robustness(panels: list[Panel], path: str | os.PathLike) -> None:
 
 def plot_log(entries: list[dict], path: str | os.PathLike) -> None:
     """
-    Plot a training log: loss, also by noise level, gradient norm and learning rate, speed, and the
-    Fréchet distance if it was measured.
+    Plot a training log: loss, also by noise level, gradient norm and learning rate, speed, and, if they
+    were measured, the loss on validation data and the Fréchet distance.
 
     Args:
         entries (`list[dict]`): From [`~pipeline_pfgmpp.training.read_log`].
@@ -76,10 +76,10 @@ def plot_log(entries: list[dict], path: str | os.PathLike) -> None:
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for entry in entries for name in entry))
-    bins = [name for name in names if name.startswith("loss/")]
     panels = {
-        "loss": {"loss": "mean"},
-        "loss by noise level": {name: name.removeprefix("loss/sigma_") for name in bins},
+        "loss": {"loss": "training", "validation_loss": "validation"},
+        "loss by noise level": _label_levels(names, "loss/sigma_"),
+        "validation loss by noise level": _label_levels(names, "validation_loss/sigma_"),
         "gradient norm, learning rate": {"grad_norm": "gradient norm", "lr": "learning rate"},
         "images per second": {"images_per_second": ""},
         "Fréchet distance": {"frechet_distance": ""},
@@ -97,5 +97,10 @@ def plot_log(entries: list[dict], path: str | os.PathLike) -> None:
         if title != "images per second":
             axis.set_yscale("log")
         if len(curves) > 1:
-            axis.legend(fontsize=8, title="σ" if title == "loss by noise level" else None)
+            axis.legend(fontsize=8, title="σ" if title.endswith("by noise level") else None)
     figure.savefig(path, dpi=110)
+
+
+def _label_levels(names: list[str], prefix: str) -> dict[str, str]:
+    """Label the curves of the noise levels by their intervals."""
+    return {name: name.removeprefix(prefix) for name in names if name.startswith(prefix)}

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 
 from ..data import ImageDataset, ImageDecoder, ImageStream, load_images, open_dataset
 from ..pipeline_pfgmpp import PFGMPPPipeline
+from .validation import MOST_IMAGES
 
 
 KINDS = {1: "grey", 3: "colour"}  # by the number of channels
@@ -24,6 +25,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dataset_config_name", help="configuration of the data set")
     add("--train_data_dir", help="local folder of images, .npy arrays or parquet files")
     add("--split", default="train", help="split to train on (default: %(default)s)")
+    add("--validation_split", help="split that is not trained on, whose loss is logged (default: none)")
     add("--image_column", help="column of the images (default: the only image column)")
     add("--label_column", help="column of the classes (default: the only class column, or `label`)")
     add(
@@ -120,7 +122,10 @@ def format_size(size: int | tuple[int, int] | None) -> str | None:
 
 
 def load_data(
-    args: argparse.Namespace, accelerator: Accelerator, pretrained: PFGMPPPipeline | None
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    pretrained: PFGMPPPipeline | None,
+    purpose: str = "Training",
 ) -> tuple[ImageDataset | ImageStream, dict[str, str]]:
     """
     Load images as the arguments or the pretrained network ask for them, and print what they are.
@@ -131,6 +136,7 @@ def load_data(
         args (`argparse.Namespace`): The arguments of train_accelerate.py.
         accelerator (`Accelerator`): The processes, of which the main one decodes the images.
         pretrained ([`PFGMPPPipeline`], *optional*): The pipeline to fine-tune.
+        purpose (`str`, defaults to `"Training"`): What the images are for, in what is printed.
 
     Returns:
         `tuple`: The data, and their name and digest for the identity of the run.
@@ -174,5 +180,37 @@ def load_data(
     if found != data.channels:
         kind = KINDS.get(found, f"of {found} channels")
         accelerator.print(f"The images of {source} are {kind}; they are converted to {KINDS[data.channels]}.")
-    accelerator.print(f"Training on {data.summarize()}.")
+    accelerator.print(f"{purpose} on {data.summarize()}.")
     return data, {"name": f"{source}, split {args.split}", "digest": digest}
+
+
+def load_validation_data(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    pretrained: PFGMPPPipeline | None,
+    data: ImageDataset | ImageStream,
+) -> ImageDataset | ImageStream | None:
+    """
+    Load the images of `--validation_split`, in the way that those that are trained on were loaded.
+
+    Args:
+        args (`argparse.Namespace`): The arguments of train_accelerate.py.
+        accelerator (`Accelerator`): The processes, of which the main one decodes the images.
+        pretrained ([`PFGMPPPipeline`], *optional*): The pipeline to fine-tune.
+        data ([`ImageDataset`] or [`ImageStream`]): The images that are trained on.
+
+    Returns:
+        [`ImageDataset`], [`ImageStream`] or `None`: The images; None without `--validation_split`.
+
+    Raises:
+        ValueError: They cannot be used.
+    """
+    if args.validation_split is None:
+        return None
+    changed = {
+        "split": args.validation_split,
+        "channels": data.channels,
+        "shuffle_window": MOST_IMAGES,  # more of a stream is not read
+    }
+    of_split = argparse.Namespace(**vars(args) | changed)
+    return load_data(of_split, accelerator, pretrained, purpose="Validation")[0]

@@ -128,6 +128,11 @@ class Trainer:
         self.loss = loss or PFGMPPLoss(scheduler, config.P_mean, config.P_std, dimensions)
         self.augmentation = create_augmentation(unet, config, self.accelerator)
         self.image_shape = check_images(unet, data)
+        if 0 < (config.reference_batch_size or 0) < self.images_per_pass:
+            raise ValueError(
+                f"`reference_batch_size` must be at least the {self.images_per_pass} images of a pass of all"
+                f" processes, but is {config.reference_batch_size}."
+            )
 
         self.record = record or describe_run(unet, scheduler, data, config, self.images_per_step, dimensions)
         self._open_folder()
@@ -256,8 +261,8 @@ class Trainer:
     def _check_loss(self) -> None:
         """Raise an error if the loss has not been finite for too long; look only every few steps."""
         patience = self.config.nonfinite_patience
-        is_last = self.global_step == self.config.max_train_steps
-        if (is_last or self.global_step % patience == 0) and self.watch.check(self.accelerator):
+        is_due = self._is_due(patience) or self.save_postponed
+        if is_due and self.watch.check(self.accelerator):
             raise self._describe_divergence(f"the loss of {patience} steps in a row was NaN or infinite")
 
     def _describe_divergence(self, problem: str) -> FloatingPointError:
@@ -534,12 +539,15 @@ class Trainer:
 
         While the network computes NaN or infinity nothing is saved, so that what was saved before stays.
         """
-        self.save_postponed = not self.can_compute()
-        if self.save_postponed:
-            self.accelerator.print(
-                f"Step {self.global_step} is not saved, since the network computes NaN or infinity."
-            )
+        if not self.can_compute():
+            if not self.save_postponed:
+                self.accelerator.print(
+                    f"At step {self.global_step} the network computes NaN or infinity, so no checkpoint is"
+                    " saved until that is over."
+                )
+            self.save_postponed = True
             return
+        self.save_postponed = False
         save_checkpoint(
             self.accelerator,
             self.config.output_dir,

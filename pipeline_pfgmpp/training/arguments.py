@@ -1,0 +1,98 @@
+"""Checks of the arguments of train_accelerate.py: none is out of range, and none is ignored."""
+
+import argparse
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+
+class _Need(NamedTuple):
+    """What some arguments need, in words and as a test, so that they have an effect."""
+
+    names: tuple[str, ...]
+    reason: str
+    is_met: Callable[[argparse.Namespace], object]
+
+
+_NEEDS = (
+    _Need(
+        ("label_dropout", "label_column"),
+        "without --class_conditional",
+        lambda args: args.class_conditional or args.pretrained_model_name_or_path,
+    ),
+    _Need(("shuffle_window",), "without --streaming", lambda args: args.streaming),
+    _Need(
+        ("lr_decay_images",),
+        "without --lr_scheduler inverse_sqrt",
+        lambda args: args.lr_scheduler == "inverse_sqrt",
+    ),
+    _Need(
+        ("lr_warmup_images",), "together with --lr_warmup_steps", lambda args: args.lr_warmup_steps is None
+    ),
+    _Need(("fid_images", "fid_features"), "without --fid_steps", lambda args: args.fid_steps),
+    _Need(("ema_snapshot_steps",), "without --ema_width", lambda args: args.ema_width),
+    _Need(("hub_model_id",), "without --push_to_hub", lambda args: args.push_to_hub),
+    _Need(("validation_split",), "with --logging_steps 0", lambda args: args.logging_steps),
+    _Need(
+        ("report_to",),
+        "with --logging_steps 0 and without --fid_steps",
+        lambda args: args.logging_steps or args.fid_steps,
+    ),
+)
+
+# Arguments that are no settings of the loop, which checks its own.
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "label_dropout": ("in [0, 1]", lambda value: 0 <= value <= 1),
+    "sigma_data": ("positive", lambda value: 0 < value < math.inf),
+    "max_noise_norm": ("positive", lambda value: 0 < value < math.inf),
+    "shuffle_window": ("at least 1", lambda value: value >= 1),
+    "dataloader_num_workers": ("at least 1", lambda value: value >= 1),
+    "channels": ("at least 1", lambda value: value >= 1),
+}
+
+
+def list_names(argv: Sequence[str]) -> set[str]:
+    """
+    List the arguments that a command line gives.
+
+    Args:
+        argv (`Sequence[str]`): The command line.
+
+    Returns:
+        `set[str]`: Their names, without dashes; `class_conditional` also for its negative form.
+    """
+    options = [text.partition("=")[0] for text in argv if text.startswith("--")]
+    return {option.removeprefix("--").removeprefix("no-") for option in options}
+
+
+def check_ranges(args: argparse.Namespace) -> None:
+    """
+    Check the numbers that are no settings of the training loop.
+
+    Args:
+        args (`argparse.Namespace`): The arguments of train_accelerate.py.
+
+    Raises:
+        ValueError: One is out of range.
+    """
+    for name, (allowed, test) in _RANGES.items():
+        value = getattr(args, name)
+        if value is not None and not test(value):
+            raise ValueError(f"--{name} must be {allowed}, but is {value:g}")
+
+
+def check_effects(args: argparse.Namespace, given: Collection[str]) -> None:
+    """
+    Check that every argument that was given has an effect.
+
+    Args:
+        args (`argparse.Namespace`): The arguments of train_accelerate.py.
+        given (`Collection[str]`): Names of those that were given, not left at their defaults.
+
+    Raises:
+        ValueError: One would be ignored.
+    """
+    for need in _NEEDS:
+        for name in need.names:
+            if name in given and getattr(args, name) and not need.is_met(args):
+                raise ValueError(f"--{name} {getattr(args, name)} has no effect {need.reason}: leave it out")
