@@ -461,6 +461,36 @@ def test_what_is_no_class_is_refused(feature, values, message):
         load_images(make_dataset(PICTURES, label=(feature, values)), resolution=4)
 
 
+@pytest.mark.parametrize(("labels", "names", "message"), [
+    ([0, 1], None, "must be 3 integers, one class per image"),
+    ([[0], [1], [2]], None, "must be 3 integers, one class per image"),
+    ([0.0, 1.0, 2.0], None, "must be 3 integers, one class per image"),
+    ([0, 1, 2], ["a", "b"], r"must be in 0 ... 1, but range from 0 to 2"),
+    ([0, -1, 2], None, "must be at least 0"),
+])  # fmt: skip
+def test_labels_of_tensors_are_checked(labels, names, message):
+    images = torch.zeros(3, 1, 4, 4, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=message):
+        ImageDataset(images, torch.tensor(labels), names)
+    with pytest.raises(ValueError, match=r"`images` must be of shape \(M, C, H, W\)"):
+        ImageDataset(images[0])
+
+
+def test_float_tensors_have_their_own_range():
+    """And not that of 8 bits, in which a network would see them as black."""
+    data = ImageDataset(torch.linspace(-1, 1, 32).view(2, 1, 4, 4))
+    assert data.value_range == (-1, 1)
+    torch.testing.assert_close(data.normalize(data.images), data.images)
+    assert ImageDataset(data.images, value_range=(-2, 2)).normalize(data.images).max() == 0.5
+
+
+def test_a_label_of_a_stream_that_is_no_class_is_refused():
+    dataset = make_dataset(PICTURES, label=(Value("int64"), [0, 1, 2, 7])).to_iterable_dataset()
+    dataset.info.features["label"] = ClassLabel(names=["a", "b", "c"])
+    with pytest.raises(ValueError, match="holds 7, which is not one of its 3 classes"):
+        next(ImageStream(dataset, 4).batches(4))
+
+
 def test_a_stream_must_name_its_classes():
     dataset = make_dataset(PICTURES, label=(Value("string"), ["a", "b", "a", "b"])).to_iterable_dataset()
     with pytest.raises(ValueError, match="must be a ClassLabel"):
@@ -495,6 +525,24 @@ def test_folders_of_arrays(tmp_path, streaming):
     assert len(load_images(open_dataset(str(tmp_path), split="test"), (6, 4))) == 2
     with pytest.raises(ValueError, match="no split 'validation'"):
         open_dataset(str(tmp_path), split="validation")
+
+
+def test_a_folder_that_mixes_arrays_with_pictures_is_refused(tmp_path):
+    """Nothing in it is left out without a word."""
+    np.save(tmp_path / "a.npy", np.arange(16, dtype=np.uint8).reshape(4, 4))
+    PIL.Image.new("L", (4, 4)).save(tmp_path / "b.PNG")
+    with pytest.raises(ValueError, match="mixes .npy files with others, such as b.PNG"):
+        open_dataset(str(tmp_path))
+
+
+def test_another_split_is_not_taken_for_a_class(tmp_path):
+    (tmp_path / "test").mkdir()
+    np.save(tmp_path / "test" / "a.npy", np.zeros((4, 4), np.uint8))
+    with pytest.raises(ValueError, match="no split 'train'"):
+        open_dataset(str(tmp_path))
+    (tmp_path / "train").mkdir()
+    with pytest.raises(ValueError, match="holds no .npy files"):
+        open_dataset(str(tmp_path))
 
 
 def test_a_changed_array_is_decoded_anew(tmp_path):

@@ -229,6 +229,18 @@ def measure_range(images: torch.Tensor) -> tuple[float, float]:
     return low, high
 
 
+def _check_labels(labels: torch.Tensor, count: int, class_names: list[str] | None) -> None:
+    if labels.shape != (count,) or labels.is_floating_point():
+        raise ValueError(
+            f"`labels` must be {count} integers, one class per image, but are {labels.dtype} of shape"
+            f" {tuple(labels.shape)}."
+        )
+    low, high = (bound.item() for bound in labels.aminmax())
+    if low < 0 or (class_names is not None and high >= len(class_names)):
+        classes = "at least 0" if class_names is None else f"in 0 ... {len(class_names) - 1}"
+        raise ValueError(f"`labels` must be {classes}, but range from {low} to {high}.")
+
+
 class ImageDataset(torch.utils.data.Dataset):
     """
     Images in memory, or in a file that is mapped into it.
@@ -237,8 +249,12 @@ class ImageDataset(torch.utils.data.Dataset):
         images (`torch.Tensor` of shape `(M, C, H, W)`, uint8 or float32): The images.
         labels (`torch.Tensor` of shape `(M,)`, *optional*): Their classes.
         class_names (`list[str]`, *optional*): Names of the classes.
-        value_range (`tuple[float, float]`, defaults to `(0, 255)`): The values of black and white,
-            which a network sees as -1 and 1.
+        value_range (`tuple[float, float]`, *optional*): The values of black and white, which a network
+            sees as -1 and 1; by default (0, 255) for uint8, and otherwise the least and the largest
+            value.
+
+    Raises:
+        ValueError: The images are of another shape, or the labels are not one class per image.
     """
 
     def __init__(
@@ -246,8 +262,14 @@ class ImageDataset(torch.utils.data.Dataset):
         images: torch.Tensor,
         labels: torch.Tensor | None = None,
         class_names: list[str] | None = None,
-        value_range: tuple[float, float] = EIGHT_BITS,
+        value_range: tuple[float, float] | None = None,
     ):
+        if images.ndim != 4 or 0 in images.shape:
+            raise ValueError(f"`images` must be of shape (M, C, H, W), but are of {tuple(images.shape)}.")
+        if labels is not None:
+            _check_labels(labels, len(images), class_names)
+        if value_range is None:
+            value_range = EIGHT_BITS if images.dtype == torch.uint8 else measure_range(images)
         self.images = images
         self.labels = labels
         self.class_names = class_names

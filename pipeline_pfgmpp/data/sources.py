@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
+import PIL.Image
+
 
 if TYPE_CHECKING:
     import datasets
 
 ARRAYS = "*.npy"
+SPLITS = ("train", "validation", "test")
 
 
 def open_dataset(
@@ -29,7 +32,7 @@ def open_dataset(
         `datasets.Dataset` or `datasets.IterableDataset`: The data set.
 
     Raises:
-        ValueError: There is no such data set or split.
+        ValueError: There is no such data set or split, or a folder mixes arrays with other images.
     """
     import datasets
 
@@ -42,14 +45,26 @@ def open_dataset(
         raise ValueError(f"The data set {source} cannot be opened: {error}") from error
 
 
+def _refuse_mixture(folder: Path) -> None:
+    """Raise an error if a folder holds images besides its arrays, which would be left out."""
+    suffixes = {*PIL.Image.registered_extensions(), ".parquet"}
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in suffixes:
+            raise ValueError(f"The folder {folder} mixes .npy files with others, such as {path.name}.")
+
+
 def _open_arrays(folder: Path, split: str) -> "datasets.Dataset":
     """List the files of a split, each with the folder that it is in as its class."""
     import datasets
 
     root = folder / split if (folder / split).is_dir() else folder
-    if root == folder and split != "train":
+    has_splits = any((folder / name).is_dir() for name in SPLITS)
+    if root == folder and (has_splits or split != "train"):
         raise ValueError(f"The data set {folder} has no split {split!r}: it has no folder of that name.")
+    _refuse_mixture(root)
     paths = sorted(root.rglob(ARRAYS))
+    if not paths:
+        raise ValueError(f"The folder {root} holds no .npy files.")
     columns = {"image": [str(path) for path in paths]}
     features = {"image": datasets.Value("string")}
     classes = sorted({path.parent.relative_to(root).as_posix() for path in paths})

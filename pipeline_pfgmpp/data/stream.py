@@ -216,7 +216,15 @@ class ImageStream:
 
     def _is_labelled(self, label: int | None) -> bool:
         """Tell whether a row can be trained on, and report the first one that has no class."""
-        if self.label_column is None or label not in (None, MISSING):
+        if self.label_column is None:
+            return True
+        if label not in (None, MISSING):
+            count = len(self.class_names or [])
+            if not 0 <= label < count:
+                raise ValueError(
+                    f"`label_column` {self.label_column!r} holds {label}, which is not one of its {count}"
+                    " classes."
+                )
             return True
         if self.decoder.strict:
             raise ValueError("A row of the stream has no class.")
