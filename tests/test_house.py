@@ -107,6 +107,27 @@ def test_what_travels_imports_only_its_neighbours():
                 assert {module.split(".")[0] for module in modules} <= INSTALLED_WITH_DIFFUSERS, name(path)
 
 
+def list_neighbours(path):
+    """The files beside one that it imports."""
+    tree = ast.parse(path.read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    return {path.with_name(f"{node.module}.py") for node in imports}
+
+
+@pytest.mark.parametrize("stem", ["pipeline_pfgmpp", "scheduling_pfgmpp", "empirical_denoiser"])
+def test_what_travels_imports_itself_all_that_it_needs(stem):
+    """From a local folder diffusers copies what a class's file imports, and not what that imports in turn."""
+    direct = list_neighbours(PACKAGE / f"{stem}.py")
+    indirect = {path for neighbour in direct for path in list_neighbours(neighbour)}
+    assert indirect <= direct, indirect - direct
+
+
+@pytest.mark.parametrize("stem", ["unet_pfgmpp", "unet_ddpm"])
+def test_networks_that_travel_are_one_file(stem):
+    """From the Hub diffusers fetches one file of code beside weights."""
+    assert not list_neighbours(PACKAGE / f"{stem}.py")
+
+
 # The call of diffusers' pipelines is one story, and a list of arguments is a list.
 LONG = re.compile(
     r"pipeline_pfgmpp/pipeline_pfgmpp\.py:PFGMPPPipeline\.__call__|.*:add_\w*(arguments|parser)"
