@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..records.writing import replace_file
-from ..unet_pfgmpp import PFGMPPUNet2DModel
 
 
 SNAPSHOT = re.compile(r"([1-9][0-9]*)-([0-9]+(?:\.[0-9]+)?(?:e-[0-9]+)?)\.safetensors")  # STEP-WIDTH
@@ -239,11 +239,14 @@ def reconstruct_average(run: str | os.PathLike, width: float, step: int | None =
 
     Raises:
         OSError: The run's network cannot be loaded.
-        ValueError: As [`combine_snapshots`].
+        ValueError: As [`combine_snapshots`], or the snapshots are of another network.
     """
     parameters = combine_snapshots(run, width, step)
-    unet = PFGMPPUNet2DModel.from_pretrained(run, subfolder="unet")
-    unet.load_state_dict(parameters, strict=False)  # buffers are not averaged
+    unet = PFGMPPPipeline.from_pretrained(run).unet
+    try:
+        unet.load_state_dict(parameters, strict=False)  # buffers are not averaged
+    except RuntimeError as error:
+        raise ValueError(f"The snapshots in {run} are not of its network: {error}") from None
     variant = f"power{1000 * width:.0f}"  # diffusers accepts letters and digits
     unet.save_pretrained(Path(run) / "unet", variant=variant)
     return variant
