@@ -351,12 +351,14 @@ def test_a_stated_range_is_used_and_clips(capsys):
         load_images(make_dataset([PIL.Image.fromarray(values)]), resolution=2, value_range=(1, 1))
 
 
-def test_transparent_pictures_are_composited_and_said_once(capsys):
+def test_transparent_pictures_are_composited_and_said_once(capsys, monkeypatch):
     pictures = [PIL.Image.new("RGBA", (4, 4), (0, 0, 0, 0))] * 3 + [PIL.Image.new("RGB", (4, 4))]
     data = load_images(make_dataset(pictures), resolution=4)
     assert data.images.flatten(1)[:, 0].tolist() == [255, 255, 255, 0]
     assert capsys.readouterr().out.count("Transparent pictures are shown on a white background.") == 1
+    monkeypatch.setenv("RANK", "1")
     assert load_images(make_dataset(pictures), resolution=4, background="black").images.max() == 0
+    assert capsys.readouterr().out == ""
     assert load_images(make_dataset(pictures), resolution=4, channels=4).images.shape == (4, 4, 4, 4)
 
 

@@ -252,6 +252,11 @@ def test_deep_pictures_are_evaluated_in_eight_bits_without_labels(tmp_path):
     distance = json.loads((tmp_path / "out" / "best" / "distance.json").read_text())
     assert np.isfinite(distance["frechet_distance"])
     assert DiffusionPipeline.from_pretrained(tmp_path / "out" / "best").config.value_range == [0, 65535]
+    run_command([
+        "evaluate", str(tmp_path / "out"), "--data", str(shallow), "--split", "train", "--num-images", "4",
+        "--num-inference-steps", "1", "--output", str(tmp_path / "evaluation"),
+    ])  # fmt: skip
+    assert json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["results"]
 
 
 @pytest.fixture

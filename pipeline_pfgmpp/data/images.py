@@ -76,11 +76,11 @@ def load_images(
         _decode_into(folder, decoder, chosen)
     rows = np.load(folder / "rows.npy")
     if len(rows) < len(chosen):
-        tqdm.write(f"Left out {len(chosen) - len(rows)} of {len(chosen)} images, which cannot be read.")
+        _report(f"Left out {len(chosen) - len(rows)} of {len(chosen)} images, which cannot be read.")
     images = torch.from_numpy(np.load(folder / "images.npy", mmap_mode="c"))[: len(rows)]
     facts = json.loads((folder / FACTS).read_text())
     for remark in describe_changes(facts["composited"], facts["clipped"], decoder.background):
-        tqdm.write(remark)
+        _report(remark)
     value_range = tuple(facts["value_range"])
     if found is None:
         return ImageDataset(images, value_range=value_range)
@@ -91,7 +91,13 @@ def _report_missing(missing: int, count: int, strict: bool) -> None:
     if missing and strict:
         raise ValueError(f"{missing} of {count} rows have no class.")
     if missing:
-        tqdm.write(f"Left out {missing} of {count} rows, which have no class.")
+        _report(f"Left out {missing} of {count} rows, which have no class.")
+
+
+def _report(message: str) -> None:
+    """Print a message once, although all processes load the same images."""
+    if os.environ.get("RANK", "0") == "0":  # as torchrun and accelerate set it
+        tqdm.write(message)
 
 
 def _choose_cache_folder(decoder: ImageDecoder, dataset: "datasets.Dataset", chosen: Sequence[int]) -> Path:
