@@ -16,7 +16,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
-from .arguments import check_tensor  # noqa: F401: diffusers copies only what this file itself imports
+from .arguments import check_tensor  # noqa: F401 - diffusers copies only what this file itself imports
 from .noise import field_target
 
 

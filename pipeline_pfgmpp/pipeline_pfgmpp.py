@@ -55,8 +55,8 @@ from .pipeline_checks import (
     check_scheduler,
     check_tensor_inputs,
 )
-from .pixels import read_picture  # noqa: F401: diffusers copies only what this file itself imports
-from .scheduler_config import PortableConfig  # noqa: F401: likewise
+from .pixels import read_picture  # noqa: F401 - diffusers copies only what this file itself imports
+from .scheduler_config import PortableConfig  # noqa: F401 - likewise
 from .scheduling_pfgmpp import PFGMPPScheduler
 
 
