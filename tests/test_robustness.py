@@ -64,7 +64,7 @@ def test_injected_noise_changes_nothing_else(pipe):
 
 
 @pytest.mark.parametrize("solver_type", ["heun", "euler"])
-def test_noise_comes_before_each_step_in_units_of_its_level(solver_type):
+def test_noise_comes_before_each_step_in_units_of_its_level(solver_type, monkeypatch):
     """
     Around a single image the steps shrink all deviations in proportion to sigma, so that the
     injected noise adds up to a known variance.
@@ -75,14 +75,14 @@ def test_noise_comes_before_each_step_in_units_of_its_level(solver_type):
     pipe = PFGMPPPipeline(EmpiricalDenoiser(torch.zeros(1, 1, 16, 16)), scheduler)
     pipe.set_progress_bar_config(disable=True)
     seen = []
-    step = scheduler.step
+    step = PFGMPPScheduler.step
 
     @functools.wraps(step)
-    def spy(model_output, timestep, sample, *args, **kwargs):
-        seen.append((sample / scheduler.sigmas[scheduler.step_index or 0]).std().item())
-        return step(model_output, timestep, sample, *args, **kwargs)
+    def spy(self, model_output, timestep, sample, *args, **kwargs):
+        seen.append((sample / self.sigmas[self.step_index or 0]).std().item())
+        return step(self, model_output, timestep, sample, *args, **kwargs)
 
-    scheduler.step = spy
+    monkeypatch.setattr(PFGMPPScheduler, "step", spy)  # of all, since each call has a scheduler of its own
     next(generate(pipe, [0, 1, 2, 3], 4, None, alpha, num_inference_steps=steps))
     expected = [(1 + alpha**2 * (index + 1)) ** 0.5 for index in range(steps)]
     assert seen[:: scheduler.order] == pytest.approx(expected, rel=0.1)
