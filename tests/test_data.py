@@ -525,6 +525,8 @@ def test_folders_of_arrays(tmp_path, streaming):
     pairs = zip(batch["class_labels"].tolist(), batch["images"].flatten(1)[:, 0].tolist())
     assert sorted(pairs) == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (1, 3)]
     assert len(load_images(open_dataset(str(tmp_path), split="test"), (6, 4))) == 2
+    with pytest.raises(ValueError, match="`config_name` is 'large', but a folder of .npy files has no"):
+        open_dataset(str(tmp_path), "large")
     with pytest.raises(ValueError, match="no split 'validation'"):
         open_dataset(str(tmp_path), split="validation")
 

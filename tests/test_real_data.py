@@ -135,6 +135,7 @@ def test_a_rectangle_resumes_from_its_arguments_and_fine_tunes(tmp_path):
         (["--resolution", "12x8"], "--resolution is 12x8, but the network of"),
         (["--resolution", "8"], "--resolution is 8, but the network of"),
         (["--channels", "1"], "--channels is 1, but the network of"),
+        (["--label_column", "x"], "--label_column x has no effect: the network of"),
     ):
         result = run_training(*common, *options)
         assert message in result.stderr
@@ -151,7 +152,7 @@ def test_a_rectangle_resumes_from_its_arguments_and_fine_tunes(tmp_path):
     (["--resolution", "0"], "must be a positive number or HEIGHTxWIDTH"),
     (["--resolution", "8x8x8"], "must be a positive number or HEIGHTxWIDTH"),
     (["--resolution", "8.5"], "must be a positive number or HEIGHTxWIDTH"),
-    (["--channels", "0"], "`channels` must be at least 1, but is 0"),
+    (["--channels", "0"], "--channels must be at least 1, but is 0"),
     (["--channels", "5"], "a picture has 1 to 4 channels, but 5 are wanted"),
     (["--value_range", "1", "1"], "`value_range` must be (low, high) with low < high"),
     (["--value_range", "nan", "1"], "`value_range` must be (low, high) with low < high"),

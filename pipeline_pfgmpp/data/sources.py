@@ -37,6 +37,10 @@ def open_dataset(
     import datasets
 
     if Path(source).is_dir() and any(Path(source).rglob(ARRAYS)):
+        if config_name is not None:
+            raise ValueError(
+                f"`config_name` is {config_name!r}, but a folder of .npy files has no configurations."
+            )
         dataset = _open_arrays(Path(source), split)
         return dataset.to_iterable_dataset() if streaming else dataset
     try:

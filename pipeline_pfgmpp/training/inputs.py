@@ -148,6 +148,11 @@ def load_data(
     wants_classes = args.class_conditional
     if pretrained and wants_classes is None:
         wants_classes = args.new_classes or pretrained.num_classes > 0
+    if args.label_column and not wants_classes:
+        raise ValueError(
+            f"--label_column {args.label_column} has no effect: the network of"
+            f" {args.pretrained_model_name_or_path} has no classes"
+        )
     options: dict[str, Any] = {
         "image_column": args.image_column,
         "label_column": args.label_column,
