@@ -23,10 +23,11 @@ from limits import MODEL, guard
 from models import HERE, Model
 from style import CSS, THEME
 
+from pipeline_pfgmpp.conditioning import get_sample_size
 from pipeline_pfgmpp.generation import list_classes
 from pipeline_pfgmpp.pictures.field_lines import SHAPES
 from pipeline_pfgmpp.records.dimensions import format_dimension
-from pipeline_pfgmpp.records.sizes import format_size, get_image_size
+from pipeline_pfgmpp.records.sizes import format_size
 
 
 INTRODUCTION = """# PFGM++: turn D like a dial
@@ -114,7 +115,7 @@ def offer_model(name: str) -> list:
     choices = name_dimensions(dimensions)
     defaults = dimensions[:MOST_COMPARED] if model.dimensions else [D for D in DEFAULTS if D in dimensions]
     classes = list(list_classes(pipe).values())
-    size = format_size(*get_image_size(pipe.unet))
+    size = format_size(*get_sample_size(pipe.unet))
     return [
         f"{size} pixels, {pipe.unet.num_parameters():,} parameters",
         model.read_card(),

@@ -16,10 +16,10 @@ from rendering import rasterize, render_picture, to_pictures
 from sampling import lend_gpu, run_pipeline
 
 from pipeline_pfgmpp import sample_noise
+from pipeline_pfgmpp.conditioning import get_sample_size
 from pipeline_pfgmpp.pictures.field_lines import SHAPES, make_shape, trace_field_lines
 from pipeline_pfgmpp.pictures.grid import draw_grid
 from pipeline_pfgmpp.records.dimensions import format_dimension
-from pipeline_pfgmpp.records.sizes import get_image_size
 
 
 PLANE = 480  # width and height of the plane's picture in pixels
@@ -58,7 +58,7 @@ def follow_sample(
     seed = check_seed(seed)
     pipe = load_pipeline(chosen, D)
     generator = torch.Generator().manual_seed(seed)
-    shape_of_sample = (1, pipe.unet.config.in_channels, *get_image_size(pipe.unet))
+    shape_of_sample = (1, pipe.unet.config.in_channels, *get_sample_size(pipe.unet))
     prior = pipe.scheduler.sample_noise(shape_of_sample, [generator], D=D)
     samples = []
     denoised = []

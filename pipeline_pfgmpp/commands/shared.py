@@ -383,11 +383,12 @@ def load_metrics(
     """
     from accelerate import PartialState
 
+    from ..conditioning import get_sample_size
     from ..evaluation import ImageMetrics, load_features
     from ..evaluation.evaluate import gather_features
-    from ..records.sizes import format_size, get_image_size
+    from ..records.sizes import format_size
 
-    size = get_image_size(pipeline.unet)
+    size = get_sample_size(pipeline.unet)
     channels = pipeline.unet.config.in_channels
     if features == "fashion-mnist" and (channels, *size) != (1, 28, 28):
         raise ValueError(

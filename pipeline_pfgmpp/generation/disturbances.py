@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from ..conditioning import draw_classes
+from ..conditioning import draw_classes, get_sample_size
 from ..noise import sample_noise
 from ..records.digests import derive_seed
-from ..records.sizes import get_image_size
 
 
 def inject_noise(
@@ -52,7 +51,7 @@ def inject_noise(
     scheduler = pipeline.scheduler
     if D is None:
         D = scheduler.config.D
-    shape = (len(seeds), pipeline.unet.config.in_channels, *get_image_size(pipeline.unet))
+    shape = (len(seeds), pipeline.unet.config.in_channels, *get_sample_size(pipeline.unet))
     own_generators = [torch.Generator().manual_seed(derive_seed(seed, "injected noise")) for seed in seeds]
 
     def draw_noise() -> torch.Tensor:

@@ -10,9 +10,10 @@ from diffusers import ModelMixin
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 
+from ..conditioning import get_sample_size
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..records.dimensions import describe_dimensions
-from ..records.sizes import format_size, get_image_size
+from ..records.sizes import format_size
 
 
 TEMPLATE = """---
@@ -123,7 +124,7 @@ def build_card(
         `ModelCard`: The card.
     """
     config = unet.config
-    height, width = get_image_size(unet)
+    height, width = get_sample_size(unet)
     any_D = bool(config.get("d_conditioning"))
     card_data = ModelCardData(
         library_name="diffusers",

@@ -1,29 +1,4 @@
-"""The size of images, in numbers and in text."""
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-
-if TYPE_CHECKING:
-    from diffusers import ModelMixin
-
-
-def get_image_size(unet: ModelMixin) -> tuple[int, int]:
-    """
-    Return the size of the images that a network denoises.
-
-    Args:
-        unet (`ModelMixin`): The network, whose `sample_size` is one number for square images.
-
-    Returns:
-        `tuple[int, int]`: Height and width in pixels.
-    """
-    size = unet.config.sample_size
-    if isinstance(size, int):
-        return size, size
-    height, width = size
-    return height, width
+"""The size of images in text."""
 
 
 def format_size(height: int, width: int) -> str:
