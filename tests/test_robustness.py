@@ -192,8 +192,8 @@ def test_the_command_line_in_two_processes(pipe, metrics, fashion_mnist, tmp_pat
         assert other["distances"] == pytest.approx(one["distances"], rel=1e-2)
     with pytest.raises(SystemExit) as stop:
         commands.main([*arguments, "--noise=-1"])
-    assert stop.value.code == 1
-    assert capsys.readouterr().err.endswith("pfgmpp: `noise` must not contain -1.\n")
+    assert stop.value.code == 2
+    assert "argument --noise: expected numbers from 0 to 100" in capsys.readouterr().err
 
 
 def test_results_are_kept_with_the_model(pipe, tmp_path):

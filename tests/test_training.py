@@ -81,7 +81,7 @@ def weights(folder):
 def test_training_from_parquet_checkpoints_and_resumes(fashion_mnist, tmp_path):
     common = [
         "--train_data_dir", fashion_mnist, "--D", "128", "--class_conditional", "--label_dropout", "0.1",
-        "--augment", "0.2", "--max_train_steps", "4", "--sample_steps", "2", "--checkpointing_steps", "2",
+        "--augment", "0.2", "--max_train_steps", "4", "--sample_steps", "4", "--checkpointing_steps", "2",
         "--gradient_accumulation_steps", "2", "--train_batch_size", "4", "--resume_from_checkpoint", "latest",
     ]  # fmt: skip
     result = train(*common, "--output_dir", tmp_path / "through", launcher=LAUNCH)
@@ -90,10 +90,7 @@ def test_training_from_parquet_checkpoints_and_resumes(fashion_mnist, tmp_path):
     folder = tmp_path / "through"
     names = {path.name for path in folder.iterdir()}
     assert names == RESULT | {"samples.png", "samples", "checkpoint-2", "checkpoint-4"}
-    assert sorted(path.name for path in (folder / "samples").iterdir()) == [
-        "step-0000002.png",
-        "step-0000004.png",
-    ]
+    assert [path.name for path in (folder / "samples").iterdir()] == ["step-0000004.png"]
     assert PIL.Image.open(folder / "samples" / "step-0000004.png").size == (80, 32)
 
     pipe = DiffusionPipeline.from_pretrained(folder)
