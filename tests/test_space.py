@@ -818,16 +818,26 @@ def test_a_drawing_that_costs_too_much_is_refused_in_the_browser(browser, addres
         expect(page.get_by_text(message)).to_be_visible()
 
 
+def wait_for_another(picture, source):
+    """Wait until a picture has another source and is loaded: until then it takes no click."""
+    expect(picture).not_to_have_attribute("src", source)
+    picture.evaluate("image => image.decode()")
+    return picture.get_attribute("src")
+
+
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_click_adds_a_charge(browser, address, width):
     with visit(browser, address, viewport={"width": width, "height": 900}) as page:
         panel = open_tab(page, "Follow a field line")
         expect(panel.get_by_text("100 charges, D = 8")).to_be_visible()
+        picture = panel.locator("img").last
+        source = picture.get_attribute("src")
         press(page, "Clear")
-        expect(panel.get_by_text("0 charges")).to_be_visible()
-        panel.locator("img").last.click()  # in the middle
+        expect(panel.get_by_text("0 charges, D = 8", exact=True)).to_be_visible()
+        source = wait_for_another(picture, source)
+        picture.click()  # in the middle
         expect(panel.get_by_text("1 charge,")).to_be_visible()
-        body = page.request.get(panel.locator("img").last.get_attribute("src")).body()
+        body = page.request.get(wait_for_another(picture, source)).body()
         picture = np.asarray(PIL.Image.open(io.BytesIO(body)).convert("RGB")).astype(int)
         red = (picture[..., 0] - picture[..., 1] > 100).nonzero()
         assert [axis.mean() for axis in red] == pytest.approx([240, 240], abs=4)
