@@ -43,12 +43,12 @@ def test_every_card_is_complete(path):
 
 
 def test_published_cards_are_generated_and_hold_no_weights(tmp_path):
-    script = runpy.run_path(str(CARDS / "write_cards.py"))
+    script = runpy.run_path(str(ROOT / "experiments" / "published_cards.py"))
     script["write_published_cards"](tmp_path)
     for checkpoint in script["PUBLISHED"]:
         folder = CARDS / checkpoint.name
         text = (tmp_path / checkpoint.name / "README.md").read_text()
-        assert (folder / "README.md").read_text() == text, "run python model_cards/write_cards.py"
+        assert (folder / "README.md").read_text() == text, "run python experiments/published_cards.py"
         assert [each.name for each in folder.iterdir()] == ["README.md"]
         assert f"D = {format_dimension(checkpoint.D)}" in text
         assert f"pfgmpp convert {checkpoint.file} {checkpoint.name}" in text

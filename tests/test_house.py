@@ -16,11 +16,7 @@ PACKAGE = ROOT / "pipeline_pfgmpp"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = [
     ROOT / "train_accelerate.py",
-    *(
-        path
-        for room in ("space", "benchmarks", "experiments", "model_cards")
-        for path in (ROOT / room).glob("*.py")
-    ),
+    *(path for room in ("space", "benchmarks", "experiments") for path in (ROOT / room).glob("*.py")),
 ]
 ALL = sorted([*FILES, *SCRIPTS, *(ROOT / "examples").glob("*.py")])
 

@@ -1,7 +1,7 @@
 """
 Writes the cards of the published checkpoints, whose weights are not ours, and the collection:
 
-    python model_cards/write_cards.py
+    python experiments/published_cards.py
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pipeline_pfgmpp.records.dimensions import format_dimension
 from pipeline_pfgmpp.training.recipes import RECIPES
 
 
+CARDS = Path(__file__).resolve().parents[1] / "model_cards"
 PAPER = "https://huggingface.co/papers/2302.04265"
 TRAINING_IMAGES = 200_000_000
 
@@ -141,7 +142,12 @@ def describe_origin(checkpoint: Checkpoint) -> str:
     recipe = RECIPES[checkpoint.preset]
     batch_size = recipe["train_batch_size"]
     D = "inf" if checkpoint.D is None else checkpoint.D
-    conditional = " --class_conditional" if checkpoint.num_classes else ""
+    data = DATA_NAMES[checkpoint.dataset]
+    rate = f"{recipe['learning_rate']:g}"
+    augment = f"{recipe['augment']:g}"
+    network = f"--preset {checkpoint.preset} --D {D}"
+    if checkpoint.num_classes:
+        network += " --class_conditional"
     return f"""## Weights
 
 This folder contains no weights: they belong to the authors of {authors}. One command converts the published
@@ -153,12 +159,12 @@ pfgmpp convert {checkpoint.file} {checkpoint.name} --dtype float16
 
 ## Training
 
-As published, on {DATA_NAMES[checkpoint.dataset]}: batches of {batch_size} images, Adam with a learning rate of
-{recipe["learning_rate"]:g}, non-leaking augmentation with probability {recipe["augment"]:g}, and a moving average of the weights
+As published, on {data}: batches of {batch_size} images, Adam with a learning rate of
+{rate}, non-leaking augmentation with probability {augment}, and a moving average of the weights
 with a half-life of 500,000 images. To train on 200 million images with this package:
 
 ```bash
-accelerate launch train_accelerate.py --dataset_name {checkpoint.dataset} --preset {checkpoint.preset} --D {D}{conditional} \\
+accelerate launch train_accelerate.py --dataset_name {checkpoint.dataset} {network} \\
     --max_train_steps {TRAINING_IMAGES // batch_size} --output_dir {checkpoint.name}
 ```
 
@@ -191,7 +197,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "folder", nargs="?", default=Path(__file__).parent, help="where to write (default: this folder)"
-    )
+    parser.add_argument("folder", nargs="?", default=CARDS, help="where to write (default: model_cards)")
     write_published_cards(parser.parse_args().folder)
