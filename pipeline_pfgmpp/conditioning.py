@@ -13,7 +13,8 @@ and the coefficients are the same for both, so guiding one guides the other.
 """
 
 import math
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from .arguments import check_number, describe, read_number
 from .noise import SMALLEST_D_FOR_IMAGES, parse_dimension
 
 
+Number = TypeVar("Number", int, str)  # of a class; JSON keeps it as text
 ClassLabels: TypeAlias = int | str | list[int] | list[str] | np.ndarray | torch.Tensor | None
 
 
@@ -169,9 +171,7 @@ def _read_class(label: Any, id2label: dict[str, str]) -> int | float | None:
     """Return the number of a class that is given by number or by name; None is no class."""
     if not isinstance(label, str):
         return read_number(label)
-    found = [number for number, name in id2label.items() if name == label]
-    if not found:
-        found = [number for number, name in id2label.items() if name.casefold() == label.casefold()]
+    found = find_classes(label, id2label)
     if len(found) == 1:
         return int(found[0])
     if not id2label:
@@ -181,6 +181,22 @@ def _read_class(label: Any, id2label: dict[str, str]) -> int | float | None:
     else:
         allowed = f"be one of {list(id2label.values())}, or a number"
     raise ValueError(f"`class_labels` must {allowed}, but are {label!r}.")
+
+
+def find_classes(text: str, names: Mapping[Number, str]) -> list[Number]:
+    """
+    Find the classes of a name.
+
+    Args:
+        text (`str`): The name.
+        names (`Mapping`): The names of the classes by their numbers.
+
+    Returns:
+        `list`: The numbers of the classes that have this name or, if there are none, of those that
+            have it in another case.
+    """
+    found = [number for number, name in names.items() if name == text]
+    return found or [number for number, name in names.items() if name.casefold() == text.casefold()]
 
 
 def _list_offered(id2label: dict[str, str] | None, num_classes: int) -> list[int]:

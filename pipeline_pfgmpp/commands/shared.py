@@ -207,14 +207,13 @@ def choose_class(pipeline: PFGMPPPipeline, text: str) -> int:
     Raises:
         ValueError: There is no such class, or several have this name.
     """
+    from ..conditioning import find_classes
     from ..generation import list_classes
 
     classes = list_classes(pipeline)
     if not classes:
         raise ValueError(f"--class-label is {text!r}, but this model is unconditional: leave it out.")
-    found = [number for number, name in classes.items() if name == text]
-    if not found:
-        found = [number for number, name in classes.items() if name.casefold() == text.casefold()]
+    found = find_classes(text, classes)
     if not found and text.isdecimal() and int(text) in classes:
         found = [int(text)]
     if len(found) == 1:

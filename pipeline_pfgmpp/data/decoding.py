@@ -1,6 +1,5 @@
 """Rows of a data set, decoded into tensors of one size and one range of values."""
 
-import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..images import check_value_range
 from ..pixels import (
     EIGHT_BITS,
     SIXTEEN_BITS,
@@ -78,12 +78,6 @@ def _read_size(resolution: int | tuple[int, int]) -> tuple[int, int]:
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"`resolution` must be one positive number or two, but is {resolution}.")
     return size[0], size[1]
-
-
-def _check_range(value_range: tuple[float, float]) -> None:
-    low, high = value_range
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"`value_range` must be (low, high) with low < high, but is {value_range}.")
 
 
 def describe_changes(composited: bool, clipped: bool, background: str) -> list[str]:
@@ -155,8 +149,7 @@ class ImageDecoder:
 
         if dataset.features is None:
             raise ValueError("The data set does not describe its columns.")
-        if value_range is not None:
-            _check_range(value_range)
+        check_value_range(value_range)
         if channels is not None and channels < 1:
             raise ValueError(f"`channels` must be at least 1, but is {channels}.")
         parse_colour(background)

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -194,6 +194,10 @@ def describe_images(shape: tuple[int, ...], value_range: tuple[float, float], nu
     )
 
 
+def _refuse_flat(value: float) -> NoReturn:
+    raise ValueError(f"All pixels have the value {value:g}, so there is nothing to learn.")
+
+
 def check_contrast(images: Iterable[torch.Tensor]) -> None:
     """
     Check that pixels differ.
@@ -211,7 +215,7 @@ def check_contrast(images: Iterable[torch.Tensor]) -> None:
         if bool((image != first).any()):
             return
     if first is not None:
-        raise ValueError(f"All pixels have the value {first.item():g}, so there is nothing to learn.")
+        _refuse_flat(first.item())
 
 
 def measure_range(images: torch.Tensor) -> tuple[float, float]:
@@ -231,7 +235,7 @@ def measure_range(images: torch.Tensor) -> tuple[float, float]:
     low = min(extreme.min.item() for extreme in extremes)
     high = max(extreme.max.item() for extreme in extremes)
     if low == high:
-        raise ValueError(f"All pixels have the value {low:g}, so there is nothing to learn.")
+        _refuse_flat(low)
     return low, high
 
 
@@ -455,6 +459,6 @@ def measure_deviation(images: torch.Tensor, value_range: tuple[float, float]) ->
     mean = sum(chunk.double().sum().item() for chunk in chunks) / count
     variance = sum(((chunk.double() - mean) ** 2).sum().item() for chunk in chunks) / count
     if variance == 0:
-        raise ValueError(f"All pixels have the value {mean:g}, so there is nothing to learn.")
+        _refuse_flat(mean)
     low, high = value_range
     return math.sqrt(variance) / ((high - low) / 2)

@@ -8,7 +8,7 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 
 from ..generation import list_classes, split_batches
-from ..generation.generate import round_to_bytes
+from ..generation.generate import check_finite_images, round_to_bytes
 from ..pictures.grid import PICTURE_MODES, to_pil
 from ..pipeline_pfgmpp import PFGMPPPipeline
 
@@ -60,7 +60,8 @@ def draw_grid_of_samples(pipeline: PFGMPPPipeline, batch_size: int) -> Image.Ima
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             output_type="pt",
         )
-        tensors.append(round_to_bytes(output.images, pipeline.config.get("value_range"), seeds))
+        check_finite_images(output.images, seeds)
+        tensors.append(round_to_bytes(output.images, pipeline.config.get("value_range")))
     images = torch.cat(tensors)
     if images.shape[1] not in PICTURE_MODES:
         images = torch.cat(images.split(1, dim=1), dim=-1)
