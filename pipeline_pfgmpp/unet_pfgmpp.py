@@ -8,8 +8,11 @@ A network maps $(c_{in} x, c_{noise})$ to the raw output $F$ of EDM's preconditi
 
 $$D_\theta(x, \sigma) = c_{skip}\,x + c_{out}\,F(c_{in} x, c_{noise})$$
 
-(https://huggingface.co/papers/2206.00364, table 1). The scheduler owns the preconditioning. From the
-Hub diffusers fetches a single file of a network's code, so this module imports none of the package's.
+(https://huggingface.co/papers/2206.00364, table 1). The scheduler owns the preconditioning. A network
+that restores images (https://huggingface.co/papers/2312.09754) sees a degraded image y as well: its input
+consists of $c_{in} y$ and $c_{in} x$, joined along the channels.
+
+From the Hub diffusers fetches one file of a network's code, so this module imports none of the package's.
 """
 
 import math
@@ -169,13 +172,11 @@ class SinusoidalEmbedding(nn.Module):
         self.sin_first = sin_first
 
     @classmethod
-    def make_positional(
-        cls, num_channels: int, endpoint: bool = True, sin_first: bool = True
-    ) -> "SinusoidalEmbedding":
-        """Build one with frequencies from 1 down to 1/10000, or to one short of it without `endpoint`."""
+    def make_positional(cls, num_channels: int, is_adm: bool = False) -> "SinusoidalEmbedding":
+        """Build one with frequencies from 1 to 1/10000; ADM stops one short, and has cosines first."""
         half = num_channels // 2
-        exponents = torch.arange(half, dtype=torch.float32) / (half - (1 if endpoint else 0))
-        return cls(10000.0**-exponents, sin_first=sin_first, persistent=False)
+        exponents = torch.arange(half, dtype=torch.float32) / (half if is_adm else half - 1)
+        return cls(10000.0**-exponents, sin_first=not is_adm, persistent=False)
 
     @classmethod
     def make_fourier(cls, num_channels: int) -> "SinusoidalEmbedding":
@@ -235,6 +236,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dropout": 0.1,
         "label_dim": 1000,
     },
+    "ppfm-ct": {  # https://huggingface.co/papers/2312.09754
+        "sample_size": 256,
+        "in_channels": 1,
+        "out_channels": 1,
+        "condition_channels": 1,
+        "channel_mult": (1, 1, 2, 2, 2, 2, 2),
+        "attn_resolutions": (16, 8, 4),
+        "dropout": 0.1,
+    },
     "fashion-mnist-small": {
         "sample_size": 28,
         "in_channels": 1,
@@ -254,32 +264,31 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
 
     Args:
         sample_size (`int` or `tuple[int, int]`, defaults to 32): Height and width of the images, after
-            which the parts are named. Other sizes run too.
-        in_channels (`int`, defaults to 3): Channels of the input.
+            which the parts are named. Any other size that the levels divide runs too.
+        in_channels (`int`, defaults to 3): Channels of the noisy images.
         out_channels (`int`, defaults to 3): Channels of the output.
-        model_type (`str`, defaults to `"SongUNet"`): `"SongUNet"` (DDPM++, NCSN++) or
-            `"DhariwalUNet"` (ADM).
+        condition_channels (`int`, defaults to 0): Channels of the image that the network is conditioned on,
+            for restoration; 0 is none.
+        model_type (`str`, defaults to `"SongUNet"`): `"SongUNet"` (DDPM++, NCSN++) or `"DhariwalUNet"` (ADM).
         model_channels (`int`, defaults to 128): Channels, which `channel_mult` multiplies.
         channel_mult (`tuple[int, ...]`, defaults to `(2, 2, 2)`): Channels per level, finest first.
         num_blocks (`int`, defaults to 4): Residual blocks per resolution.
-        attn_resolutions (`tuple[int, ...]`, defaults to `(16,)`): Resolutions with self-attention, by
-            the shorter side.
+        attn_resolutions (`tuple[int, ...]`, defaults to `(16,)`): Levels with self-attention, by the shorter
+            side that they have at `sample_size`. At other sizes the same levels have it.
         dropout (`float`, defaults to 0.13): Dropout probability inside the blocks.
         label_dim (`int`, defaults to 0): Number of classes; 0 is unconditional.
         label_dropout (`float`, defaults to 0): Probability of training without the label.
         augment_dim (`int`, defaults to 0): Number of augmentation labels; 0 is none.
-        embedding_type (`str`, defaults to `"positional"`): `"positional"` (DDPM++, ADM) or
-            `"fourier"` (NCSN++).
+        embedding_type (`str`, defaults to `"positional"`): `"positional"`, or `"fourier"` (NCSN++).
         channel_mult_noise (`int`, defaults to 1): Width of the noise embedding, as a multiple of
             `model_channels`; 2 for NCSN++.
         encoder_type (`str`, defaults to `"standard"`): `"standard"`, or `"residual"` (NCSN++).
-        resample_filter (`tuple[int, ...]`, defaults to `(1, 1)`): Resampling filter; `(1, 3, 3, 1)`
-            for NCSN++.
+        resample_filter (`tuple[int, ...]`, defaults to `(1, 1)`): Resampling filter; NCSN++: `(1, 3, 3, 1)`.
         d_conditioning (`bool`, defaults to `False`): Whether one network serves every D from 1 to
             infinity and is given `D` at each call.
 
     Raises:
-        ValueError: An option is unknown, or `sample_size` cannot be halved at each further level.
+        ValueError: An option is unknown or negative, or `sample_size` cannot be halved at each further level.
     """
 
     _supports_gradient_checkpointing = True
@@ -293,6 +302,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         sample_size: int | tuple[int, int] = 32,
         in_channels: int = 3,
         out_channels: int = 3,
+        condition_channels: int = 0,
         model_type: str = "SongUNet",
         model_channels: int = 128,
         channel_mult: tuple[int, ...] = (2, 2, 2),
@@ -316,6 +326,10 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         ):
             if value not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, but is {value!r}.")
+        if not isinstance(condition_channels, int) or condition_channels < 0:
+            raise ValueError(
+                f"`condition_channels` must be an integer from 0, but is {condition_channels!r}."
+            )
         self._divisor = 2 ** (len(channel_mult) - 1)
         self._size = list(sample_size) if isinstance(sample_size, (list, tuple)) else [sample_size] * 2
         are_integers = all(isinstance(side, int) and side > 0 for side in self._size)
@@ -339,9 +353,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         if config.embedding_type == "fourier":
             self.map_noise = SinusoidalEmbedding.make_fourier(noise_channels)
         else:
-            self.map_noise = SinusoidalEmbedding.make_positional(
-                noise_channels, endpoint=not self._is_adm, sin_first=not self._is_adm
-            )
+            self.map_noise = SinusoidalEmbedding.make_positional(noise_channels, self._is_adm)
         self.map_dimension = DimensionEmbedding(noise_channels) if config.d_conditioning else None
         augment_dim = config.augment_dim
         self.map_augment = nn.Linear(augment_dim, noise_channels, bias=False) if augment_dim else None
@@ -353,26 +365,18 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
             self.map_label = nn.Linear(config.label_dim, label_channels, bias=not self._is_adm)
 
     def _make_block(
-        self,
-        in_channels: int,
-        out_channels: int,
-        attention: bool = False,
-        up: bool = False,
-        down: bool = False,
+        self, in_channels: int, out_channels: int, attention: bool = False, **resampling: bool
     ) -> UNetBlock:
-        """Build a block of this network's family."""
-        num_heads = 0
-        if attention:
-            num_heads = max(1, out_channels // 64) if self._is_adm else 1
+        """Build a block of this network's family, which keeps the resolution or goes `up` or `down`."""
+        num_heads = max(1, out_channels // 64) if self._is_adm else 1
         return UNetBlock(
             in_channels,
             out_channels,
             emb_channels=4 * self.config.model_channels,
-            num_heads=num_heads,
-            up=up,
-            down=down,
+            num_heads=num_heads if attention else 0,
             dropout=self.config.dropout,
             resample_filter=self.config.resample_filter,
+            **resampling,
             **FAMILIES[self.config.model_type],
         )
 
@@ -386,12 +390,13 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         config = self.config
         self.enc = nn.ModuleDict()
         channels = config.model_channels * (config.channel_mult[0] if self._is_adm else 1)
-        aux_channels = config.in_channels
+        in_channels = config.condition_channels + config.in_channels
+        aux_channels = in_channels
         skip_channels = []
         for level, mult in enumerate(config.channel_mult):
             prefix, attention = self._describe_level(level)
             if level == 0:
-                self.enc[f"{prefix}_conv"] = ResampleConv2d(config.in_channels, channels, 3)
+                self.enc[f"{prefix}_conv"] = ResampleConv2d(in_channels, channels, 3)
             else:
                 self.enc[f"{prefix}_down"] = self._make_block(channels, channels, down=True)
             if level > 0 and config.encoder_type == "residual":
@@ -489,11 +494,17 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         if class_labels.ndim == 1:
             class_labels = F.one_hot(class_labels.long(), self.config.label_dim)
         if class_labels.shape != shape:
-            raise ValueError(
-                f"`class_labels` must be of shape {shape[:1]} or {shape}, but are of shape"
-                f" {tuple(class_labels.shape)}."
-            )
+            given = tuple(class_labels.shape)
+            raise ValueError(f"`class_labels` must be of shape {shape[:1]} or {shape}, but are of {given}.")
         return class_labels.to(emb)
+
+    def _join_condition(self, sample: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        """Join the condition and the sample along the channels, in the published order."""
+        shape = (len(sample), self.config.condition_channels, *sample.shape[2:])
+        if condition is None or condition.shape != shape:
+            given = "missing" if condition is None else f"of shape {tuple(condition.shape)}"
+            raise ValueError(f"This network needs a `condition` of shape {shape}, but it is {given}.")
+        return torch.cat([condition.to(sample.dtype), sample], dim=1)
 
     def _run(self, module: nn.Module, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         if not isinstance(module, UNetBlock):
@@ -510,48 +521,55 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         class_labels: torch.Tensor | None = None,
         augment_labels: torch.Tensor | None = None,
         D: float | torch.Tensor | None = None,
+        condition: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         r"""
         Compute the raw output F of the preconditioned denoiser.
 
         Args:
-            sample (`torch.Tensor` of shape `(batch, in_channels, height, width)`): The scaled input
-                c_in * x.
-            timestep (`torch.Tensor` or `float`): c_noise = ln(sigma) / 4, one for all images or one
-                per image.
+            sample (`torch.Tensor` of shape `(batch, in_channels, height, width)`): Scaled input, c_in * x.
+            timestep (`torch.Tensor` or `float`): c_noise = ln(sigma) / 4, one for all or one per image.
             class_labels (`torch.Tensor`, *optional*): Classes of shape `(batch,)`, or weights of
                 shape `(batch, label_dim)`; None is no class (all zeros).
             augment_labels (`torch.Tensor` of shape `(batch, augment_dim)`, *optional*): None is no
                 augmentation (all zeros).
             D (`float` or `torch.Tensor` of shape `(batch,)`, *optional*): The augmented dimension,
                 with `d_conditioning`; None is infinity.
+            condition (`torch.Tensor` of shape `(batch, condition_channels, height, width)`, *optional*):
+                The image y that the network is conditioned on, scaled as the sample is: c_in * y, as from
+                `scheduler.scale_model_input(y, t)` or `scheduler.precondition_inputs(y, sigma)`.
             return_dict (`bool`, defaults to `True`): Whether to return a `UNet2DOutput` or a tuple.
 
         Returns:
             `UNet2DOutput` or `tuple`: The raw output F of shape `(batch, out_channels, height, width)`.
 
         Raises:
-            ValueError: A shape does not fit, or the network is not conditioned on the labels or on D.
+            ValueError: A shape does not fit, the condition is missing, or the network is not conditioned on
+                what is given.
         """
-        for name, given, layer, option in (
-            ("class_labels", class_labels, self.map_label, "label_dim"),
-            ("augment_labels", augment_labels, self.map_augment, "augment_dim"),
-            ("D", D, self.map_dimension, "d_conditioning"),
+        for name, given, option in (
+            ("class_labels", class_labels, "label_dim"),
+            ("augment_labels", augment_labels, "augment_dim"),
+            ("D", D, "d_conditioning"),
+            ("condition", condition, "condition_channels"),
         ):
-            if given is not None and layer is None:
-                raise ValueError(
-                    f"`{name}` is given, but this network is not conditioned on it: its `{option}` is"
-                    " not set."
-                )
-        if any(side % self._divisor for side in sample.shape[2:]):
+            if given is not None and not self.config[option]:
+                problem = f"this network is not conditioned on it: its `{option}` is not set"
+                raise ValueError(f"`{name}` is given, but {problem}.")
+        channels = self.config.in_channels
+        is_batch = sample.ndim == 4 and sample.shape[1] == channels
+        if not is_batch or any(side % self._divisor for side in sample.shape[2:]):
             raise ValueError(
-                f"`sample` must have a height and a width that are multiples of {self._divisor}, but is of"
-                f" shape {tuple(sample.shape)}."
+                f"`sample` must have a height and a width that are multiples of {self._divisor}, and"
+                f" {channels} channels, but is of shape {tuple(sample.shape)}."
             )
         timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+        # D belongs to the noise, whose dimensions are those of the sample alone.
         emb = self._embed(timestep, class_labels, augment_labels, D, sample[0].numel(), sample.dtype)
 
+        if self.config.condition_channels:
+            sample = self._join_condition(sample, condition)
         if sample.device.type == "cpu":
             sample = sample.contiguous(memory_format=torch.channels_last)  # the fastest layout there
         x = sample

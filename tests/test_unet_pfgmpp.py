@@ -8,6 +8,7 @@ from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 
 
 GOLDEN = ["ddpmpp_uncond", "ncsnpp_uncond", "ncsnpp_cond", "adm_cond"]
+RESTORING = ["ppfm_ddpmpp", "ppfm_adm"]
 
 
 @pytest.fixture
@@ -16,6 +17,9 @@ def published(golden, request):
     tensors, config = golden(request.param)
     D, size, channels = config.pop("D"), config.pop("img_resolution"), config.pop("img_channels")
     config.pop("decoder_type", None)  # both published networks have the standard one
+    if config["model_type"].startswith("c"):  # PPFM's, conditioned on an image like the one to be drawn
+        config["model_type"] = config["model_type"].removeprefix("c")
+        config["condition_channels"] = channels
     unet = PFGMPPUNet2DModel(sample_size=size, in_channels=channels, out_channels=channels, **config)
     prefix = "state.model."
     unet.load_state_dict(
@@ -42,6 +46,25 @@ def test_denoised_images(published, augmented):
     ).sample
     denoised = scheduler.precondition_outputs(x, output, sigma.view(-1, 1, 1, 1))
     assert (denoised - tensors[name]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("published", RESTORING, indirect=True)
+@pytest.mark.parametrize("size", ["", "_24x40"])
+@torch.no_grad()
+def test_denoised_images_given_degraded_ones(published, size):
+    """At the size after which the parts are named, and at another one."""
+    unet, D, tensors = published
+    scheduler = PFGMPPScheduler(D=D)
+    x = tensors[f"in.x{size}"]
+    sigma = tensors[f"in.sigma{size}"]
+    levels = sigma.view(-1, 1, 1, 1)
+    output = unet(
+        scheduler.precondition_inputs(x, levels),
+        scheduler.precondition_noise(sigma),
+        condition=scheduler.precondition_inputs(tensors[f"in.condition{size}"], levels),
+    ).sample
+    denoised = scheduler.precondition_outputs(x, output, levels)
+    assert (denoised - tensors[f"out.denoised{size}"]).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("published", GOLDEN, indirect=True)
@@ -267,11 +290,98 @@ def test_the_pipeline_turns_d_like_a_dial(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("class_labels", torch.tensor([0, 1])), ("augment_labels", torch.zeros(2, 9)), ("D", 16)],
+    [
+        ("class_labels", torch.tensor([0, 1])),
+        ("augment_labels", torch.zeros(2, 9)),
+        ("D", 16),
+        ("condition", torch.zeros(2, 3, 8, 8)),
+    ],
 )
 def test_conditioning_that_the_network_lacks_is_refused(name, value):
     with pytest.raises(ValueError, match=f"`{name}` is given, but this network is not conditioned on it"):
         outputs(network(), **{name: value})
+
+
+# Conditioning on an image
+
+
+@torch.no_grad()
+def restore(unet, channels=1, size=(8, 8), **kwargs):
+    """Call a network for images of two channels, with a condition unless there are no channels for it."""
+    draw = torch.Generator().manual_seed(2)
+    x = torch.randn(2, 2, *size, generator=draw)
+    if channels:
+        kwargs["condition"] = torch.randn(2, channels, *size, generator=draw)
+    return unet(x, torch.tensor([-0.5, 0.5]), **kwargs).sample
+
+
+@pytest.mark.parametrize("encoder_type", ["standard", "residual"])
+@pytest.mark.parametrize("model_type", ["SongUNet", "DhariwalUNet"])
+def test_the_condition_stands_before_the_sample(model_type, encoder_type):
+    options = {"out_channels": 2, "model_type": model_type, "encoder_type": encoder_type}
+    unet = network(in_channels=2, condition_channels=1, **options)
+    joined = network(in_channels=3, **options)
+    joined.load_state_dict(unet.state_dict())
+    draw = torch.Generator().manual_seed(2)
+    x = torch.randn(2, 2, 8, 8, generator=draw)
+    condition = torch.randn(2, 1, 8, 8, generator=draw)
+    with torch.no_grad():
+        expected = joined(torch.cat([condition, x], dim=1), torch.tensor([-0.5, 0.5])).sample
+    assert torch.equal(restore(unet), expected)
+
+
+def test_a_network_that_restores_is_saved_and_loaded(tmp_path):
+    unet = network(in_channels=2, out_channels=2, condition_channels=3)
+    unet.save_pretrained(tmp_path)
+    loaded = PFGMPPUNet2DModel.from_pretrained(tmp_path)
+    assert loaded.config.condition_channels == 3
+    assert torch.equal(restore(loaded, channels=3), restore(unet, channels=3))
+
+
+def test_d_counts_the_dimensions_of_the_sample_alone():
+    options = {"in_channels": 2, "out_channels": 2, "d_conditioning": True}
+    plain = network(**options)
+    restoring = network(condition_channels=1, **options)
+    restoring.load_state_dict(
+        {
+            name: torch.cat([torch.zeros_like(value[:, :1]), value], dim=1)
+            if name == "enc.8x8_conv.weight"
+            else value
+            for name, value in plain.state_dict().items()
+        }
+    )
+    torch.testing.assert_close(restore(restoring, D=16), restore(plain, channels=0, D=16))
+
+
+@pytest.mark.parametrize("channels", [0, 2])
+@pytest.mark.parametrize("size", [(8, 8), (4, 8)])
+def test_a_condition_of_another_shape_is_refused(channels, size):
+    unet = network(in_channels=2, out_channels=2, condition_channels=1)
+    given = f"of shape \\(2, 2, {size[0]}, 8\\)" if channels else "missing"
+    shape = f"\\(2, 1, {size[0]}, 8\\)"
+    with pytest.raises(ValueError, match=f"needs a `condition` of shape {shape}, but it is {given}"):
+        restore(unet, channels, size)
+
+
+@pytest.mark.parametrize("condition", [torch.zeros(1, 1, 8, 8), torch.zeros(2, 1, 8, 4), torch.zeros(8, 8)])
+def test_a_condition_that_does_not_fit_the_sample_is_refused(condition):
+    unet = network(in_channels=2, out_channels=2, condition_channels=1)
+    with pytest.raises(ValueError, match="needs a `condition` of shape"):
+        unet(torch.zeros(2, 2, 8, 8), 0.0, condition=condition)
+
+
+@pytest.mark.parametrize("sample", [torch.zeros(2, 1, 8, 8), torch.zeros(2, 3, 8, 8), torch.zeros(8)])
+def test_a_sample_of_other_channels_is_refused(sample):
+    """Also one that already holds the condition."""
+    unet = network(in_channels=2, out_channels=2, condition_channels=1)
+    with pytest.raises(ValueError, match="`sample` must have .* and 2 channels, but is of shape"):
+        unet(sample, 0.0, condition=torch.zeros(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize("channels", [-1, 1.0, "1", None])
+def test_channels_of_a_condition_are_counted(channels):
+    with pytest.raises(ValueError, match="`condition_channels` must be an integer from 0"):
+        network(condition_channels=channels)
 
 
 # Rectangles
@@ -331,6 +441,17 @@ def test_sizes_that_the_levels_do_not_divide_are_refused(size):
 def test_presets_have_the_published_sizes(preset, millions):
     with torch.device("meta"):
         assert round(PFGMPPUNet2DModel.from_preset(preset).num_parameters() / 1e6) == millions
+
+
+def test_the_published_network_for_ct():
+    """It is named for its patches of 256², attends at 16², 8² and 4², and runs on whole slices of 512²."""
+    with torch.device("meta"):
+        unet = PFGMPPUNet2DModel.from_preset("ppfm-ct")
+        assert unet.enc["256x256_conv"].weight.shape == (128, 2, 3, 3)
+        attending = {name for name in unet.enc if name.endswith("_block0") and unet.enc[name].num_heads}
+        assert attending == {"16x16_block0", "8x8_block0", "4x4_block0"}
+        slices = torch.zeros(1, 1, 512, 512)
+        assert unet(slices, torch.zeros(1), condition=slices).sample.shape == slices.shape
 
 
 def test_parameters_of_ncsnpp_and_of_ours():
