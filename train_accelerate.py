@@ -34,6 +34,7 @@ from pipeline_pfgmpp.training import (
     INHERITED,
     RECIPES,
     SCHEDULES,
+    TUNING,
     Augmentation,
     DimensionRange,
     RunRecord,
@@ -54,6 +55,13 @@ from pipeline_pfgmpp.training.inputs import (
     format_size,
     load_data,
     load_validation_data,
+)
+from pipeline_pfgmpp.training.objective import (
+    OBJECTIVES,
+    SCHEDULER_OPTIONS,
+    add_objective_arguments,
+    create_loss,
+    load_teacher,
 )
 from pipeline_pfgmpp.training.run import find_checkpoint
 
@@ -104,6 +112,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="probability of training without the class, for classifier-free guidance (default: %(default)s)",
     )
+    add("--dropout", type=float, help="dropout (default: as the preset, or that of the pretrained network)")
     add("--sigma_data", type=float, help="standard deviation of the data in [-1, 1] (default: measured)")
     add("--gradient_checkpointing", action="store_true", help="compute activations twice to store fewer")
     add("--compile", action="store_true", help="compile the network")
@@ -136,13 +145,6 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_grad_norm",
         type=float,
         help="norm to which gradients are clipped; 0 for none (default: as the preset, or 1)",
-    )
-    add("--P_mean", type=float, help="mean of ln(sigma) (default: %(default)s)")
-    add("--P_std", type=float, help="standard deviation of ln(sigma) (default: %(default)s)")
-    add(
-        "--uncertainty_weighting",
-        action="store_true",
-        help="weight noise levels by a learned uncertainty, as in EDM2",
     )
     add(
         "--nonfinite_patience",
@@ -219,6 +221,13 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
         " (default: %(default)s)",
     )
     add("--fid_images", type=int, help="images per Fréchet distance (default: %(default)s)")
+    add(
+        "--fid_num_inference_steps",
+        type=int,
+        nargs="+",
+        help="numbers of steps to measure Fréchet distances at; the first decides which network is the best"
+        " (default: the pipeline's own)",
+    )
     add("--fid_features", help="features to compare, as in pfgmpp evaluate (default: %(default)s)")
     add("--save_dtype", choices=SAVE_DTYPES, help="type of the saved weights (default: %(default)s)")
     add("--push_to_hub", action="store_true", help="upload the result")
@@ -238,6 +247,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_network_arguments(parser)
     add_data_arguments(parser)
+    add_objective_arguments(parser)
     add_training_arguments(parser)
     add_average_arguments(parser)
     add_output_arguments(parser)
@@ -270,7 +280,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     argv = sys.argv[1:] if argv is None else list(argv)
     file_argv: list[str] = []
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--config", "--preset", "--pretrained_model_name_or_path"):
+    for name in ("--config", "--preset", "--pretrained_model_name_or_path", "--objective"):
         early.add_argument(name)
     path = early.parse_known_args(argv)[0].config
     if path:
@@ -280,8 +290,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"argument --config: {path} cannot be read: {error}")
     known = early.parse_known_args(file_argv + argv)[0]  # the last one counts
     inherited = INHERITED if known.pretrained_model_name_or_path else {}
-    preset = known.preset or ("fine-tuning" if inherited else "cifar10-ncsnpp")
-    parser.set_defaults(preset=preset, **RECIPES.get(preset, {}) | inherited)
+    preset = known.preset or choose_preset(bool(inherited), known.objective)
+    recipe = RECIPES.get(preset, {})
+    objective = OBJECTIVES.get(known.objective or recipe.get("objective", "perturbation"), {})
+    parser.set_defaults(preset=preset, **objective | recipe | inherited)
     args = parser.parse_args(file_argv + argv)
     # The file that a run leaves holds all arguments; only those that are not the default are meant.
     changed = {name for name in list_names(file_argv) if getattr(args, name) != parser.get_default(name)}
@@ -299,6 +311,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def choose_preset(is_pretrained: bool, objective: str | None) -> str:
+    """Choose the preset of a command line that names none."""
+    if not is_pretrained:
+        return "cifar10-ncsnpp"
+    return "consistency-tuning" if objective == "consistency" else "fine-tuning"
+
+
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise an error if arguments contradict each other."""
     if (args.dataset_name is None) == (args.train_data_dir is None):
@@ -309,12 +328,14 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(
             "--reference_batch_size needs a network without classes: its field is that of all images"
         )
+    if args.reference_batch_size and args.objective == "consistency":
+        raise ValueError("--reference_batch_size needs --objective perturbation")
     if args.pretrained_model_name_or_path:
         if args.sigma_data is not None:
             raise ValueError("--sigma_data belongs to the pretrained network and cannot be changed")
         return
-    if args.preset == "fine-tuning":
-        raise ValueError("--preset fine-tuning needs --pretrained_model_name_or_path")
+    if args.preset in TUNING:
+        raise ValueError(f"--preset {args.preset} needs --pretrained_model_name_or_path")
     if args.new_classes:
         raise ValueError("--new_classes needs --pretrained_model_name_or_path")
     if args.D.low != args.D.high and not args.d_conditioning:
@@ -356,7 +377,7 @@ def load_pretrained(args: argparse.Namespace, accelerator: Accelerator) -> PFGMP
         )
     args.resolution = size
     args.channels = channels
-    if args.preset != "fine-tuning":
+    if args.preset not in TUNING:
         accelerator.print(f"--preset {args.preset} only gives the recipe: the network is the pretrained one.")
     return pipeline
 
@@ -385,6 +406,7 @@ def build_network(args: argparse.Namespace, data: ImageDataset | ImageStream) ->
         label_dropout=args.label_dropout,
         augment_dim=Augmentation.num_labels if args.augment else 0,
         d_conditioning=args.d_conditioning,
+        **({} if args.dropout is None else {"dropout": args.dropout}),
     )
     return unet, class_names
 
@@ -396,7 +418,9 @@ def adapt_pretrained(
     try:
         class_names = choose_classes(pretrained, data.class_names, args.class_conditional, args.new_classes)
         num_classes = len(class_names) if args.new_classes else None
-        unet = adapt_network(pretrained.unet, num_classes, args.label_dropout, args.d_conditioning)
+        unet = adapt_network(
+            pretrained.unet, num_classes, args.label_dropout, args.d_conditioning, args.dropout
+        )
         for name in ("label_dropout", "label_column"):
             if getattr(args, name) and not class_names:
                 raise ValueError(f"has no classes, so that --{name} would have no effect: leave it out.")
@@ -417,7 +441,7 @@ def build_scheduler(
     dimensions: DimensionRange | None,
 ) -> PFGMPPScheduler:
     """Build a scheduler; what is not given stays as in the pretrained one."""
-    options: dict[str, Any] = {}
+    options = dict(SCHEDULER_OPTIONS[args.objective])
     if args.D:
         options["D"] = args.D.middle
     if dimensions:
@@ -440,7 +464,8 @@ def check_inputs(args: argparse.Namespace) -> None:
         raise ValueError(
             "--overwrite_output_dir removes the checkpoints that --resume_from_checkpoint latest looks for."
         )
-    needed = [args.pretrained_model_name_or_path, args.train_data_dir, args.dataset_name]
+    needed = [args.pretrained_model_name_or_path, args.teacher_model_name_or_path]
+    needed += [args.train_data_dir, args.dataset_name]
     if args.resume_from_checkpoint:
         needed.append(find_checkpoint(args.resume_from_checkpoint, args.output_dir))
     for path in needed:
@@ -507,6 +532,10 @@ def train(args: argparse.Namespace) -> None:
     if not unet.config.get("d_conditioning"):
         dimensions = None
     scheduler = build_scheduler(args, data, pretrained, dimensions)
+    teacher = load_teacher(args, accelerator)
+    if teacher:
+        name = args.teacher_model_name_or_path
+        record.identity["teacher"] = {"name": name, "digest": digest_weights(teacher)}
     record.identity["--D"] = str(dimensions or f"{scheduler.config.D or math.inf:g}")
 
     trainer = Trainer(
@@ -517,6 +546,7 @@ def train(args: argparse.Namespace) -> None:
         class_names=class_names,
         trained_classes=list_classes(pretrained) if pretrained and not args.new_classes else (),
         dimensions=dimensions,
+        loss=create_loss(args, scheduler, dimensions, teacher),
         accelerator=accelerator,
         record=record,
         validation_data=validation_data,

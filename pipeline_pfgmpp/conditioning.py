@@ -303,7 +303,7 @@ def call_network(
     Args:
         unet (`ModelMixin`): The network.
         model_input (`torch.Tensor` of shape `(batch, channels, height, width)`): The scaled input.
-        t (`torch.Tensor`): c_noise.
+        t (`torch.Tensor` of shape `()` or `(batch,)`): c_noise.
         class_labels (`torch.Tensor` or `None`): Classes, as from [`prepare_class_labels`].
         D (`float`, `torch.Tensor` or `None`): The augmented dimension.
 
@@ -377,5 +377,27 @@ def call_guided(
         labels = torch.cat([torch.zeros_like(class_labels), class_labels])
         if isinstance(D, torch.Tensor) and D.ndim:
             D = torch.cat([D, D])
+        if t.ndim:
+            t = torch.cat([t, t])
         guide, output = call_network(unet, doubled, t, labels, D).chunk(2)
     return torch.lerp(guide.to(model_input.dtype), output.to(model_input.dtype), guidance_scale)
+
+
+def find_output(
+    scheduler: Any, x: torch.Tensor, denoised: torch.Tensor, sigma: torch.Tensor | float
+) -> torch.Tensor:
+    """
+    Find the raw output by which a network would denoise samples to given images.
+
+    Args:
+        scheduler (`SchedulerMixin`): Owns the preconditioning, which is affine in the output.
+        x (`torch.Tensor` of shape `(batch, channels, height, width)`): The samples.
+        denoised (`torch.Tensor`): The images, of a shape that broadcasts to it.
+        sigma (`torch.Tensor` or `float`): The noise level.
+
+    Returns:
+        `torch.Tensor`: The output, in the shape of `x`.
+    """
+    skipped = scheduler.precondition_outputs(x, torch.zeros_like(x), sigma)
+    scale = scheduler.precondition_outputs(x.new_zeros(()), x.new_ones(()), sigma)
+    return (denoised - skipped) / scale

@@ -6,10 +6,14 @@ from typing import Any
 
 import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+from diffusers.utils import logging
 
 from .arguments import check_choice, check_integer, check_number, check_tensor
 from .conditioning import get_sample_size
 from .images import OUTPUT_TYPES
+
+
+logger = logging.get_logger(__name__)
 
 
 def check_scheduler(scheduler: Any) -> None:
@@ -27,6 +31,24 @@ def check_scheduler(scheduler: Any) -> None:
             "`scheduler` must be a PFGMPPScheduler or, of diffusers, an EDMEulerScheduler or an"
             " EDMDPMSolverMultistepScheduler, since others lack EDM's preconditioning, but is"
             f" {type(scheduler).__name__}."
+        )
+
+
+def check_is_denoiser(scheduler: Any, action: str) -> None:
+    """
+    Refuse to follow field lines by a network that jumps to their ends.
+
+    Args:
+        scheduler (`SchedulerMixin`): The scheduler.
+        action (`str`): The method that was called.
+
+    Raises:
+        ValueError: The scheduler's solver is that of consistency models.
+    """
+    if scheduler.config.get("solver_type") == "consistency":
+        raise ValueError(
+            f"`{action}` needs a denoiser, but this is a consistency model (its scheduler's `solver_type` is"
+            " 'consistency'), which gives only the ends of field lines: use the model it was tuned from."
         )
 
 
@@ -175,3 +197,35 @@ def check_editing(image: torch.Tensor | None, strength: Any, mask_image: Any, ba
     if image is not None and len(image) not in (1, batch_size):
         raise ValueError(f"`image` holds {len(image)} images for a batch of {batch_size}.")
     return strength
+
+
+def check_sizes(image: torch.Tensor, latents: torch.Tensor) -> None:
+    """
+    Refuse an image and latents of different sizes.
+
+    Args:
+        image (`torch.Tensor` of shape `(batch, channels, height, width)`): The image to edit.
+        latents (`torch.Tensor` of shape `(batch, channels, height, width)`): Unit noise.
+
+    Raises:
+        ValueError: The sizes differ.
+    """
+    if image.shape[2:] != latents.shape[2:]:
+        raise ValueError(
+            f"`image` is of size {tuple(image.shape[2:])}, but `latents` of {tuple(latents.shape[2:])}."
+        )
+
+
+def warn_of_nonfinite(samples: torch.Tensor) -> None:
+    """
+    Warn if samples hold NaN or infinities.
+
+    Args:
+        samples (`torch.Tensor` of shape `(batch, channels, height, width)`): The samples.
+    """
+    finite = samples.isfinite().flatten(1).all(1)
+    if not bool(finite.all()):
+        logger.warning(
+            f"{len(finite) - int(finite.sum())} of {len(finite)} samples hold NaN or infinities; the"
+            " network's weights may be damaged, or its type too coarse."
+        )

@@ -33,6 +33,7 @@ from .conditioning import (
     check_guidance,
     choose_dimension,
     count_classes,
+    find_output,
     get_sample_size,
     get_trained_range,
     prepare_class_labels,
@@ -51,15 +52,19 @@ from .pipeline_checks import (
     check_components,
     check_editing,
     check_interval,
+    check_is_denoiser,
     check_output_type,
     check_scheduler,
+    check_sizes,
     check_tensor_inputs,
+    warn_of_nonfinite,
 )
 from .pixels import read_picture  # noqa: F401 - diffusers copies only what this file itself imports
 from .scheduler_config import PortableConfig  # noqa: F401 - likewise
 from .scheduling_pfgmpp import PFGMPPScheduler
 
 
+DEFAULT_STEPS = 18  # of networks whose scheduler states no number
 logger = logging.get_logger(__name__)
 # Callbacks run one at a time, since each finds the state of its own call on the pipeline.
 _CALLBACKS = threading.RLock()
@@ -216,7 +221,7 @@ class PFGMPPPipeline(DiffusionPipeline):
     def __call__(
         self,
         batch_size: int = 1,
-        num_inference_steps: int = 18,
+        num_inference_steps: int | None = None,
         D: float | None = None,
         class_labels: ClassLabels = None,
         guidance_scale: float = 1.0,
@@ -238,8 +243,9 @@ class PFGMPPPipeline(DiffusionPipeline):
 
         Args:
             batch_size (`int`, defaults to 1): Number of images; with `latents`, their number.
-            num_inference_steps (`int`, defaults to 18): Number n of steps. Heun calls the network 2n
-                - 1 times, the other solvers n times.
+            num_inference_steps (`int`, *optional*): Number n of steps; by default the scheduler's
+                `default_steps` or, without one, 18. Heun calls the network 2n - 1 times, the other
+                solvers n times.
             D (`float`, *optional*): Augmented dimension for a network conditioned on D, `inf` for
                 infinity. None is the scheduler's. A network trained at one D accepts no other.
                 Outside the range in the scheduler's `D_range` the pipeline warns once.
@@ -336,14 +342,12 @@ class PFGMPPPipeline(DiffusionPipeline):
         latents = sigma * noise
         if start is not None:
             start = start.to(device, dtype)
-            if start.shape[2:] != noise.shape[2:]:
-                raise ValueError(
-                    f"`image` is of size {tuple(start.shape[2:])}, but `latents` of {tuple(noise.shape[2:])}."
-                )
+            check_sizes(start, noise)
             if mask_image is not None:
                 mask = prepare_mask(mask_image, start, batch_size)
-            if mask is None or strength < 1:  # else nothing of the repainted part remains
-                latents = start + latents
+            # At full strength nothing of the repainted part remains.
+            remaining = start if mask is None or strength < 1 else torch.where(mask, 0.0, start)
+            latents = remaining + latents
 
         # 4. Follow the field lines
         step_options: dict[str, Any] = {"generator": generator}
@@ -355,13 +359,14 @@ class PFGMPPPipeline(DiffusionPipeline):
         for step, t in enumerate(self.progress_bar(timesteps)):
             if interrupted or self.interrupt:
                 continue
-            if mask is not None:  # the part that is kept follows its own field line
-                latents = torch.where(mask, latents, start + scheduler.sigmas[begin + step] * noise)
-            scale = guidance_scale if low <= scheduler.sigmas[begin + step] <= high else 1.0
+            sigma = scheduler.sigmas[begin + step]
+            scale = guidance_scale if low <= sigma <= high else 1.0
             model_output = self._predict(scheduler, latents, t, labels, D, scale)
+            if mask is not None:  # the part that is kept follows its own field line, whose end is known
+                known = find_output(scheduler, latents, start, sigma)
+                model_output = torch.where(mask, model_output, known)
             tensors = {}
             if "pred_original_sample" in callback_on_step_end_tensor_inputs:
-                sigma = scheduler.sigmas[scheduler.step_index]
                 tensors["pred_original_sample"] = scheduler.precondition_outputs(latents, model_output, sigma)
             latents = scheduler.step(model_output, t, latents, return_dict=False, **step_options)[0]
             if callback_on_step_end is not None:
@@ -380,12 +385,7 @@ class PFGMPPPipeline(DiffusionPipeline):
 
         # 5. Turn the samples into images
         self.maybe_free_model_hooks()
-        finite = latents.isfinite().flatten(1).all(1)
-        if not bool(finite.all()):
-            logger.warning(
-                f"{len(finite) - int(finite.sum())} of {len(finite)} samples hold NaN or infinities; the"
-                " network's weights may be damaged, or its type too coarse."
-            )
+        warn_of_nonfinite(latents)
         images = convert_samples(latents, output_type, self._value_range)
         if not return_dict:
             return (images,)
@@ -420,6 +420,7 @@ class PFGMPPPipeline(DiffusionPipeline):
         Raises:
             ValueError: An argument does not fit the network or the others; the message names it.
         """
+        check_is_denoiser(self.scheduler, "invert")
         x = self._prepare_images(images, "images")
         D = self._choose_dimension(D, len(x))
         x, labels, scheduler = self._prepare_reverse(x, num_inference_steps, class_labels)
@@ -466,6 +467,7 @@ class PFGMPPPipeline(DiffusionPipeline):
         Raises:
             ValueError: An argument does not fit the network or the others; the message names it.
         """
+        check_is_denoiser(self.scheduler, "log_likelihood")
         check_choice("trace", trace, ["hutchinson", "exact"])
         num_repeats = check_integer("num_repeats", num_repeats, "be a positive integer", 1)
         check_generator(generator, None)
@@ -544,9 +546,8 @@ class PFGMPPPipeline(DiffusionPipeline):
         device = self._execution_device
         self._arrange_weights()
         x = x.to(device, torch.promote_types(self.unet.dtype, torch.float32))
-        labels = None
-        if class_labels is not None:
-            labels = self._prepare_labels(class_labels, len(x), None, device)
+        without = class_labels is None
+        labels = None if without else self._prepare_labels(class_labels, len(x), None, device)
         scheduler = PFGMPPScheduler.from_config(self.scheduler.config, solver_type="heun", s_churn=0.0)
         scheduler.set_timesteps(num_inference_steps, device=device, reverse=True)
         scheduler.set_begin_index(0)
@@ -555,16 +556,17 @@ class PFGMPPPipeline(DiffusionPipeline):
     def _set_noise_levels(
         self,
         scheduler: Any,
-        num_inference_steps: int,
+        num_inference_steps: int | None,
         sigmas: list[float] | None,
         strength: float,
         device: torch.device,
     ) -> int:
         """Set a scheduler's noise levels; return the index at which to begin."""
         check_scheduler(scheduler)
+        if num_inference_steps is None:
+            num_inference_steps = scheduler.config.get("default_steps") or DEFAULT_STEPS
         if sigmas is None:
-            requirement = "be a positive integer"
-            number = check_integer("num_inference_steps", num_inference_steps, requirement, 1)
+            number = check_integer("num_inference_steps", num_inference_steps, "be a positive integer", 1)
             scheduler.set_timesteps(number, device=device)
         elif self._scheduler_is_ours:
             scheduler.set_timesteps(sigmas=sigmas, device=device)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from diffusers.configuration_utils import FrozenDict
 
 from .arguments import LARGEST, SMALLEST, check_choice, check_integer, check_number, read_number
@@ -18,7 +19,9 @@ SOLVERS: dict[str, dict[str, Any] | None] = {
     "dpmpp_2m": {"solver_order": 2, "algorithm_type": "dpmsolver++"},
     "dpmpp_3m": {"solver_order": 3, "algorithm_type": "dpmsolver++"},
     "dpmpp_2m_sde": {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"},
+    "consistency": None,
 }
+CHURNING_SOLVERS = ("heun", "euler")
 
 
 class PortableConfig(FrozenDict):
@@ -95,11 +98,61 @@ def check_scheduler_options(options: Mapping[str, Any]) -> dict[str, Any]:
     check_choice("stochastic_noise", options["stochastic_noise"], ["student-t", "gaussian"])
     check_choice("prediction_type", options["prediction_type"], ["epsilon", "v_prediction"])
     check_choice("final_sigmas_type", options["final_sigmas_type"], ["zero", "sigma_min"])
-    if checked["s_churn"] and SOLVERS[checked["solver_type"]]:
+    checked["default_steps"] = options["default_steps"]
+    if options["default_steps"] is not None:
+        name = "default_steps"
+        checked[name] = check_integer(name, options[name], "be a positive integer", 1)
+    checked["sigmas"] = _check_sigmas_by_steps(options["sigmas"])
+    if checked["s_churn"] and checked["solver_type"] not in CHURNING_SOLVERS:
         raise ValueError(
             f"`s_churn` must be 0 with `solver_type` {options['solver_type']!r}, but is {options['s_churn']}:"
             " churn is for heun and euler."
         )
+    return checked
+
+
+def check_levels(name: str, levels: Any) -> torch.Tensor:
+    """
+    Check a list of noise levels.
+
+    Args:
+        name (`str`): Name of the argument, for the error.
+        levels (`list[float]`, `np.ndarray` or `torch.Tensor`): The noise levels.
+
+    Returns:
+        `torch.Tensor` of shape `(n,)`: The levels, in float64 on the CPU.
+
+    Raises:
+        ValueError: They are not a decreasing list of positive numbers.
+    """
+    try:
+        steps = torch.as_tensor(levels, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        steps = torch.empty(0)
+    is_list = steps.ndim == 1 and len(steps) > 0
+    is_inside = bool(((steps >= SMALLEST) & (steps <= LARGEST)).all())
+    if not (is_list and is_inside and bool((steps.diff() < 0).all())):
+        raise ValueError(f"{name} must be a decreasing list of positive noise levels, but are {levels}.")
+    return steps
+
+
+def _check_sigmas_by_steps(sigmas: Any) -> dict[str, dict[str, list[float]]] | None:
+    """Return the noise levels by solver and number of steps, or refuse what is not such a table."""
+    if not sigmas:
+        return None
+    allowed = "`sigmas` must map solvers to numbers of steps, and those to as many noise levels"
+    if not isinstance(sigmas, Mapping) or not all(isinstance(each, Mapping) for each in sigmas.values()):
+        raise ValueError(f"{allowed}, but is {sigmas!r}.")
+    checked: dict[str, dict[str, list[float]]] = {}
+    for solver, by_steps in sigmas.items():
+        if solver not in SOLVERS:
+            raise ValueError(f"A solver in `sigmas` must be one of {list(SOLVERS)}, but is {solver!r}.")
+        checked[solver] = {}
+        for steps, values in by_steps.items():
+            levels = check_levels(f"`sigmas` of {solver} at {steps} steps", values)
+            if str(steps) != str(len(levels)):
+                raise ValueError(f"{allowed}, but holds {len(levels)} for {solver} at {steps!r} steps.")
+            checked[solver][str(steps)] = levels.tolist()
     return checked
 
 

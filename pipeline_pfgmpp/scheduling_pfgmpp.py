@@ -11,7 +11,9 @@ $$\frac{dx}{d\sigma} = \frac{x - F(x, \sigma)}{\sigma}, \qquad
 started from Student-t noise at $\sigma_{max}$. The scheduler is therefore diffusers' EDM scheduler
 plus three things: `D`, the noise that belongs to it, and a choice of solvers. These are EDM's Heun
 with churn (https://huggingface.co/papers/2206.00364, alg. 2), Euler, and diffusers' implementation
-of the multistep DPM-Solver++ (https://huggingface.co/papers/2211.01095).
+of the multistep DPM-Solver++ (https://huggingface.co/papers/2211.01095). For networks that map every
+point of a field line to the line's end, it has multistep consistency sampling
+(https://huggingface.co/papers/2303.01469, alg. 1): each output is perturbed to the next noise level.
 """
 
 import math
@@ -25,9 +27,9 @@ from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
-from .arguments import LARGEST, SMALLEST, check_integer, describe
+from .arguments import check_integer, describe
 from .noise import sample_noise, sample_noise_given
-from .scheduler_config import SOLVERS, PortableConfig, check_scheduler_options
+from .scheduler_config import SOLVERS, PortableConfig, check_levels, check_scheduler_options
 
 
 # How far timesteps of `add_noise` may lie outside the noise levels: training draws some there.
@@ -84,7 +86,8 @@ class PFGMPPScheduler(EDMEulerScheduler):
             is called.
         solver_type (`str`, defaults to `"heun"`): `"heun"` (order 2, two calls of the network per
             step) or, with one call per step, `"euler"` (order 1), `"dpmpp_2m"` (order 2),
-            `"dpmpp_3m"` (order 3) or the stochastic `"dpmpp_2m_sde"`.
+            `"dpmpp_3m"` (order 3) or the stochastic `"dpmpp_2m_sde"`; `"consistency"` for networks
+            trained with the consistency objective.
         s_churn (`float`, defaults to 0): Amount of noise that Heun or Euler adds back over all
             steps; 0 is deterministic.
         s_tmin (`float`, defaults to 0): Noise level below which no noise is added back.
@@ -109,6 +112,11 @@ class PFGMPPScheduler(EDMEulerScheduler):
         D_range (`tuple[float, float | None]` or `None`, defaults to `None`): Smallest and largest D
             that a network conditioned on D was trained for, the second `None` for infinity. `None`
             alone means that the range is unknown.
+        default_steps (`int` or `None`, defaults to `None`): Number of steps that suits the network, which
+            pipelines take by default; `None` leaves it to them.
+        sigmas (`dict[str, dict[str, list[float]]]` or `None`, defaults to `None`): Noise levels that
+            suit the network, by solver and number of steps, such as `{"consistency": {"2": [80.0, 0.8]}}`.
+            They take the place of `sigma_schedule` and `rho` for these numbers of steps.
 
     Raises:
         ValueError: An argument is out of range; the message names it.
@@ -137,6 +145,8 @@ class PFGMPPScheduler(EDMEulerScheduler):
         lower_order_final: bool = True,
         max_noise_norm: float | None = None,
         D_range: tuple[float, float | None] | None = None,
+        default_steps: int | None = None,
+        sigmas: dict[str, dict[str, list[float]]] | None = None,
     ):
         # JSON has no infinity, and numbers from NumPy or torch are not JSON either.
         self.register_to_config(**check_scheduler_options(self.config))
@@ -230,7 +240,9 @@ class PFGMPPScheduler(EDMEulerScheduler):
         $$\sigma_i = \Bigl(\sigma_{max}^{1/\rho} + \frac{i}{n-1} (\sigma_{min}^{1/\rho} -
           \sigma_{max}^{1/\rho})\Bigr)^\rho$$
 
-        for i < n, and then 0 (https://huggingface.co/papers/2206.00364, eq. 5).
+        for i < n, and then 0 (https://huggingface.co/papers/2206.00364, eq. 5). Consistency sampling
+        takes the first n of n + 1 such levels, since a call at `sigma_min` would change nothing.
+        Where the configuration has `sigmas` for the solver and for n, these are the levels.
 
         Args:
             num_inference_steps (`int`, *optional*): Number n of steps. Heun calls the network 2n -
@@ -242,17 +254,23 @@ class PFGMPPScheduler(EDMEulerScheduler):
                 ln(sigma) / 4.
             reverse (`bool`, defaults to `False`): Whether to step the other way, from the smallest
                 of the n noise levels up to the largest, which inverts sampling. No noise is added
-                back on the way.
+                back on the way, and the configuration's `sigmas` are not used.
 
         Raises:
-            ValueError: Not exactly one of the three is given, or its values are not as described.
+            ValueError: Not exactly one of the three is given, its values are not as described, or
+                consistency sampling is to be reversed.
         """
         given = [value for value in (num_inference_steps, sigmas, timesteps) if value is not None]
         if len(given) != 1:
             raise ValueError("Give exactly one of `num_inference_steps`, `sigmas` and `timesteps`.")
+        if reverse and self._is_consistency:
+            raise ValueError("`reverse` must be False for the consistency solver, which follows no line up.")
         if timesteps is not None:
             sigmas = self._to_sigmas(timesteps)
-        steps = self._space_steps(num_inference_steps) if sigmas is None else self._check_sigmas(sigmas)
+        if sigmas is None:
+            steps = self._space_steps(num_inference_steps, reverse)
+        else:
+            steps = check_levels("`sigmas` or `timesteps`", sigmas)
 
         if reverse:
             levels = steps.flip(0)
@@ -289,31 +307,20 @@ class PFGMPPScheduler(EDMEulerScheduler):
         if options is not None:
             self._multistep = EDMDPMSolverMultistepScheduler(num_train_timesteps=2, **options)
 
-    def _space_steps(self, num_inference_steps: Any) -> torch.Tensor:
-        """Return n noise levels from `sigma_max` down to `sigma_min`, in float64."""
-        num_inference_steps = check_integer(
-            "num_inference_steps", num_inference_steps, "be a positive integer", 1
-        )
-        ramp = torch.linspace(0, 1, num_inference_steps, dtype=torch.float64)
+    @property
+    def _is_consistency(self) -> bool:
+        return self.config.solver_type == "consistency"
+
+    def _space_steps(self, num_inference_steps: Any, reverse: bool) -> torch.Tensor:
+        """Return n noise levels from `sigma_max` down, in float64."""
+        n = check_integer("num_inference_steps", num_inference_steps, "be a positive integer", 1)
+        tuned = (self.config.sigmas or {}).get(self.config.solver_type, {}).get(str(n))
+        if tuned and not reverse:
+            return torch.tensor(tuned, dtype=torch.float64)
+        ramp = torch.linspace(0, 1, n + self._is_consistency, dtype=torch.float64)[:n]
         if self.config.sigma_schedule == "karras":
             return self._compute_karras_sigmas(ramp)
         return self._compute_exponential_sigmas(ramp)
-
-    @staticmethod
-    def _check_sigmas(sigmas: Any) -> torch.Tensor:
-        """Return noise levels in float64, or refuse what is not a decreasing list of positive numbers."""
-        try:
-            steps = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
-        except (TypeError, ValueError, RuntimeError):
-            steps = torch.empty(0)
-        is_list = steps.ndim == 1 and len(steps) > 0
-        is_inside = bool(((steps >= SMALLEST) & (steps <= LARGEST)).all())
-        if not (is_list and is_inside and bool((steps.diff() < 0).all())):
-            raise ValueError(
-                "`sigmas` or `timesteps` must be a decreasing list of positive noise levels,"
-                f" but are {sigmas}."
-            )
-        return steps
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """
@@ -371,7 +378,7 @@ class PFGMPPScheduler(EDMEulerScheduler):
                 step looks it up; later ones follow.
             sample (`torch.Tensor`): The current sample x.
             generator (`torch.Generator` or a list of them, *optional*): Source of the noise of
-                churn and of stochastic solvers.
+                churn and of stochastic solvers, which the consistency solver is.
             return_dict (`bool`, defaults to `True`): Whether to return a [`PFGMPPSchedulerOutput`]
                 or a tuple.
             D (`float`, `torch.Tensor` or `None`, *optional*): Augmented dimension of that noise;
@@ -394,7 +401,9 @@ class PFGMPPScheduler(EDMEulerScheduler):
 
         x = sample.to(torch.promote_types(sample.dtype, torch.float32))
         denoised = self.precondition_outputs(x, model_output.to(x.dtype), self.sigmas[index])
-        if self._multistep is not None:
+        if self._is_consistency:
+            prev_sample = self._step_consistency(denoised, index, generator, D)
+        elif self._multistep is not None:
             prev_sample = self._step_multistep(x, denoised, index, generator, D)
         else:
             prev_sample = self._step_single(x, denoised, index)
@@ -411,6 +420,14 @@ class PFGMPPScheduler(EDMEulerScheduler):
         if not return_dict:
             return prev_sample, denoised
         return PFGMPPSchedulerOutput(prev_sample=prev_sample, pred_original_sample=denoised)
+
+    def _step_consistency(self, denoised: torch.Tensor, index: int, generator: Any, D: Any) -> torch.Tensor:
+        """Perturb the end of the field line to the next noise level, with fresh noise."""
+        target = self.sigmas[index + 1]
+        if target == 0:
+            return denoised
+        shape = tuple(denoised.shape)
+        return denoised + target * self.sample_noise(shape, generator, denoised.device, denoised.dtype, D)
 
     def _step_single(self, x: torch.Tensor, denoised: torch.Tensor, index: int) -> torch.Tensor:
         """Take a step of Euler, or the first or second half of a step of Heun."""

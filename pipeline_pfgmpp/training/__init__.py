@@ -3,6 +3,7 @@
 from .augment import Augmentation
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainingConfig
+from .consistency import ConsistencyLoss, ConsistencyPerturbation
 from .ema import HalfLifeEMA, PowerFunctionEMA, reconstruct_average
 from .finetune import adapt_network, choose_classes, read_trained_range
 from .frechet import FrechetDistance
@@ -11,7 +12,7 @@ from .log import JSONLTracker, LossMeter, read_log
 from .loop import Trainer
 from .loss import DimensionRange, Perturbation, PFGMPPLoss, UncertaintyWeighting
 from .preparation import create_accelerator
-from .recipes import INHERITED, RECIPES
+from .recipes import INHERITED, RECIPES, TUNING
 from .run import (
     RunRecord,
     identify_run,
@@ -29,7 +30,10 @@ __all__ = [
     "INHERITED",
     "RECIPES",
     "SCHEDULES",
+    "TUNING",
     "Augmentation",
+    "ConsistencyLoss",
+    "ConsistencyPerturbation",
     "DimensionRange",
     "FrechetDistance",
     "HalfLifeEMA",

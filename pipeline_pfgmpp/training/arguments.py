@@ -29,7 +29,21 @@ _NEEDS = (
     _Need(
         ("lr_warmup_images",), "together with --lr_warmup_steps", lambda args: args.lr_warmup_steps is None
     ),
-    _Need(("fid_images", "fid_features"), "without --fid_steps", lambda args: args.fid_steps),
+    _Need(
+        ("consistency_stages", "huber_c", "teacher_model_name_or_path"),
+        "without --objective consistency",
+        lambda args: args.objective == "consistency",
+    ),
+    _Need(
+        ("guidance_scale",),
+        "without --teacher_model_name_or_path",
+        lambda args: args.teacher_model_name_or_path,
+    ),
+    _Need(
+        ("fid_images", "fid_features", "fid_num_inference_steps"),
+        "without --fid_steps",
+        lambda args: args.fid_steps,
+    ),
     _Need(("ema_snapshot_steps",), "without --ema_width", lambda args: args.ema_width),
     _Need(("hub_model_id",), "without --push_to_hub", lambda args: args.push_to_hub),
     _Need(("validation_split",), "with --logging_steps 0", lambda args: args.logging_steps),
@@ -43,6 +57,10 @@ _NEEDS = (
 # Arguments that are no settings of the loop, which checks its own.
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "label_dropout": ("in [0, 1]", lambda value: 0 <= value <= 1),
+    "dropout": ("in [0, 1)", lambda value: 0 <= value < 1),
+    "consistency_stages": ("at least 1", lambda value: value >= 1),
+    "huber_c": ("at least 0", lambda value: 0 <= value < math.inf),
+    "guidance_scale": ("in [-1000, 1000]", lambda value: -1000 <= value <= 1000),
     "sigma_data": ("positive", lambda value: 0 < value < math.inf),
     "max_noise_norm": ("positive", lambda value: 0 < value < math.inf),
     "shuffle_window": ("at least 1", lambda value: value >= 1),

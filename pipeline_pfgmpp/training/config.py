@@ -119,6 +119,9 @@ class TrainingConfig:
         fid_steps (`int`, defaults to 0): Steps between Fréchet distances; 0 for none. The best
             snapshot is kept in `best/`.
         fid_images (`int`, defaults to 2000): Images per Fréchet distance.
+        fid_num_inference_steps (sequence of `int`, defaults to none): Numbers of steps to measure Fréchet
+            distances at, of which the first decides which snapshot is the best; by default the
+            pipeline's own.
         fid_features (`str`, defaults to `"fashion-mnist"`): Features of the Fréchet distance, as
             [`~pipeline_pfgmpp.evaluation.load_features`] takes them.
         save_dtype (`str`, defaults to `"float32"`): Type of the saved weights.
@@ -166,6 +169,7 @@ class TrainingConfig:
     sample_steps: int = 1000
     fid_steps: int = 0
     fid_images: int = 2000
+    fid_num_inference_steps: Sequence[int] = ()
     fid_features: str = "fashion-mnist"
     save_dtype: str = "float32"
     nonfinite_patience: int = 10
@@ -183,6 +187,11 @@ class TrainingConfig:
         if self.mixed_precision is not None:
             self._check_choice("mixed_precision", MIXED_PRECISIONS)
         self._check_averages()
+        for steps in self.fid_num_inference_steps:
+            if not isinstance(steps, Integral) or steps < 1:
+                raise ValueError(
+                    f"`fid_num_inference_steps` must hold positive integers, but holds {steps!r}."
+                )
         if self.reference_batch_size and (self.augment or self.random_flip):
             raise ValueError(
                 "`reference_batch_size` needs `augment` 0 and no `random_flip`: its field is that of the"

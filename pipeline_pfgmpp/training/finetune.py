@@ -83,6 +83,7 @@ def adapt_network(
     num_classes: int | None = None,
     label_dropout: float | None = None,
     d_conditioning: bool = False,
+    dropout: float | None = None,
 ) -> ModelMixin:
     """
     Change what a network is conditioned on, and keep its weights.
@@ -98,6 +99,7 @@ def adapt_network(
             it stays as it is.
         d_conditioning (`bool`, defaults to `False`): Whether to condition the network on D. A network
             that is conditioned on D already stays so.
+        dropout (`float`, *optional*): Dropout probability; by default it stays as it is.
 
     Returns:
         `ModelMixin`: The adapted network, or `unet` itself if there is nothing to change.
@@ -107,6 +109,8 @@ def adapt_network(
             name of the network.
     """
     options = _list_options(unet, num_classes, label_dropout, d_conditioning)
+    if dropout is not None:
+        options["dropout"] = dropout
     if not options:
         return unet
     adapted = type(unet).from_config(unet.config, **options)

@@ -44,18 +44,22 @@ class FrechetDistance:
             extractor = load_features(features, accelerator.device)
             self.metrics = ImageMetrics(extractor, real_images, gather=gather_features)
 
-    def __call__(self, pipeline: PFGMPPPipeline, batch_size: int) -> float:
+    def __call__(
+        self, pipeline: PFGMPPPipeline, batch_size: int, num_inference_steps: int | None = None
+    ) -> float:
         """
         Measure the distance; every process must call this.
 
         Args:
             pipeline ([`PFGMPPPipeline`]): The pipeline that generates the images.
             batch_size (`int`): Images per call of the pipeline.
+            num_inference_steps (`int`, *optional*): Number of steps; by default the pipeline's own.
 
         Returns:
             `float`: The distance.
         """
         first = self.accelerator.process_index * self.seeds_per_process
         seeds = list(range(first, first + self.seeds_per_process))
-        generated = generate(pipeline, seeds, batch_size, "Fréchet distance")
+        steps = num_inference_steps
+        generated = generate(pipeline, seeds, batch_size, "Fréchet distance", num_inference_steps=steps)
         return self.metrics(torch.cat([images for _, images in generated]))["fid"]

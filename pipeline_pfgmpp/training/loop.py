@@ -373,7 +373,9 @@ class Trainer:
         count = self.images_per_step
         self.rng.manual_seed(derive_seed(seed, "step", self.global_step))
         torch.manual_seed(derive_seed(seed, "dropout", self.global_step, rank))
-        perturbation = self.loss.draw((count, *self.image_shape), self.rng, self.device)
+        progress = self.global_step / self.config.max_train_steps
+        shape = (count, *self.image_shape)
+        perturbation = self.loss.draw(shape, self.rng, self.device, progress=progress)
         transforms = None
         if self.augmentation:
             transforms = self.augmentation.draw(count, self.rng, self.device)
@@ -500,8 +502,14 @@ class Trainer:
         if self.frechet_distance is None:
             raise ValueError("`fid_steps` is 0, so that no Fréchet distance can be measured.")
         with self.use_average():
-            distance = self.frechet_distance(self.pipeline, self.config.train_batch_size)
-            self.accelerator.log({"frechet_distance": distance}, step=self.global_step)
+            batch_size = self.config.train_batch_size
+            first, *others = self.config.fid_num_inference_steps or [None]
+            distance = self.frechet_distance(self.pipeline, batch_size, first)
+            distances = {"frechet_distance": distance}
+            for steps in others:
+                name = f"frechet_distance/{steps}_steps"
+                distances[name] = self.frechet_distance(self.pipeline, batch_size, steps)
+            self.accelerator.log(distances, step=self.global_step)
             if not distance < self.best_distance:  # NaN is not an improvement either
                 return
             self.best_distance = distance

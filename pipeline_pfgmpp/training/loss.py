@@ -181,6 +181,7 @@ class PFGMPPLoss:
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        progress: float = 1.0,
     ) -> Perturbation:
         """
         Draw what is random: noise levels, dimensions and noise.
@@ -192,6 +193,8 @@ class PFGMPPLoss:
                 dimensions is on the CPU.
             dtype (`torch.dtype`, *optional*): Type of noise levels and noise; by default torch's
                 default type.
+            progress (`float`, defaults to 1): Fraction of the training that is done. This objective is the
+                same throughout; others follow a curriculum.
 
         Returns:
             [`Perturbation`]: The draws.
@@ -227,24 +230,45 @@ class PFGMPPLoss:
             `torch.Tensor` of shape `(batch,)`: The weighted squared error of each image, averaged
                 over its pixels and channels.
         """
-        scheduler = self.scheduler
-        D = perturbation.D
-        sigma = perturbation.sigma.view(-1, 1, 1, 1)
-        x = images + sigma * perturbation.noise
+        sigma = perturbation.sigma
+        x = images + sigma.view(-1, 1, 1, 1) * perturbation.noise
         target = images
         if references is not None:
-            target = field_target(x, references, perturbation.sigma, D)
-        if isinstance(D, torch.Tensor):
-            conditioning["D"] = D.to(images)
-
-        model_input = scheduler.precondition_inputs(x, sigma)
-        c_noise = scheduler.precondition_noise(perturbation.sigma)
-        output = unet(model_input, c_noise, return_dict=False, **conditioning)[0]
-        denoised = scheduler.precondition_outputs(x, output.to(x.dtype), sigma)
-
-        sigma_data = scheduler.config.sigma_data
-        weight = (perturbation.sigma**2 + sigma_data**2) / (perturbation.sigma * sigma_data) ** 2
+            target = field_target(x, references, sigma, perturbation.D)
+        denoised = denoise(unet, self.scheduler, x, sigma, perturbation.D, **conditioning)
+        sigma_data = self.scheduler.config.sigma_data
+        weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
         return weight * (denoised - target).square().flatten(1).mean(1)
+
+
+def denoise(
+    unet: torch.nn.Module,
+    scheduler: PFGMPPScheduler,
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    D: torch.Tensor | float | None,
+    **conditioning: torch.Tensor,
+) -> torch.Tensor:
+    r"""
+    Compute $F(x, \sigma) = c_{skip} x + c_{out} \, net(c_{in} x, c_{noise})$ of a network.
+
+    Args:
+        unet (`torch.nn.Module`): Called as `unet(c_in * x, c_noise, **conditioning)`.
+        scheduler ([`PFGMPPScheduler`]): Owns the preconditioning.
+        x (`torch.Tensor` of shape `(batch, C, H, W)`): Perturbed images.
+        sigma (`torch.Tensor` of shape `(batch,)`): Their noise levels, which must be positive.
+        D (`torch.Tensor` of shape `(batch,)`, `float` or `None`): A tensor is an input of the network.
+        conditioning (`torch.Tensor`): Further inputs of the network, such as `class_labels`.
+
+    Returns:
+        `torch.Tensor`: F, in the type of `x`.
+    """
+    if isinstance(D, torch.Tensor):
+        conditioning["D"] = D.to(x)
+    levels = sigma.view(-1, 1, 1, 1)
+    model_input = scheduler.precondition_inputs(x, levels)
+    output = unet(model_input, scheduler.precondition_noise(sigma), return_dict=False, **conditioning)[0]
+    return scheduler.precondition_outputs(x, output.to(x.dtype), levels)
 
 
 class UncertaintyWeighting(torch.nn.Module):

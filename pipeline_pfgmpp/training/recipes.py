@@ -3,7 +3,9 @@ Training recipes: arguments of train_accelerate.py, which a command line overrid
 
 Each recipe goes with the network of the same name in [`PFGMPPUNet2DModel.from_preset`]
 (https://huggingface.co/papers/2206.00364, tab. 7; https://huggingface.co/papers/2302.04265, app. C).
-`fashion-mnist-small` and `fine-tuning` are this package's own; the latter fits any pretrained network.
+`fashion-mnist-small` and the two recipes of `TUNING`, which fit any pretrained network, are this
+package's own. `consistency-tuning` makes a few-step model of a denoiser
+(https://huggingface.co/papers/2406.14548).
 """
 
 from typing import Any
@@ -52,4 +54,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-4,
         "lr_warmup_images": 320,
     },
+    "consistency-tuning": {
+        **INHERITED,
+        "objective": "consistency",
+        "train_batch_size": 64,
+        "learning_rate": 3e-4,
+        "lr_scheduler": "linear",
+        "lr_warmup_images": 320,
+    },
 }
+TUNING = ("fine-tuning", "consistency-tuning")  # the recipes for a pretrained network

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -64,16 +65,23 @@ def read_best_distance(config: TrainingConfig) -> float:
         config ([`TrainingConfig`]): The settings.
 
     Returns:
-        `float`: The distance; infinity if none was measured over the same features and number of
-            images.
+        `float`: The distance; infinity if none was measured over the same features, number of images and
+            number of steps.
     """
     path = Path(config.output_dir, "best", "distance.json")
     if not path.is_file():
         return math.inf
     best = json.loads(path.read_text())
-    if (best.get("features"), best.get("num_images")) != (config.fid_features, config.fid_images):
+    if any(best.get(name) != value for name, value in _describe_distance(config).items()):
         return math.inf
     return best["frechet_distance"]
+
+
+def _describe_distance(config: TrainingConfig) -> dict[str, Any]:
+    """Describe what makes Fréchet distances comparable."""
+    steps = config.fid_num_inference_steps
+    described: dict[str, Any] = {"features": config.fid_features, "num_images": config.fid_images}
+    return {**described, "num_inference_steps": steps[0]} if steps else described
 
 
 def save_best(pipeline: PFGMPPPipeline, config: TrainingConfig, step: int, distance: float) -> None:
@@ -86,12 +94,7 @@ def save_best(pipeline: PFGMPPPipeline, config: TrainingConfig, step: int, dista
         step (`int`): Number of optimisation steps done.
         distance (`float`): Its Fréchet distance.
     """
-    measured = {
-        "frechet_distance": distance,
-        "features": config.fid_features,
-        "num_images": config.fid_images,
-        "step": step,
-    }
+    measured = {"frechet_distance": distance, "step": step, **_describe_distance(config)}
     with replace_folder(Path(config.output_dir, "best")) as best:
         pipeline.save_pretrained(best)
         (best / "distance.json").write_text(json.dumps(measured))

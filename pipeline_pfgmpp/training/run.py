@@ -48,6 +48,7 @@ CHANGEABLE = {
     "nonfinite_patience", "validation_split",
     "train_batch_size", "gradient_accumulation_steps", "dataset_name", "dataset_config_name",
     "train_data_dir", "split", "image_column", "label_column", "pretrained_model_name_or_path",
+    "teacher_model_name_or_path", "fid_num_inference_steps",
 }  # fmt: skip
 
 # What a run leaves in its folder besides checkpoints, including its result and measurements of it.

@@ -1,0 +1,138 @@
+"""The objective of a training run: its arguments of train_accelerate.py, and its loss."""
+
+import argparse
+from typing import Any
+
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+
+from ..pipeline_pfgmpp import PFGMPPPipeline
+from ..scheduling_pfgmpp import PFGMPPScheduler
+from .consistency import ConsistencyLoss
+from .loss import DimensionRange, PFGMPPLoss
+
+
+# The arguments that an objective changes, unless they are given.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "perturbation": {"P_mean": -1.2, "P_std": 1.2},
+    "consistency": {"P_mean": -1.1, "P_std": 2.0},
+}
+# The entries of the result's scheduler that an objective changes.
+SCHEDULER_OPTIONS: dict[str, dict[str, Any]] = {
+    "perturbation": {},
+    "consistency": {"solver_type": "consistency", "default_steps": 2, "s_churn": 0.0, "sigmas": None},
+}
+
+
+def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
+    """
+    Add the arguments that choose the objective.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The parser of train_accelerate.py.
+    """
+    add = parser.add_argument_group("objective").add_argument
+    add(
+        "--objective",
+        choices=list(OBJECTIVES),
+        default="perturbation",
+        help="what to train: a denoiser, or a consistency function that makes an image in 1 to 4 calls"
+        " (default: as the preset, or %(default)s)",
+    )
+    add("--P_mean", type=float, help="mean of ln(sigma) (default: -1.2, or -1.1 for consistency)")
+    add("--P_std", type=float, help="standard deviation of ln(sigma) (default: 1.2, or 2 for consistency)")
+    add(
+        "--uncertainty_weighting",
+        action="store_true",
+        help="weight noise levels by a learned uncertainty, as in EDM2",
+    )
+    add(
+        "--consistency_stages",
+        type=int,
+        default=8,
+        help="stages in which the two noise levels of the consistency loss approach (default: %(default)s)",
+    )
+    add(
+        "--huber_c",
+        type=float,
+        default=0.03,
+        help="constant of its pseudo-Huber distance, a root mean square over pixels (default: %(default)s)",
+    )
+    add(
+        "--teacher_model_name_or_path",
+        help="pipeline folder or Hub id of a denoiser to distil into a consistency function",
+    )
+    add(
+        "--guidance_scale",
+        type=float,
+        default=1.0,
+        help="how strongly the teacher is guided; 1 for not at all (default: %(default)s)",
+    )
+
+
+def load_teacher(args: argparse.Namespace, accelerator: Accelerator) -> PFGMPPPipeline | None:
+    """
+    Load the pipeline to distil, if there is one.
+
+    Args:
+        args (`argparse.Namespace`): The arguments of train_accelerate.py.
+        accelerator (`Accelerator`): Where it will compute.
+
+    Returns:
+        [`PFGMPPPipeline`] or `None`: The teacher.
+
+    Raises:
+        ValueError: It cannot be loaded, or is no denoiser.
+    """
+    name = args.teacher_model_name_or_path
+    if name is None:
+        return None
+    try:
+        with accelerator.main_process_first():
+            teacher = DiffusionPipeline.from_pretrained(name)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--teacher_model_name_or_path {name} cannot be loaded: {error}") from None
+    if (
+        not isinstance(teacher, PFGMPPPipeline)
+        or teacher.scheduler.config.get("solver_type") == "consistency"
+    ):
+        raise ValueError(f"--teacher_model_name_or_path {name} must be a PFGMPPPipeline of a denoiser.")
+    return teacher.to(accelerator.device)
+
+
+def create_loss(
+    args: argparse.Namespace,
+    scheduler: PFGMPPScheduler,
+    dimensions: DimensionRange | None,
+    teacher: PFGMPPPipeline | None,
+) -> PFGMPPLoss:
+    """
+    Create the loss that the arguments ask for.
+
+    Args:
+        args (`argparse.Namespace`): The arguments of train_accelerate.py.
+        scheduler ([`PFGMPPScheduler`]): Owns D, sigma_data and the preconditioning.
+        dimensions ([`DimensionRange`], *optional*): Distribution of D.
+        teacher ([`PFGMPPPipeline`], *optional*): The denoiser to distil.
+
+    Returns:
+        [`PFGMPPLoss`]: The loss.
+
+    Raises:
+        ValueError: The teacher does not fit.
+    """
+    if args.objective == "perturbation":
+        return PFGMPPLoss(scheduler, args.P_mean, args.P_std, dimensions)
+    try:
+        return ConsistencyLoss(
+            scheduler,
+            args.P_mean,
+            args.P_std,
+            dimensions,
+            num_stages=args.consistency_stages,
+            huber_c=args.huber_c,
+            teacher=teacher,
+            guidance_scale=args.guidance_scale,
+        )
+    except ValueError as error:
+        raise ValueError(f"--teacher_model_name_or_path {args.teacher_model_name_or_path}: {error}") from None
