@@ -3,7 +3,7 @@
 from .augment import Augmentation
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainingConfig
-from .consistency import ConsistencyLoss, ConsistencyPerturbation
+from .consistency import ConsistencyLoss, Teacher
 from .ema import HalfLifeEMA, PowerFunctionEMA, reconstruct_average
 from .finetune import adapt_network, choose_classes, read_trained_range
 from .frechet import FrechetDistance
@@ -33,7 +33,6 @@ __all__ = [
     "TUNING",
     "Augmentation",
     "ConsistencyLoss",
-    "ConsistencyPerturbation",
     "DimensionRange",
     "FrechetDistance",
     "HalfLifeEMA",
@@ -43,6 +42,7 @@ __all__ = [
     "Perturbation",
     "PowerFunctionEMA",
     "RunRecord",
+    "Teacher",
     "Trainer",
     "TrainingConfig",
     "UncertaintyWeighting",

@@ -23,32 +23,87 @@ denoiser.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from ..conditioning import call_guided, call_network, check_guidance, choose_dimension
+from ..conditioning import call_guided, call_network, check_guidance, choose_dimension, count_classes
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..scheduling_pfgmpp import PFGMPPScheduler
 from .loss import DimensionRange, Perturbation, PFGMPPLoss, denoise
 
 
-@dataclass(frozen=True)
-class ConsistencyPerturbation(Perturbation):
+class Teacher:
     """
-    What is random in the consistency loss of a batch.
+    Takes steps along the field lines of a pretrained denoiser.
 
     Args:
-        sigma, D, noise: As in [`Perturbation`]; `sigma` is t.
-        target_sigma (`torch.Tensor` of shape `(batch,)`): The smaller noise level r; 0 is the image.
+        pipeline ([`PFGMPPPipeline`]): The denoiser; its network must be on the device of the images.
+        guidance_scale (`float`, defaults to 1): How strongly it is guided, as in [`PFGMPPPipeline`].
+
+    Raises:
+        ValueError: It cannot be guided.
     """
 
-    target_sigma: torch.Tensor
+    def __init__(self, pipeline: PFGMPPPipeline, guidance_scale: float = 1.0):
+        self.unet = pipeline.unet.eval()
+        self.guidance_unet = pipeline.guidance_unet
+        self.scheduler = pipeline.scheduler
+        self.guidance_scale = check_guidance(guidance_scale, self.unet, self.guidance_unet)
 
-    def __getitem__(self, part: slice) -> "ConsistencyPerturbation":
-        whole = super().__getitem__(part)
-        return ConsistencyPerturbation(whole.sigma, whole.D, whole.noise, self.target_sigma[part])
+    def check_dimension(self, D: float | None) -> None:
+        """
+        Refuse an augmented dimension for which the denoiser was not trained.
+
+        Args:
+            D (`float` or `None`): The augmented dimension; None is infinity.
+
+        Raises:
+            ValueError: The network was trained for another one.
+        """
+        choose_dimension(math.inf if D is None else D, self.unet, self.scheduler)
+
+    @torch.no_grad()
+    def step(
+        self,
+        x: torch.Tensor,
+        perturbation: Perturbation,
+        class_labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Take a step of Heun's method from t to r, or of Euler's to r = 0.
+
+        Args:
+            x (`torch.Tensor` of shape `(batch, C, H, W)`): Samples at t.
+            perturbation ([`Perturbation`]): Holds t, r and D.
+            class_labels (`torch.Tensor` of shape `(batch,)`, *optional*): Their classes.
+
+        Returns:
+            `torch.Tensor`: The samples at r.
+        """
+        t = perturbation.sigma.view(-1, 1, 1, 1)
+        r = perturbation.target_sigma.view(-1, 1, 1, 1)
+        slope = self._compute_slope(x, t, perturbation.D, class_labels)
+        end = x + (r - t) * slope
+        is_last = r == 0
+        end_slope = self._compute_slope(end, torch.where(is_last, t, r), perturbation.D, class_labels)
+        return torch.where(is_last, end, x + (r - t) * (slope + end_slope) / 2)
+
+    def _compute_slope(
+        self, x: torch.Tensor, sigma: torch.Tensor, D: Any, class_labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Compute (x - F) / sigma."""
+        model_input = self.scheduler.precondition_inputs(x, sigma)
+        c_noise = self.scheduler.precondition_noise(sigma.flatten())
+        if self.guidance_scale == 1:
+            output = call_network(self.unet, model_input, c_noise, class_labels, D)
+        else:
+            # Only in this form is there a row for "no class".
+            labels = torch.nn.functional.one_hot(class_labels, count_classes(self.unet)).to(x)
+            unets = (self.unet, self.guidance_unet)
+            output = call_guided(*unets, self.guidance_scale, model_input, c_noise, labels, D)
+        return (x - self.scheduler.precondition_outputs(x, output.to(x.dtype), sigma)) / sigma
 
 
 class ConsistencyLoss(PFGMPPLoss):
@@ -66,13 +121,10 @@ class ConsistencyLoss(PFGMPPLoss):
         huber_c (`float`, defaults to 0.03): The c of the pseudo-Huber distance, as a root mean square
             over pixels in units of the data in [-1, 1]. At 0 it is the distance itself, and far above
             the distances their square.
-        teacher ([`PFGMPPPipeline`], *optional*): A pretrained denoiser to distil; its network must be
-            on the device of the images.
-        guidance_scale (`float`, defaults to 1): How strongly the teacher is guided, as in
-            [`PFGMPPPipeline`].
+        teacher ([`Teacher`], *optional*): A pretrained denoiser to distil.
 
     Raises:
-        ValueError: The teacher cannot be guided, or denoises at other D than the network.
+        ValueError: The teacher denoises at other D than the network.
     """
 
     def __init__(
@@ -83,18 +135,15 @@ class ConsistencyLoss(PFGMPPLoss):
         dimensions: DimensionRange | None = None,
         num_stages: int = 8,
         huber_c: float = 0.03,
-        teacher: PFGMPPPipeline | None = None,
-        guidance_scale: float = 1.0,
+        teacher: Teacher | None = None,
     ):
         super().__init__(scheduler, P_mean, P_std, dimensions)
         self.num_stages = num_stages
         self.huber_c = huber_c
         self.teacher = teacher
-        self.guidance_scale = guidance_scale
         if teacher is not None:
-            check_guidance(guidance_scale, teacher.unet, teacher.guidance_unet)
-            for D in [dimensions.low, dimensions.high] if dimensions else [scheduler.config.D or math.inf]:
-                choose_dimension(D, teacher.unet, teacher.scheduler)
+            for D in (dimensions.low, dimensions.high) if dimensions else (scheduler.config.D,):
+                teacher.check_dimension(D)
 
     def draw(
         self,
@@ -103,7 +152,7 @@ class ConsistencyLoss(PFGMPPLoss):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         progress: float = 1.0,
-    ) -> ConsistencyPerturbation:
+    ) -> Perturbation:
         """
         Draw what is random, and choose r for each t.
 
@@ -113,7 +162,7 @@ class ConsistencyLoss(PFGMPPLoss):
                 stage; by default the last one.
 
         Returns:
-            [`ConsistencyPerturbation`]: The draws.
+            [`Perturbation`]: The draws.
         """
         drawn = super().draw(shape, generator, device, dtype)
         low = self.scheduler.config.sigma_min
@@ -121,13 +170,13 @@ class ConsistencyLoss(PFGMPPLoss):
         stage = min(int(progress * self.num_stages), self.num_stages - 1)
         r = t * (1 - (1 + 8 * torch.sigmoid(-t)) / 2 ** (stage + 1))
         r = torch.where(r < low, 0.0, r)
-        return ConsistencyPerturbation(t, drawn.D, drawn.noise, r)
+        return replace(drawn, sigma=t, target_sigma=r)
 
     def __call__(
         self,
         unet: torch.nn.Module,
         images: torch.Tensor,
-        perturbation: ConsistencyPerturbation,
+        perturbation: Perturbation,
         references: torch.Tensor | None = None,
         **conditioning: torch.Tensor,
     ) -> torch.Tensor:
@@ -137,7 +186,7 @@ class ConsistencyLoss(PFGMPPLoss):
         Args:
             unet (`torch.nn.Module`): Called as `unet(c_in * x, c_noise, **conditioning)`, twice.
             images (`torch.Tensor` of shape `(batch, C, H, W)`): Data in [-1, 1].
-            perturbation ([`ConsistencyPerturbation`]): What is random, from [`~ConsistencyLoss.draw`].
+            perturbation ([`Perturbation`]): What is random, from [`~ConsistencyLoss.draw`].
             references: There are none for this objective.
             conditioning (`torch.Tensor`): Further inputs of the network, such as `class_labels`.
 
@@ -153,52 +202,16 @@ class ConsistencyLoss(PFGMPPLoss):
         r = perturbation.target_sigma
         D = perturbation.D
         x = images + t.view(-1, 1, 1, 1) * perturbation.noise
-        # Both calls see the same dropout, so that the distance is one between noise levels alone.
+        # Both calls see the same dropout, so that only the noise levels differ.
         devices = [x.device] if x.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices):
-            target = self._follow(images, x, perturbation, conditioning)
-            lowest = self.scheduler.config.sigma_min
-            end = denoise(unet, self.scheduler, target, r.clamp_min(lowest), D, **conditioning)
+            if self.teacher is None:
+                target = images + r.view(-1, 1, 1, 1) * perturbation.noise
+            else:
+                target = self.teacher.step(x, perturbation, conditioning.get("class_labels"))
+            end = denoise(unet, self.scheduler, target, torch.where(r > 0, r, t), D, **conditioning)
             target = torch.where(r.view(-1, 1, 1, 1) > 0, end, target)
         difference = denoise(unet, self.scheduler, x, t, D, **conditioning) - target
         c = self.huber_c
         distance = (difference.square().flatten(1).mean(1) + c**2).sqrt() - c
         return distance / (t - r)
-
-    def _follow(
-        self,
-        images: torch.Tensor,
-        x: torch.Tensor,
-        perturbation: ConsistencyPerturbation,
-        conditioning: dict[str, torch.Tensor],
-    ) -> torch.Tensor:
-        """Follow the field line from x at t to r: by the teacher's Heun step, else by the shared noise."""
-        t = perturbation.sigma.view(-1, 1, 1, 1)
-        r = perturbation.target_sigma.view(-1, 1, 1, 1)
-        if self.teacher is None:
-            return images + r * perturbation.noise
-        slope = (x - self._ask_teacher(x, perturbation.sigma, perturbation.D, conditioning)) / t
-        end = x + (r - t) * slope
-        lowest = self.scheduler.config.sigma_min
-        levels = perturbation.target_sigma.clamp_min(lowest)
-        end_slope = (end - self._ask_teacher(end, levels, perturbation.D, conditioning)) / r.clamp_min(lowest)
-        return torch.where(r > 0, x + (r - t) * (slope + end_slope) / 2, end)
-
-    def _ask_teacher(
-        self, x: torch.Tensor, sigma: torch.Tensor, D: Any, conditioning: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """Compute the teacher's denoised images."""
-        teacher = self.teacher
-        scheduler = teacher.scheduler
-        levels = sigma.view(-1, 1, 1, 1)
-        model_input = scheduler.precondition_inputs(x, levels)
-        c_noise = scheduler.precondition_noise(sigma)
-        labels = conditioning.get("class_labels")
-        if self.guidance_scale == 1:
-            output = call_network(teacher.unet, model_input, c_noise, labels, D)
-        else:
-            labels = torch.nn.functional.one_hot(labels, teacher.num_classes).to(x)
-            output = call_guided(
-                teacher.unet, teacher.guidance_unet, self.guidance_scale, model_input, c_noise, labels, D
-            )
-        return scheduler.precondition_outputs(x, output.to(x.dtype), levels)

@@ -1,5 +1,6 @@
 """The Fréchet distance of a network during its training."""
 
+from collections.abc import Sequence
 from itertools import islice
 
 import torch
@@ -26,6 +27,8 @@ class FrechetDistance:
         features (`str`): The features to compare, as
             [`~pipeline_pfgmpp.evaluation.load_features`] takes them.
         accelerator (`Accelerator`): The processes.
+        num_inference_steps (`Sequence[int]`, defaults to none): Numbers of steps to measure at; by default
+            the pipeline's own number.
 
     Raises:
         OSError: There are no such features.
@@ -33,33 +36,41 @@ class FrechetDistance:
     """
 
     def __init__(
-        self, data: ImageDataset | ImageStream, num_images: int, features: str, accelerator: Accelerator
+        self,
+        data: ImageDataset | ImageStream,
+        num_images: int,
+        features: str,
+        accelerator: Accelerator,
+        num_inference_steps: Sequence[int] = (),
     ):
         batches = [batch["images"] for batch, _ in islice(data.batches(500), 20)]
         real_images = convert_to_bytes(torch.cat(batches), data.value_range)
         self.accelerator = accelerator
+        self.num_inference_steps = num_inference_steps
         self.seeds_per_process = -(-num_images // accelerator.num_processes)
         # The others find the features of the data in the cache.
         with accelerator.main_process_first():
             extractor = load_features(features, accelerator.device)
             self.metrics = ImageMetrics(extractor, real_images, gather=gather_features)
 
-    def __call__(
-        self, pipeline: PFGMPPPipeline, batch_size: int, num_inference_steps: int | None = None
-    ) -> float:
+    def __call__(self, pipeline: PFGMPPPipeline, batch_size: int) -> dict[str, float]:
         """
-        Measure the distance; every process must call this.
+        Measure the distance at each number of steps; every process must call this.
 
         Args:
             pipeline ([`PFGMPPPipeline`]): The pipeline that generates the images.
             batch_size (`int`): Images per call of the pipeline.
-            num_inference_steps (`int`, *optional*): Number of steps; by default the pipeline's own.
 
         Returns:
-            `float`: The distance.
+            `dict[str, float]`: `frechet_distance`, at the first number of steps, and
+                `frechet_distance/N_steps` for each of the others.
         """
-        first = self.accelerator.process_index * self.seeds_per_process
-        seeds = list(range(first, first + self.seeds_per_process))
-        steps = num_inference_steps
-        generated = generate(pipeline, seeds, batch_size, "Fréchet distance", num_inference_steps=steps)
-        return self.metrics(torch.cat([images for _, images in generated]))["fid"]
+        rank = self.accelerator.process_index
+        seeds = list(range(rank * self.seeds_per_process, (rank + 1) * self.seeds_per_process))
+        distances: dict[str, float] = {}
+        numbers: Sequence[int | None] = self.num_inference_steps or [None]
+        for steps in numbers:
+            name = f"frechet_distance/{steps}_steps" if distances else "frechet_distance"
+            generated = generate(pipeline, seeds, batch_size, "Fréchet distance", num_inference_steps=steps)
+            distances[name] = self.metrics(torch.cat([images for _, images in generated]))["fid"]
+        return distances

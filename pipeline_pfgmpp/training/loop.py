@@ -502,14 +502,9 @@ class Trainer:
         if self.frechet_distance is None:
             raise ValueError("`fid_steps` is 0, so that no Fréchet distance can be measured.")
         with self.use_average():
-            batch_size = self.config.train_batch_size
-            first, *others = self.config.fid_num_inference_steps or [None]
-            distance = self.frechet_distance(self.pipeline, batch_size, first)
-            distances = {"frechet_distance": distance}
-            for steps in others:
-                name = f"frechet_distance/{steps}_steps"
-                distances[name] = self.frechet_distance(self.pipeline, batch_size, steps)
+            distances = self.frechet_distance(self.pipeline, self.config.train_batch_size)
             self.accelerator.log(distances, step=self.global_step)
+            distance = distances["frechet_distance"]
             if not distance < self.best_distance:  # NaN is not an improvement either
                 return
             self.best_distance = distance

@@ -123,15 +123,18 @@ class Perturbation:
         D (`torch.Tensor` of shape `(batch,)`, `float` or `None`): The augmented dimension of each
             image, or of all of them; None is infinity.
         noise (`torch.Tensor` of shape `(batch, C, H, W)`): Unit noise.
+        target_sigma (`torch.Tensor` of shape `(batch,)`): The smaller noise levels of the targets; 0 is the
+            image itself.
     """
 
     sigma: torch.Tensor
     D: torch.Tensor | float | None
     noise: torch.Tensor
+    target_sigma: torch.Tensor
 
     def __getitem__(self, part: slice) -> "Perturbation":
         D = self.D[part] if isinstance(self.D, torch.Tensor) else self.D
-        return Perturbation(self.sigma[part], D, self.noise[part])
+        return Perturbation(self.sigma[part], D, self.noise[part], self.target_sigma[part])
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,7 @@ class PFGMPPLoss:
         if self.dimensions is not None:
             D = self.dimensions.draw(shape[0], generator, device)
         noise = self.scheduler.sample_noise(shape, generator, device, dtype, D)
-        return Perturbation(sigma, D, noise)
+        return Perturbation(sigma, D, noise, torch.zeros_like(sigma))
 
     def __call__(
         self,

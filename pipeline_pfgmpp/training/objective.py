@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..scheduling_pfgmpp import PFGMPPScheduler
-from .consistency import ConsistencyLoss
+from .consistency import ConsistencyLoss, Teacher
 from .loss import DimensionRange, PFGMPPLoss
 
 
@@ -131,8 +131,7 @@ def create_loss(
             dimensions,
             num_stages=args.consistency_stages,
             huber_c=args.huber_c,
-            teacher=teacher,
-            guidance_scale=args.guidance_scale,
+            teacher=teacher and Teacher(teacher, args.guidance_scale),
         )
     except ValueError as error:
         raise ValueError(f"--teacher_model_name_or_path {args.teacher_model_name_or_path}: {error}") from None

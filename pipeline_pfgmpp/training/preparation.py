@@ -158,7 +158,8 @@ def create_frechet_distance(
     if not config.fid_steps:
         return None
     try:
-        return FrechetDistance(data, config.fid_images, config.fid_features, accelerator)
+        steps = config.fid_num_inference_steps
+        return FrechetDistance(data, config.fid_images, config.fid_features, accelerator, steps)
     except (OSError, ValueError) as error:
         raise ValueError(f"`fid_steps`: {error}") from None
 
