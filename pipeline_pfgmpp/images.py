@@ -48,6 +48,22 @@ def check_value_range(value_range: Any) -> list[float] | None:
     return [float(number) for number in numbers]
 
 
+def normalize(values: torch.Tensor, value_range: Range) -> torch.Tensor:
+    """
+    Map values from their range to [-1, 1].
+
+    Args:
+        values (`torch.Tensor`): Values of any shape and type.
+        value_range (`tuple[float, float]`): The values that become -1 and 1.
+
+    Returns:
+        `torch.Tensor`, at least float32: The values in [-1, 1].
+    """
+    low, high = value_range
+    exact = values.to(torch.promote_types(values.dtype, torch.float32))
+    return (exact - low) / ((high - low) / 2) - 1
+
+
 def prepare_images(
     images: Images, name: str, channels: int, size: tuple[int, int], value_range: Range | None = None
 ) -> torch.Tensor:
@@ -166,7 +182,7 @@ def _scale(values: torch.Tensor, name: str, value_range: Range) -> torch.Tensor:
             f"`{name}` must lie in [{low:g}, {high:g}] ({kind}), but ranges from {values.min().item():g} to"
             f" {values.max().item():g}{hint}."
         )
-    return (values - low) / ((high - low) / 2) - 1
+    return normalize(values, value_range)
 
 
 def prepare_mask(mask_image: Any, image: torch.Tensor, batch_size: int) -> torch.Tensor:

@@ -63,7 +63,7 @@ def read_picture(image: PIL.Image.Image, channels: int | None = None, background
     is_png = image.format == "PNG"  # a copy does not say
     image = PIL.ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _convert_channels(_read_deep(image, is_png, background), channels)
+        return _convert_channels(_read_deep(image, is_png, background, channels), channels)
     if is_transparent(image):
         image = image.convert(WITH_ALPHA.get(image.mode) or ("LA" if image.mode in GREY_MODES else "RGBA"))
         if channels not in (2, 4):
@@ -153,17 +153,24 @@ def fit_size(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     return Pixels(np.stack(planes, axis=-1), pixels.value_range)
 
 
-def _read_deep(image: PIL.Image.Image, is_png: bool, background: str) -> Pixels:
-    """Read a picture of one channel with more than 8 bits."""
+def _read_deep(image: PIL.Image.Image, is_png: bool, background: str, channels: int | None) -> Pixels:
+    """Read a picture of one channel with more than 8 bits, with an alpha channel if that is asked for."""
     values = np.array(image).astype(np.float32)[..., None]
     if not np.isfinite(values).all():
         raise ValueError("a picture must not hold NaN or infinities")
     sixteen = image.mode.startswith("I;16") or (image.mode == "I" and is_png)
+    value_range = SIXTEEN_BITS if sixteen else None
+    top = SIXTEEN_BITS[1] if sixteen else float(values.max())
+    hidden = np.zeros(values.shape, bool)
     if "transparency" in image.info:  # the one value that stands for transparent pixels
-        grey = LUMA @ np.array(parse_colour(background), np.float32)
-        top = SIXTEEN_BITS[1] if sixteen else float(values.max())
-        values[values == image.info["transparency"]] = grey / 255 * top
-    return Pixels(values, SIXTEEN_BITS if sixteen else None)
+        hidden = values == image.info["transparency"]
+    if channels in (2, 4):
+        if not sixteen:
+            raise ValueError(f"a picture of mode {image.mode} has no range of its own, so it gets no alpha")
+        alpha = np.where(hidden, 0, top).astype(np.float32)
+        return Pixels(np.concatenate([values] * (channels - 1) + [alpha], axis=-1), value_range)
+    values[hidden] = LUMA @ np.array(parse_colour(background), np.float32) / 255 * top
+    return Pixels(values, value_range)
 
 
 def _composite(image: PIL.Image.Image, background: str) -> PIL.Image.Image:
@@ -193,7 +200,7 @@ def parse_colour(name: str) -> tuple[int, int, int]:
     """
     try:
         red, green, blue = PIL.ImageColor.getrgb(name)[:3]
-    except ValueError:
+    except (ValueError, AttributeError):  # no such colour, or no text
         raise ValueError(f"`background` must be a colour such as white or #808080, but is {name!r}") from None
     return red, green, blue
 

@@ -366,7 +366,7 @@ def test_rectangles():
     data = load_images(make_dataset([PIL.Image.new("L", (60, 40), 9)] * 2), resolution=(8, 24))
     assert data.images.shape == (2, 1, 8, 24)
     for resolution in (0, (8, 0), (1, 2, 3)):
-        with pytest.raises(ValueError, match="`resolution` must be one positive number or two"):
+        with pytest.raises(ValueError, match="`resolution` must be one positive integer or two"):
             load_images(make_dataset([PIL.Image.new("L", (4, 4))]), resolution)
 
 
@@ -393,6 +393,55 @@ def test_arrays_of_bytes_stay_bytes():
     data = load_images(dataset, (6, 4))
     assert data.images.dtype == torch.uint8
     assert data.value_range == (0, 255)
+
+
+@pytest.mark.parametrize(("kind", "value_range"), [("uint8", (0, 255)), ("uint16", (0, 65535))])
+def test_nested_lists_of_integers_have_the_range_of_their_depth(kind, value_range):
+    """`datasets` makes such lists of arrays, unless it is told otherwise."""
+    dataset = Dataset.from_dict({"image": list(np.arange(48).reshape(2, 6, 4).astype(kind))})
+    assert isinstance(dataset.features["image"], List)
+    assert load_images(dataset, (6, 4)).value_range == value_range
+    assert ImageStream(dataset.to_iterable_dataset(), (6, 4)).value_range == value_range
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("LA", 2), ("RGB", 3), ("RGBA", 4), (None, 3)])
+def test_the_mode_of_a_column_is_honoured(mode, channels):
+    dataset = make_dataset([PIL.Image.new("RGBA", (4, 4), (0, 0, 0, 0)), PIL.Image.new("RGB", (4, 4))])
+    data = load_images(dataset.cast_column("image", Image(mode=mode)), resolution=4)
+    assert data.images.shape == (2, channels, 4, 4)
+    assert data.images[0, 0].unique().tolist() == [0 if channels in (2, 4) else 255]
+
+
+def test_colours_that_become_grey_are_said_and_greys_that_become_coloured(capsys):
+    grey = PIL.Image.new("L", (4, 4), 9)
+    red = PIL.Image.new("RGB", (4, 4), (255, 0, 0))
+    for pictures, channels, message in (
+        ([grey, red], 1, "Coloured images are converted to grey.\n"),
+        ([red, grey], 3, "Grey images are converted to colour.\n"),
+        ([grey, grey], 1, ""),
+        ([red, red], 3, ""),
+    ):
+        for _ in range(2):  # also where they are found in the cache
+            assert load_images(make_dataset(pictures), resolution=4).channels == channels
+            assert capsys.readouterr().out == message
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"resolution": "16"}, "`resolution` must be one positive integer or two, but is '16'"),
+    ({"resolution": 16.5}, "`resolution` must be one positive integer or two, but is 16.5"),
+    ({"resolution": True}, "`resolution` must be one positive integer or two, but is True"),
+    ({"channels": "3"}, "`channels` must be at least 1, but is '3'"),
+    ({"channels": 0}, "`channels` must be at least 1, but is 0"),
+    ({"background": (1, 2, 3)}, "`background` must be a colour such as white or #808080, but is"),
+])  # fmt: skip
+def test_options_of_another_type_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        load_images(make_dataset(PICTURES), **{"resolution": 4, **options})
+
+
+def test_options_of_numpy_are_taken():
+    options = {"channels": np.int64(1), "value_range": np.array([0, 255])}
+    assert load_images(make_dataset(PICTURES), np.int64(4), **options).value_range == (0, 255)
 
 
 def test_data_without_contrast_are_refused():
@@ -438,6 +487,9 @@ def test_rows_without_a_label_are_left_out_or_refused(feature, values, capsys):
     assert data.labels.tolist() == [1, 0]
     assert data.images.flatten(1)[:, 0].tolist() == [0, 20]
     assert "Left out 2 of 4 rows, which have no class." in capsys.readouterr().out
+    unlabelled = make_dataset(PICTURES, label=(feature, [None] * 4))
+    with pytest.raises(ValueError, match="4 of 4 rows have no class"):
+        load_images(unlabelled, 4)
     with pytest.raises(ValueError, match="2 of 4 rows have no class"):
         load_images(dataset, resolution=4, strict=True)
     assert len(load_images(dataset, resolution=4, labels=False, strict=True)) == 4

@@ -81,7 +81,7 @@ def test_a_short_fine_tuning_by_the_defaults_moves_weights_and_samples(tmp_path)
     assert not folder.exists()
     end, output = train_here(*common, "--new_classes")
     assert end == ""
-    assert output.count("they are converted to grey") == 1
+    assert output.count("Coloured images are converted to grey.") == 1
 
     before = DiffusionPipeline.from_pretrained(BUNDLED)
     after = DiffusionPipeline.from_pretrained(folder)
@@ -326,7 +326,7 @@ def test_a_colour_network_takes_grey_pictures_with_classes(tmp_path):
         "--checkpointing_steps", "0", "--output_dir", tmp_path / "out",
     )  # fmt: skip
     assert end == ""
-    assert "are grey; they are converted to colour" in output
+    assert "Grey images are converted to colour." in output
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert pipe.config.id2label == {"0": "circles", "1": "rings"}
     assert (pipe.unet.config.in_channels, pipe.unet.config.label_dropout, pipe.scheduler.config.D) == (

@@ -78,6 +78,18 @@ def test_transparent_colours_of_files():
     assert read_picture(reopen(deep, transparency=700)).values.tolist() == [[[65535], [900]]]
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+def test_sixteen_bits_get_an_alpha_channel(channels):
+    plain = read_picture(reopen(PIL.Image.fromarray(RAMP)), channels)
+    assert (plain.values[..., :-1] == RAMP[..., None]).all()
+    assert (plain.values[..., -1] == 65535).all()
+    some = read_picture(reopen(PIL.Image.fromarray(RAMP), transparency=int(RAMP[3, 5])), channels)
+    assert some.values.shape == (16, 16, channels)
+    assert np.argwhere(some.values[..., -1] == 0).tolist() == [[3, 5]]
+    with pytest.raises(ValueError, match="mode F has no range of its own, so it gets no alpha"):
+        read_picture(PIL.Image.fromarray(RAMP.astype(np.float32)), channels)
+
+
 def test_background():
     image = PIL.Image.new("RGBA", (1, 1), (0, 0, 0, 0))
     assert read_picture(image, background="#ff8000").values.tolist() == [[[255, 128, 0]]]

@@ -8,12 +8,15 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
+from ..arguments import check_integer, read_number
 from ..images import check_value_range
 from ..pixels import (
     EIGHT_BITS,
+    GREY_MODES,
     SIXTEEN_BITS,
     Pixels,
     fit_size,
@@ -27,6 +30,7 @@ from ..pixels import (
 if TYPE_CHECKING:
     import datasets
 
+CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}  # of the modes that a column may ask for
 PENDING = 64  # images that wait for a thread or for their turn
 PROBED = 100  # rows in which a first image must be readable
 
@@ -63,7 +67,11 @@ def _holds_images(feature: Any) -> bool:
     import datasets
 
     kinds = (datasets.Image, datasets.Array2D, datasets.Array3D, datasets.List, datasets.LargeList, list)
-    return isinstance(feature, kinds) or feature == datasets.Value("string")
+    return isinstance(feature, kinds) or feature in map(datasets.Value, ("string", "large_string"))
+
+
+def _is_grey(image: PIL.Image.Image) -> bool:
+    return image.mode in (*GREY_MODES, "LA", "La", "I", "F") or image.mode.startswith("I;16")
 
 
 def _load_array(path: str) -> np.ndarray:
@@ -72,32 +80,36 @@ def _load_array(path: str) -> np.ndarray:
     return np.load(path, allow_pickle=False)
 
 
+def _find_type(feature: Any) -> np.dtype | None:
+    """Return the type of the numbers in a column of arrays or of nested lists; None in other columns."""
+    import datasets
+
+    while isinstance(feature, (datasets.List, datasets.LargeList, list)):
+        feature = feature[0] if isinstance(feature, list) else feature.feature
+    try:
+        return np.dtype(getattr(feature, "dtype", None) or "object")
+    except TypeError:
+        return None
+
+
 def _read_size(resolution: int | tuple[int, int]) -> tuple[int, int]:
     """Return height and width."""
-    size = [resolution, resolution] if isinstance(resolution, int) else list(resolution)
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"`resolution` must be one positive number or two, but is {resolution}.")
+    sides = list(resolution) if isinstance(resolution, (list, tuple)) else [resolution, resolution]
+    size = [side for side in map(read_number, sides) if isinstance(side, int) and side > 0]
+    if len(sides) != 2 or len(size) != 2:
+        raise ValueError(f"`resolution` must be one positive integer or two, but is {resolution!r}.")
     return size[0], size[1]
 
 
-def describe_changes(composited: bool, clipped: bool, background: str) -> list[str]:
+def report(message: str) -> None:
     """
-    Describe in sentences what was done to images besides resizing.
+    Print a message once, although all processes load the same images.
 
     Args:
-        composited (`bool`): Whether there are transparent pictures, which got a background.
-        clipped (`bool`): Whether there are values outside of the range.
-        background (`str`): The colour of the background.
-
-    Returns:
-        `list[str]`: The sentences; none if nothing was done.
+        message (`str`): The message.
     """
-    remarks = []
-    if composited:
-        remarks.append(f"Transparent pictures are shown on a {background} background.")
-    if clipped:
-        remarks.append("Some images have values outside of `value_range`, which are clipped.")
-    return remarks
+    if os.environ.get("RANK", "0") == "0":  # as torchrun and accelerate set it
+        tqdm.write(message)
 
 
 class ImageDecoder:
@@ -114,7 +126,8 @@ class ImageDecoder:
             number for squares.
         image_column (`str`, *optional*): Name of the image column; by default the only one.
         channels (`int`, *optional*): Channels of the result: 1 (grey), 2 (grey and alpha), 3 (RGB),
-            4 (RGBA), or as many as arrays have; by default those of the first image that can be read.
+            4 (RGBA), or as many as arrays have; by default those of the column's mode if it has one, or
+            else of the first image that can be read.
         value_range (`tuple[float, float]`, *optional*): The values of black and white, for data that
             do not use the range of their type. Values outside are clipped.
         background (`str`, defaults to `"white"`): The colour behind transparent pictures.
@@ -128,6 +141,7 @@ class ImageDecoder:
         dtype (`torch.dtype`): Type of the result, uint8 or float32.
         value_range (`tuple[float, float]` or `None`): The values of black and white; None for data
             whose type does not tell.
+        remarks (`dict[str, None]`): Sentences about what was done to images besides resizing.
 
     Raises:
         ValueError: The column is missing or ambiguous, an option is out of range, or no image can be
@@ -149,15 +163,16 @@ class ImageDecoder:
 
         if dataset.features is None:
             raise ValueError("The data set does not describe its columns.")
-        check_value_range(value_range)
-        if channels is not None and channels < 1:
-            raise ValueError(f"`channels` must be at least 1, but is {channels}.")
+        bounds = check_value_range(value_range)
+        if channels is not None:
+            channels = check_integer("channels", channels, "be at least 1", 1)
         parse_colour(background)
         self.size = _read_size(resolution)
         self.image_column = _find_image_column(dataset, image_column)
         feature = dataset.features[self.image_column]
-        self._dtype = getattr(feature, "dtype", None)
+        self._dtype = _find_type(feature)
         if isinstance(feature, datasets.Image):
+            channels = channels or CHANNELS.get(feature.mode or "")
             # Undecoded rows can always be read, whatever is in them.
             dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
         self._is_picture = isinstance(feature, datasets.Image)
@@ -165,12 +180,11 @@ class ImageDecoder:
         self.background = background
         self.strict = strict
         self.skipped = 0
-        self.clipped = False
-        self.composited = False
+        self.remarks: dict[str, None] = {}
         self.rounds_deeper = False  # where decoding cannot start again
         self.pool = ThreadPoolExecutor(max(num_workers, 1))
         self._open = datasets.Image().decode_example
-        self.stated_range = value_range
+        self.stated_range = (bounds[0], bounds[1]) if bounds else None
         self._probe(channels)
 
     def list_files(self, first: int, last: int) -> list[str]:
@@ -192,7 +206,7 @@ class ImageDecoder:
             if not pc.any(pc.is_null(pc.struct_field(column, "bytes"))).as_py():
                 return []
             column = pc.struct_field(column, "path")
-        if not pa.types.is_string(column.type):
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             return []
         return [path for path in column.to_pylist() if path and os.path.isfile(path)]
 
@@ -225,14 +239,22 @@ class ImageDecoder:
 
     def _read(self, row: dict, channels: int | None) -> Pixels:
         value = row[self.image_column]
-        if isinstance(value, str):
-            return read_array(_load_array(value), channels)
         if not self._is_picture:
-            return read_array(np.asarray(value, dtype=self._dtype), channels)
+            array = _load_array(value) if isinstance(value, str) else np.asarray(value, dtype=self._dtype)
+            self._note_conversion(array.ndim == 2, channels)
+            return read_array(array, channels)
         image = self._open(value)
         if is_transparent(image) and channels not in (2, 4):
-            self.composited = True
+            self.remarks[f"Transparent pictures are shown on a {self.background} background."] = None
+        self._note_conversion(_is_grey(image), channels)
         return read_picture(image, channels, self.background)
+
+    def _note_conversion(self, is_grey: bool, channels: int | None) -> None:
+        """Note that an image becomes coloured or grey, if it does."""
+        if is_grey and channels in (3, 4):
+            self.remarks["Grey images are converted to colour."] = None
+        if not is_grey and channels in (1, 2):
+            self.remarks["Coloured images are converted to grey."] = None
 
     def _decode(self, row: dict) -> torch.Tensor | Exception:
         """Decode a row; a broken image gives its error, whatever that is."""
@@ -248,7 +270,7 @@ class ImageDecoder:
         if self.stated_range is not None:
             low, high = self.stated_range
             if values.min() < low or values.max() > high:
-                self.clipped = True
+                self.remarks["Some images have values outside of `value_range`, which are clipped."] = None
             return values.clip(low, high).astype(np.float32)
         if (pixels.value_range is None) != self._is_measured:
             raise ValueError(

@@ -19,17 +19,18 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..images import normalize
 from ..pixels import EIGHT_BITS
 from ..records.digests import derive_seed
 from ..records.writing import replace_folder
-from .decoding import DeeperImageError, ImageDecoder, describe_changes
+from .decoding import DeeperImageError, ImageDecoder, report
 from .labels import MISSING, find_label_column, read_labels
 
 
 if TYPE_CHECKING:
     import datasets
 
-FORMAT = 2  # of the files in the cache
+FORMAT = 3  # of the files in the cache
 FACTS = "facts.json"
 
 
@@ -76,11 +77,11 @@ def load_images(
         _decode_into(folder, decoder, chosen)
     rows = np.load(folder / "rows.npy")
     if len(rows) < len(chosen):
-        _report(f"Left out {len(chosen) - len(rows)} of {len(chosen)} images, which cannot be read.")
+        report(f"Left out {len(chosen) - len(rows)} of {len(chosen)} images, which cannot be read.")
     images = torch.from_numpy(np.load(folder / "images.npy", mmap_mode="c"))[: len(rows)]
     facts = json.loads((folder / FACTS).read_text())
-    for remark in describe_changes(facts["composited"], facts["clipped"], decoder.background):
-        _report(remark)
+    for remark in facts["remarks"]:
+        report(remark)
     value_range = tuple(facts["value_range"])
     if found is None:
         return ImageDataset(images, value_range=value_range)
@@ -88,16 +89,10 @@ def load_images(
 
 
 def _report_missing(missing: int, count: int, strict: bool) -> None:
-    if missing and strict:
+    if missing and (strict or missing == count):
         raise ValueError(f"{missing} of {count} rows have no class.")
     if missing:
-        _report(f"Left out {missing} of {count} rows, which have no class.")
-
-
-def _report(message: str) -> None:
-    """Print a message once, although all processes load the same images."""
-    if os.environ.get("RANK", "0") == "0":  # as torchrun and accelerate set it
-        tqdm.write(message)
+        report(f"Left out {missing} of {count} rows, which have no class.")
 
 
 def _choose_cache_folder(decoder: ImageDecoder, dataset: "datasets.Dataset", chosen: Sequence[int]) -> Path:
@@ -144,11 +139,7 @@ def _decode_into(folder: Path, decoder: ImageDecoder, chosen: Sequence[int]) -> 
         np.save(partial / "rows.npy", np.array(rows, np.int64))
         images = torch.from_numpy(np.load(partial / "images.npy", mmap_mode="c"))[: len(rows)]
         value_range = decoder.value_range or measure_range(images)
-        facts = {
-            "value_range": value_range,
-            "composited": decoder.composited,
-            "clipped": decoder.clipped,
-        }
+        facts = {"value_range": value_range, "remarks": list(decoder.remarks)}
         (partial / FACTS).write_text(json.dumps(facts))
 
 
@@ -329,6 +320,11 @@ class ImageDataset(torch.utils.data.Dataset):
         """Scale images from the range of the data to [-1, 1], as float32."""
         return normalize(images, self.value_range)
 
+    @property
+    def is_eight_bits(self) -> bool:
+        """Whether the images are usual ones of 8 bits, and not data with a range of their own."""
+        return self.images.dtype == torch.uint8 and tuple(self.value_range) == EIGHT_BITS
+
     def digest(self) -> str:
         """Digest images, labels and class names, which identify the data wherever they were loaded from."""
         described: list = [list(self.images.shape), self.class_names]
@@ -403,21 +399,6 @@ def prefetch(iterator: Iterator, depth: int = 2) -> Iterator:
             item = pending.popleft().result()
             pending.append(pool.submit(next, iterator))
             yield item
-
-
-def normalize(images: torch.Tensor, value_range: tuple[float, float]) -> torch.Tensor:
-    """
-    Scale images to [-1, 1].
-
-    Args:
-        images (`torch.Tensor`): Images of any shape and type.
-        value_range (`tuple[float, float]`): The values that become -1 and 1.
-
-    Returns:
-        `torch.Tensor`, float32: The images.
-    """
-    low, high = value_range
-    return (images.float() - low) / ((high - low) / 2) - 1
 
 
 def convert_to_bytes(images: torch.Tensor, value_range: tuple[float, float]) -> torch.Tensor:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
+from ..images import normalize
 from ..pixels import EIGHT_BITS
 from ..records.digests import derive_seed
-from .decoding import ImageDecoder, describe_changes
-from .images import check_contrast, describe_images, measure_deviation, measure_range, normalize
+from .decoding import ImageDecoder, report
+from .images import check_contrast, describe_images, measure_deviation, measure_range
 from .labels import MISSING, find_label_column, read_class_names
 
 
@@ -81,7 +81,7 @@ class ImageStream:
             self.decoder.set_range(measure_range(self._read_first()))
         assert self.decoder.value_range is not None
         self.value_range = self.decoder.value_range
-        self.remarks: list[str] = []  # those already made
+        self.reported: set[str] = set()  # of the decoder's remarks
 
     @property
     def present_classes(self) -> list[int]:
@@ -107,6 +107,11 @@ class ImageStream:
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Scale images from the range of the data to [-1, 1], as float32."""
         return normalize(images, self.value_range)
+
+    @property
+    def is_eight_bits(self) -> bool:
+        """Whether the images are usual ones of 8 bits, and not data with a range of their own."""
+        return self.decoder.dtype == torch.uint8
 
     def _read_first(self) -> torch.Tensor:
         """Decode the first images of the stream that can be read."""
@@ -208,11 +213,10 @@ class ImageStream:
 
     def _report_changes(self) -> None:
         """Say once what was done to images besides resizing."""
-        decoder = self.decoder
-        for remark in describe_changes(decoder.composited, decoder.clipped, decoder.background):
-            if remark not in self.remarks:
-                self.remarks.append(remark)
-                tqdm.write(remark)
+        for remark in list(self.decoder.remarks):  # to which the threads add
+            if remark not in self.reported:
+                self.reported.add(remark)
+                report(remark)
 
     def _is_labelled(self, label: int | None) -> bool:
         """Tell whether a row can be trained on, and report the first one that has no class."""
@@ -229,7 +233,7 @@ class ImageStream:
         if self.decoder.strict:
             raise ValueError("A row of the stream has no class.")
         if not self.unlabelled:
-            tqdm.write("The stream holds rows without a class, which are skipped.")
+            report("The stream holds rows without a class, which are skipped.")
         self.unlabelled += 1
         return False
 

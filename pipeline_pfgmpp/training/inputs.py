@@ -5,12 +5,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..data import ImageDataset, ImageDecoder, ImageStream, load_images, open_dataset
+from ..data import ImageDataset, ImageStream, load_images, open_dataset
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from .validation import MOST_IMAGES
-
-
-KINDS = {1: "grey", 3: "colour"}  # by the number of channels
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -173,18 +170,12 @@ def load_data(
                 data = load_images(dataset, args.resolution, **options)
             data.check_contrast()
             digest = data.digest()
-            found = data.channels
-            if pretrained and found in KINDS:
-                found = ImageDecoder(dataset, args.resolution, args.image_column).channels
     except (ValueError, OSError) as error:
         raise ValueError(f"The data set {source} cannot be used: {error}") from None
     if args.class_conditional and data.class_names is None:
         raise ValueError(
             f"--class_conditional needs a class column, but {source} has only {list(dataset.features)}."
         )
-    if found != data.channels:
-        kind = KINDS.get(found, f"of {found} channels")
-        accelerator.print(f"The images of {source} are {kind}; they are converted to {KINDS[data.channels]}.")
     accelerator.print(f"{purpose} on {data.summarize()}.")
     return data, {"name": f"{source}, split {args.split}", "digest": digest}
 
