@@ -21,6 +21,9 @@ import torch
 from diffusers.utils import BaseOutput
 
 
+EIGHT_BIT_LEVELS = 256
+
+
 @dataclass
 class PFGMPPLikelihoodOutput(BaseOutput):
     """
@@ -29,8 +32,8 @@ class PFGMPPLikelihoodOutput(BaseOutput):
     Args:
         log_likelihood (`torch.Tensor` of shape `(batch,)`): Log-density of the images in [-1, 1]^N,
             in nats.
-        bits_per_dim (`torch.Tensor` of shape `(batch,)`): Bits per dimension of the images at 256
-            levels.
+        bits_per_dim (`torch.Tensor` of shape `(batch,)`): Bits per dimension of the images at the levels of
+            their data, see [`count_levels`]; at 256 levels of their range for data without levels.
         standard_error (`torch.Tensor` of shape `(batch,)`): Standard error of `log_likelihood` over
             the repeats, in nats; NaN if there is only one.
     """
@@ -40,20 +43,50 @@ class PFGMPPLikelihoodOutput(BaseOutput):
     standard_error: torch.Tensor
 
 
-def spread_levels(x: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+def count_levels(value_range: tuple[float, float] | None, dequantize: bool) -> int:
     """
-    Spread each of the 256 levels of images uniformly over its width, 2 / 255.
+    Count the levels of the data that a pipeline is for.
+
+    Args:
+        value_range (`tuple[float, float]`, *optional*): The pipeline's.
+        dequantize (`bool`): Whether there must be levels.
+
+    Returns:
+        `int`: 256 without a range; the number of integers in it, such as 65536 in (0, 65535), if it lies
+            between integers and holds at least 256. Other data are floats without levels: 256.
+
+    Raises:
+        ValueError: There must be levels, but there are none.
+    """
+    if value_range is None:
+        return EIGHT_BIT_LEVELS
+    low, high = map(float, value_range)
+    if low.is_integer() and high.is_integer() and high - low + 1 >= EIGHT_BIT_LEVELS:
+        return int(high - low) + 1
+    if dequantize:
+        raise ValueError(
+            f"`dequantize` must be False for data with values from {low:g} to {high:g}, which have no levels."
+        )
+    return EIGHT_BIT_LEVELS
+
+
+def spread_levels(
+    x: torch.Tensor, generator: torch.Generator | None, levels: int = EIGHT_BIT_LEVELS
+) -> torch.Tensor:
+    """
+    Spread each of the n levels of images uniformly over its width, 2 / (n - 1).
 
     Args:
         x (`torch.Tensor` of shape `(batch, channels, height, width)`): Images in [-1, 1].
         generator (`torch.Generator`, *optional*): Source of randomness.
+        levels (`int`, defaults to 256): The number n.
 
     Returns:
         `torch.Tensor`: The images with uniform noise, of the same shape and type.
     """
     device = x.device if generator is None else generator.device
     uniform = torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype)
-    return x + ((uniform - 0.5) / 127.5).to(x.device)
+    return x + ((uniform - 0.5) / ((levels - 1) / 2)).to(x.device)
 
 
 def make_probes(x: torch.Tensor, trace: str, generator: torch.Generator | None) -> torch.Tensor:
@@ -121,13 +154,16 @@ def integrate_divergence(
     return x, volume
 
 
-def summarize_estimates(estimates: torch.Tensor, dims: int) -> PFGMPPLikelihoodOutput:
+def summarize_estimates(
+    estimates: torch.Tensor, dims: int, levels: int = EIGHT_BIT_LEVELS
+) -> PFGMPPLikelihoodOutput:
     """
     Average repeated estimates of the log-likelihood.
 
     Args:
         estimates (`torch.Tensor` of shape `(repeats, batch)`): The estimates, in nats.
         dims (`int`): The N of the images.
+        levels (`int`, defaults to 256): Levels of their data.
 
     Returns:
         [`PFGMPPLikelihoodOutput`]: Nats, bits per dimension and the standard error.
@@ -138,6 +174,6 @@ def summarize_estimates(estimates: torch.Tensor, dims: int) -> PFGMPPLikelihoodO
         standard_error = estimates.std(0) / math.sqrt(len(estimates))
     return PFGMPPLikelihoodOutput(
         log_likelihood=mean,
-        bits_per_dim=math.log2(127.5) - mean / (dims * math.log(2)),
+        bits_per_dim=math.log2((levels - 1) / 2) - mean / (dims * math.log(2)),
         standard_error=standard_error,
     )

@@ -41,6 +41,7 @@ from .conditioning import (
 from .images import Images, check_value_range, convert_samples, prepare_images, prepare_mask
 from .likelihood import (
     PFGMPPLikelihoodOutput,
+    count_levels,
     integrate_divergence,
     make_probes,
     spread_levels,
@@ -456,9 +457,8 @@ class PFGMPPPipeline(DiffusionPipeline):
                 random direction, or `"exact"`, which differentiates once per dimension.
             num_repeats (`int`, defaults to 1): Number of estimates with different random numbers, for
                 the mean and its error.
-            dequantize (`bool`, defaults to `True`): Whether to spread each of the 256 levels
-                uniformly over its width, 2 / 255, so that the density bounds the probability of the
-                levels.
+            dequantize (`bool`, defaults to `True`): Whether to spread each level, of 256 or one per integer
+                in `value_range`, over its width, so that the density bounds the probability of levels.
             generator (`torch.Generator`, *optional*): Source of dequantisation and directions.
 
         Returns:
@@ -473,18 +473,19 @@ class PFGMPPPipeline(DiffusionPipeline):
         check_generator(generator, None)
         original = self._prepare_images(images, "images")
         D = self._choose_dimension(D, len(original))
+        levels = count_levels(self._value_range, dequantize)
         estimates = []
         for _ in range(num_repeats):
             x, labels, scheduler = self._prepare_reverse(original, num_inference_steps, class_labels)
             if dequantize:
-                x = spread_levels(x, generator)
+                x = spread_levels(x, generator, levels)
             probes = make_probes(x, trace, generator)
             predict = functools.partial(self._predict, scheduler, class_labels=labels, D=D)
             timesteps = self.progress_bar(scheduler.timesteps)
             x, volume = integrate_divergence(predict, scheduler, x, probes, timesteps)
             estimates.append(log_density(x, D, scheduler.sigmas[-1]).to(volume) + volume)
         self.maybe_free_model_hooks()
-        return summarize_estimates(torch.stack(estimates), x[0].numel())
+        return summarize_estimates(torch.stack(estimates), x[0].numel(), levels)
 
     def _predict(
         self,
@@ -509,8 +510,7 @@ class PFGMPPPipeline(DiffusionPipeline):
 
     @property
     def _value_range(self) -> tuple[float, float] | None:
-        value_range = self.config.value_range
-        return tuple(value_range) if value_range else None
+        return tuple(self.config.value_range) if self.config.value_range else None
 
     def _arrange_weights(self) -> None:
         """On a CPU, give the weights of convolutions the layout that is fastest there, once."""

@@ -383,6 +383,35 @@ def test_real_clothes_are_likelier_than_their_negatives(bundled, clothes):
     assert (real < 8).all()
 
 
+@pytest.mark.parametrize(("value_range", "levels"), [
+    (None, 256), ((0, 255), 256), ((0, 4095), 4096), ((0, 65535), 65536), ((-1000, 3000), 4001),
+])  # fmt: skip
+def test_deep_data_are_dequantised_at_their_own_levels(value_range, levels, gaussian):
+    """The density stays that of the Gaussian, and more levels cost so many more bits."""
+    pipe = PFGMPPPipeline(GaussianDenoiser(width=1), PFGMPPScheduler(D=64), value_range=value_range)
+    pipe.set_progress_bar_config(disable=True)
+    points, expected = gaussian(1)
+    low, high = value_range or (0, 1)
+    images = low + (points / 2 + 0.5) * (high - low)
+    result = pipe.log_likelihood(images, num_inference_steps=64, trace="exact", generator=generator())
+    noise = (result.log_likelihood - expected).abs()
+    assert noise.max() < 0.06 * 256 / levels + 0.02
+    torch.testing.assert_close(
+        result.bits_per_dim, math.log2((levels - 1) / 2) - result.log_likelihood / math.log(2)
+    )
+
+
+@pytest.mark.parametrize("value_range", [(0, 1), (-1, 1), (0.5, 400.25)])
+def test_floats_without_levels_are_not_dequantised(value_range):
+    pipe = PFGMPPPipeline(GaussianDenoiser(width=1), PFGMPPScheduler(D=64), value_range=value_range)
+    pipe.set_progress_bar_config(disable=True)
+    images = torch.full((1, 1, 1, 1), 0.5)
+    with pytest.raises(ValueError, match="`dequantize` must be False for data with values from"):
+        pipe.log_likelihood(images, num_inference_steps=2)
+    result = pipe.log_likelihood(images, num_inference_steps=2, dequantize=False)
+    assert result.bits_per_dim.isfinite().all()
+
+
 def test_dequantisation_and_directions_come_from_the_generator():
     pipe = pipeline(D=64)
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8, generator=generator())
