@@ -112,6 +112,33 @@ def test_arrays_of_many_channels_train_and_sample_in_their_own_range(tmp_path, s
     assert "name their number with `channels`" in fail_to_train(tmp_path / "data", tmp_path / "out2")
 
 
+def test_floats_from_0_to_255_are_not_taken_for_eight_bits(tmp_path):
+    """Their results are in the units of the data, as those of other floats."""
+    (tmp_path / "data").mkdir()
+    for index in range(6):
+        values = draw(index, 8, 12).astype(np.float32)
+        values[0, :2] = (0, 255)
+        np.save(tmp_path / "data" / f"{index}.npy", values)
+    _, pipe = train(tmp_path / "data", tmp_path / "run")
+    assert pipe.config.value_range == [0, 255]
+    fields = pipe(2, num_inference_steps=1, output_type="np").images
+    assert fields.max() > 1
+    assert load_real_images(str(tmp_path / "data"), "train", pipe).max() == 255
+
+
+@pytest.mark.parametrize("value_range", [(0, 255), (0, 65535)])
+def test_floats_of_a_split_that_lacks_black_and_white_are_seen_in_the_range_of_the_model(
+    tmp_path, value_range
+):
+    values = np.full((8, 8), value_range[1] / 2, np.float32)
+    values[0, 0] = value_range[1] * 0.6
+    np.save(tmp_path / "0.npy", values)
+    model = PFGMPPPipeline(
+        EmpiricalDenoiser(torch.zeros(2, 1, 8, 8)), PFGMPPScheduler(), value_range=value_range
+    )
+    assert load_real_images(str(tmp_path), "train", model).unique().tolist() == [128, 153]
+
+
 def test_a_column_of_arrays_trains(tmp_path):
     values = [np.random.default_rng(index).normal(size=(2, 8, 12)) for index in range(4)]
     features = Features({"field": Array3D((2, 8, 12), "float32")})

@@ -1,8 +1,11 @@
 """Runs as people start, resume, interrupt and spoil them: each test is named after a symptom."""
 
 import functools
+import os
 import runpy
 import shutil
+import subprocess
+import sys
 
 import PIL.Image
 import pytest
@@ -213,6 +216,19 @@ def test_a_failing_distance_is_reported(tmp_path, monkeypatch, capsys):
         "The Fréchet distance of step 4 failed, and training goes on: no features" in capsys.readouterr().out
     )
     assert (tmp_path / "model_index.json").is_file()
+
+
+def test_what_fails_in_one_process_alone_does_not_keep_the_others_waiting(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, "tests/failing_processes.py", tmp_path], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert result.stdout.count("trained 2 steps") == 2, result.stderr[-3000:]
+    for name in ("sample grid", "Fréchet distance"):
+        for step in (1, 2):
+            line = f"The {name} of step {step} failed, and training goes on: no memory for images"
+            assert result.stdout.count(line) == 1
 
 
 def test_a_grid_of_a_thousand_classes_shows_ten_in_batches(monkeypatch):

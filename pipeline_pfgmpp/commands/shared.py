@@ -336,18 +336,19 @@ def load_real_images(data: str, split: str, pipeline: PFGMPPPipeline) -> torch.T
     """
     from accelerate import PartialState
 
-    from ..data import convert_to_bytes, load_images, open_dataset
+    from ..data import ImageDecoder, convert_to_bytes, load_images, open_dataset
     from ..pixels import EIGHT_BITS, SIXTEEN_BITS
 
     config = pipeline.unet.config
     value_range = pipeline.config.get("value_range")
-    if value_range is not None:
-        value_range = tuple(value_range)
-    if value_range in (EIGHT_BITS, SIXTEEN_BITS):
-        value_range = None  # integers have the range of their own depth
     state = PartialState(cpu=pipeline.device.type == "cpu")
     with state.main_process_first():  # it fills the cache that the others read
         dataset = open_dataset(data, split=split)
+        depth = ImageDecoder(dataset, config.sample_size, channels=config.in_channels).value_range
+        if value_range is not None and depth is not None:
+            is_depth = tuple(value_range) in (EIGHT_BITS, SIXTEEN_BITS)
+            if is_depth or value_range[1] > depth[1]:
+                value_range = None  # integers have the range of their own depth
         real = load_images(
             dataset, config.sample_size, labels=False, channels=config.in_channels, value_range=value_range
         )

@@ -9,8 +9,11 @@ from accelerate import Accelerator
 from ..data import ImageDataset, ImageStream, convert_to_bytes
 from ..evaluation import ImageMetrics, load_features
 from ..evaluation.evaluate import gather_features
+from ..evaluation.features import extract_features
+from ..evaluation.metrics import frechet_distance
 from ..generation import generate
 from ..pipeline_pfgmpp import PFGMPPPipeline
+from .processes import fail_together
 
 
 class FrechetDistance:
@@ -51,7 +54,7 @@ class FrechetDistance:
         # The others find the features of the data in the cache.
         with accelerator.main_process_first():
             extractor = load_features(features, accelerator.device)
-            self.metrics = ImageMetrics(extractor, real_images, gather=gather_features)
+            self.metrics = ImageMetrics(extractor, real_images)
 
     def __call__(self, pipeline: PFGMPPPipeline, batch_size: int) -> dict[str, float]:
         """
@@ -64,6 +67,9 @@ class FrechetDistance:
         Returns:
             `dict[str, float]`: `frechet_distance`, at the first number of steps, and
                 `frechet_distance/N_steps` for each of the others.
+
+        Raises:
+            RuntimeError: No images can be drawn or compared, in this process or another one.
         """
         rank = self.accelerator.process_index
         seeds = list(range(rank * self.seeds_per_process, (rank + 1) * self.seeds_per_process))
@@ -71,6 +77,9 @@ class FrechetDistance:
         numbers: Sequence[int | None] = self.num_inference_steps or [None]
         for steps in numbers:
             name = f"frechet_distance/{steps}_steps" if distances else "frechet_distance"
-            generated = generate(pipeline, seeds, batch_size, "Fréchet distance", num_inference_steps=steps)
-            distances[name] = self.metrics(torch.cat([images for _, images in generated]))["fid"]
+            with fail_together():  # before the processes wait for each other's features
+                batches = generate(pipeline, seeds, batch_size, "Fréchet distance", num_inference_steps=steps)
+                images = torch.cat([images for _, images in batches])
+                features = extract_features(self.metrics.extractor, images)
+            distances[name] = frechet_distance(gather_features(features), self.metrics.real_features)
         return distances

@@ -26,7 +26,6 @@ from tqdm.auto import tqdm
 
 from ..data import ImageDataset, ImageStream, prefetch
 from ..pipeline_pfgmpp import PFGMPPPipeline
-from ..pixels import EIGHT_BITS
 from ..records.digests import derive_seed
 from ..scheduling_pfgmpp import PFGMPPScheduler
 from .checkpoint import load_newest_checkpoint, save_checkpoint
@@ -47,6 +46,7 @@ from .preparation import (
     create_optimizer,
     name_classes,
 )
+from .processes import fail_together
 from .result import gather_pipeline, read_best_distance, save_best, save_result, write_card
 from .run import (
     RunRecord,
@@ -141,7 +141,7 @@ class Trainer:
             self.accelerator.unwrap_model(self.unet),
             scheduler,
             id2label=choose_offered_classes(self.class_names, data, trained_classes),
-            value_range=None if data.value_range == EIGHT_BITS else data.value_range,
+            value_range=None if data.is_eight_bits else data.value_range,
         )
         self.pipeline.set_progress_bar_config(disable=True)
         self.frechet_distance = create_frechet_distance(data, config, self.accelerator)
@@ -249,11 +249,11 @@ class Trainer:
     def _try(self, name: str, action: Callable[[], None]) -> None:
         """Do something that the training does not depend on; if it fails, report it and go on."""
         try:
-            action()
-        except Exception as error:  # whatever it is, such as too little memory
-            reason = str(error) or type(error).__name__
+            with fail_together():
+                action()
+        except RuntimeError as error:
             self.accelerator.print(
-                f"The {name} of step {self.global_step} failed, and training goes on: {reason}"
+                f"The {name} of step {self.global_step} failed, and training goes on: {error}"
             )
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
