@@ -298,7 +298,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # The file that a run leaves holds all arguments; only those that are not the default are meant.
     changed = {name for name in list_names(file_argv) if getattr(args, name) != parser.get_default(name)}
     try:
-        args.D = DimensionRange.parse(args.D) if args.D else None
+        args.D = None if args.D is None else DimensionRange.parse(args.D)
     except ValueError as error:
         parser.error(f"argument --D: {error}")
     try:

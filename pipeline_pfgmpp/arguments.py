@@ -5,6 +5,7 @@ Checks of arguments, each of which refuses a value in one sentence.
 A number may come as Python's, NumPy's or torch's; booleans, NaN and infinities are not numbers here.
 """
 
+import math
 import numbers
 from typing import Any
 
@@ -60,6 +61,8 @@ def check_number(
         ValueError: It is not a number, or lies outside the bounds.
     """
     number = read_number(value)
+    if number is not None and high < number < math.inf:
+        requirement = f"be at most {high:g}"
     if number is None or not low <= number <= high or (exclude_low and number == low):
         raise ValueError(f"`{name}` must {requirement}, but is {value!r}.")
     return number
@@ -83,6 +86,8 @@ def check_integer(name: str, value: Any, requirement: str, low: int, high: int =
         ValueError: It is not an integer, or lies outside the bounds.
     """
     number = read_number(value)
+    if isinstance(number, int) and number > high:
+        requirement = f"be at most {high:,}"
     if not isinstance(number, int) or not low <= number <= high:
         raise ValueError(f"`{name}` must {requirement}, but is {value!r}.")
     return number
@@ -133,7 +138,7 @@ def check_generator(generator: Any, batch_size: int | None) -> None:
 
 def check_tensor(name: str, value: Any) -> torch.Tensor:
     """
-    Return a tensor of finite floats with a batch dimension, or refuse it.
+    Return a tensor of floats of a size that can be computed with, or refuse it.
 
     Args:
         name (`str`): Name of the argument.
@@ -149,6 +154,8 @@ def check_tensor(name: str, value: Any) -> torch.Tensor:
         raise ValueError(f"`{name}` must be a torch.Tensor of floats, but is {describe(value)}.")
     if not bool(value.isfinite().all()):
         raise ValueError(f"`{name}` must be finite, but holds NaN or infinities.")
+    if value.numel() and value.abs().max() > LARGEST:
+        raise ValueError(f"`{name}` must hold at most {LARGEST:g}, but holds {value.abs().max().item():g}.")
     return value
 
 

@@ -131,7 +131,7 @@ def prepare_class_labels(
                 f"`class_labels` are {class_labels}, but this network is unconditional; leave them out."
             )
         return None
-    offered = _list_offered(id2label, num_classes)
+    offered = list(list_classes(id2label, num_classes))
     if class_labels is None:
         labels = draw_classes(unet, id2label, batch_size, generator, device)
     else:
@@ -199,9 +199,21 @@ def find_classes(text: str, names: Mapping[Number, str]) -> list[Number]:
     return found or [number for number, name in names.items() if name.casefold() == text.casefold()]
 
 
-def _list_offered(id2label: dict[str, str] | None, num_classes: int) -> list[int]:
-    """List the classes that may be drawn and asked for."""
-    return sorted(map(int, id2label)) if id2label else list(range(num_classes))
+def list_classes(id2label: Mapping[str, str] | None, num_classes: int) -> dict[int, str]:
+    """
+    List the classes that may be drawn and asked for.
+
+    Args:
+        id2label (`Mapping[str, str]` or `None`): Names of the classes, as for [`prepare_class_labels`].
+        num_classes (`int`): Classes of the network.
+
+    Returns:
+        `dict[int, str]`: Their names by their numbers, in order; without any names, each class is named by
+            its number.
+    """
+    if not id2label:
+        return {number: str(number) for number in range(num_classes)}
+    return {int(number): name for number, name in sorted(id2label.items(), key=lambda item: int(item[0]))}
 
 
 def draw_classes(
@@ -225,7 +237,7 @@ def draw_classes(
     Returns:
         `torch.Tensor` of shape `(batch,)`: The numbers of the classes.
     """
-    offered = _list_offered(id2label, count_classes(unet))
+    offered = list(list_classes(id2label, count_classes(unet)))
     generators = generator if isinstance(generator, (list, tuple)) else [generator]
     rows = batch_size // len(generators)
     parts = []

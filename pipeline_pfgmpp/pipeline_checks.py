@@ -8,7 +8,7 @@ import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from diffusers.utils import logging
 
-from .arguments import check_choice, check_integer, check_number, check_tensor
+from .arguments import check_choice, check_integer, check_number, check_tensor, describe
 from .conditioning import get_sample_size
 from .images import OUTPUT_TYPES
 
@@ -24,13 +24,19 @@ def check_scheduler(scheduler: Any) -> None:
         scheduler (`SchedulerMixin`): The scheduler.
 
     Raises:
-        ValueError: It is none of those that fit.
+        ValueError: It is none of those that fit, or is set to another preconditioning.
     """
     if not isinstance(scheduler, (EDMEulerScheduler, EDMDPMSolverMultistepScheduler)):
         raise ValueError(
             "`scheduler` must be a PFGMPPScheduler or, of diffusers, an EDMEulerScheduler or an"
             " EDMDPMSolverMultistepScheduler, since others lack EDM's preconditioning, but is"
             f" {type(scheduler).__name__}."
+        )
+    prediction = scheduler.config.get("prediction_type", "epsilon")
+    if prediction != "epsilon":
+        raise ValueError(
+            "`prediction_type` of the scheduler must be 'epsilon', as EDM's networks are trained, but is"
+            f" {prediction!r}."
         )
 
 
@@ -160,17 +166,20 @@ def check_output_type(output_type: Any, unet: Any) -> None:
         )
 
 
-def check_tensor_inputs(names: Any, allowed: list[str]) -> None:
+def check_callback(callback: Any, names: Any, allowed: list[str]) -> None:
     """
-    Refuse to pass to a callback what the pipeline does not have.
+    Refuse a callback that cannot be called, or that wants what the pipeline does not have.
 
     Args:
+        callback (`Callable`, *optional*): The callback.
         names (`list[str]`): Names of the tensors that the callback wants.
         allowed (`list[str]`): Names of those that there are.
 
     Raises:
-        ValueError: It is no list of these names.
+        ValueError: The callback is no function, or the names are no list of these.
     """
+    if callback is not None and not callable(callback):
+        raise ValueError(f"`callback_on_step_end` must be a function, but is {describe(callback)}.")
     if not isinstance(names, (list, tuple)) or any(name not in allowed for name in names):
         raise ValueError(f"`callback_on_step_end_tensor_inputs` may hold {allowed}, but is {names!r}.")
 

@@ -50,6 +50,7 @@ from .likelihood import (
 from .noise import log_density, parse_dimension, sample_noise
 from .pipeline_checks import (
     check_batch_size,
+    check_callback,
     check_components,
     check_editing,
     check_interval,
@@ -57,7 +58,6 @@ from .pipeline_checks import (
     check_output_type,
     check_scheduler,
     check_sizes,
-    check_tensor_inputs,
     warn_of_nonfinite,
 )
 from .pixels import read_picture  # noqa: F401 - diffusers copies only what this file itself imports
@@ -320,7 +320,7 @@ class PFGMPPPipeline(DiffusionPipeline):
         guidance_scale = check_guidance(guidance_scale, self.unet, self.guidance_unet)
         low, high = check_interval("guidance_interval", guidance_interval)
         check_output_type(output_type, self.unet)
-        check_tensor_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         temperature = check_number("temperature", temperature, "be positive", 0, exclude_low=True)
         strength = check_editing(start, strength, mask_image, batch_size)
 

@@ -531,6 +531,8 @@ class PFGMPPScheduler(EDMEulerScheduler):
         sigma = self._check_timesteps(timesteps).to(original_samples.device).flatten()
         if len(sigma) not in (1, len(original_samples)):
             raise ValueError(f"{len(sigma)} `timesteps` do not fit a batch of {len(original_samples)}.")
+        if not original_samples.is_floating_point():
+            raise ValueError(f"`original_samples` must be floats, but are {describe(original_samples)}.")
         if noise.shape != original_samples.shape:
             raise ValueError(
                 f"`noise` must be of shape {tuple(original_samples.shape)}, but is of {tuple(noise.shape)}."

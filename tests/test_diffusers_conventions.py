@@ -365,6 +365,18 @@ def test_a_scheduler_without_the_preconditioning_of_edm_is_refused_wherever_it_a
         DiffusionPipeline.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("other", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+def test_a_scheduler_that_takes_the_output_for_a_velocity_is_refused(other):
+    pipe = pipeline()
+    unfit = other.from_config(pipe.scheduler.config, prediction_type="v_prediction")
+    message = "`prediction_type` of the scheduler must be 'epsilon', .* but is 'v_prediction'"
+    with pytest.raises(ValueError, match=message):
+        PFGMPPPipeline(pipe.unet, unfit)
+    pipe.scheduler = unfit
+    with pytest.raises(ValueError, match=message):
+        pipe()
+
+
 @pytest.mark.parametrize("D", [1, 2048, None])
 def test_eulers_method_of_diffusers_draws_the_same_images(D):
     """Its `init_noise_sigma` is not its first noise level, so the pipeline begins at the latter."""

@@ -430,6 +430,13 @@ def test_verify_tells_a_right_card_from_a_wrong_one(classifier, test_images):
     (figure,) = verify_evaluation(pipe, metrics, results, 32)
     assert not figure.agrees
     assert "**does not agree**" in format_figures("evaluation.json", [figure])
+    for name in ("churn", "generator", "D"):
+        results["settings"][name] = 3
+        with pytest.raises(
+            ValueError, match=f"its `settings` hold {name}, which this pipeline does not take"
+        ):
+            verify_evaluation(pipe, metrics, results, 32)
+        del results["settings"][name]
 
 
 def test_results_are_kept_with_the_model(tmp_path):

@@ -573,6 +573,7 @@ def test_one_d_per_image():
             "`latents` must be a torch.Tensor of floats",
         ),
         ({"latents": torch.full((1, 3, 8, 8), math.nan)}, "`latents` must be finite"),
+        ({"latents": torch.full((1, 3, 8, 8), 1e30)}, "`latents` must hold at most 1e.09, but holds 1e.30"),
         ({"latents": torch.zeros(3, 8, 8)}, "`latents` must be of shape"),
         (
             {"latents": torch.zeros(1, 3, 7, 8)},
@@ -592,6 +593,9 @@ def test_one_d_per_image():
         ({"output_type": None}, "`output_type` must be one of"),
         ({"output_type": ["pil"]}, "`output_type` must be one of"),
         ({"callback_on_step_end_tensor_inputs": "latents"}, "`callback_on_step_end_tensor_inputs` may hold"),
+        ({"callback_on_step_end": 3}, "`callback_on_step_end` must be a function, but is 3"),
+        ({"batch_size": 10**9}, "`batch_size` must be at most 1,000,000, but is 1000000000"),
+        ({"temperature": 1e12}, "`temperature` must be at most 1e.09, but is 1000000000000.0"),
         ({"callback_on_step_end_tensor_inputs": None}, "`callback_on_step_end_tensor_inputs` may hold"),
     ],
 )

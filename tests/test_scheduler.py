@@ -523,3 +523,10 @@ def test_a_copy_shares_no_steps_with_its_original(solver_type):
         x = sample_with(scheduler, x, [t])
         y = sample_with(other, y, [u])
     assert torch.equal(x, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_noise_is_not_added_to_integers(dtype):
+    images = torch.zeros(2, 1, 4, 4, dtype=dtype)
+    with pytest.raises(ValueError, match="`original_samples` must be floats, but are Tensor of torch"):
+        PFGMPPScheduler().add_noise(images, torch.randn(2, 1, 4, 4), torch.zeros(2))

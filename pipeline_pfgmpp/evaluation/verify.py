@@ -6,6 +6,7 @@ The Fréchet distance of n images is larger than that of more images, by a bias 
 images and of quarters of them predict the distance of N images.
 """
 
+import inspect
 import math
 import statistics
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ from .robustness import Setting, count_steps
 
 # What a report's settings hold besides the arguments of the pipeline's call.
 DESCRIPTION = ("scheduler", "network", "weights", "dtype", "version")
+# Arguments of the call that are not settings, since they differ from image to image.
+OWN = ("batch_size", "D", "generator", "latents", "output_type", "return_dict")
 # How many standard deviations a figure may be off. The usual two are too few, because a deviation
 # is estimated from few groups.
 ALLOWED_DEVIATIONS = 4
@@ -92,8 +95,17 @@ def verify_evaluation(
 
     Returns:
         `list[Figure]`: One figure per D of the report.
+
+    Raises:
+        ValueError: The report's settings are not those of this pipeline.
     """
     settings = {name: value for name, value in report["settings"].items() if name not in DESCRIPTION}
+    allowed = {"noise", *inspect.signature(pipeline.__call__).parameters} - set(OWN)
+    if unknown := sorted(settings.keys() - allowed):
+        raise ValueError(
+            f"evaluation.json cannot be verified: its `settings` hold {', '.join(unknown)}, which this"
+            " pipeline does not take."
+        )
     figures = []
     for entry in report["results"]:
         if "D" not in entry or "fid" not in entry:

@@ -2,6 +2,8 @@
 
 from diffusers import DiffusionPipeline
 
+from .. import conditioning
+
 
 def list_classes(pipeline: DiffusionPipeline) -> dict[int, str]:
     """
@@ -15,8 +17,4 @@ def list_classes(pipeline: DiffusionPipeline) -> dict[int, str]:
             model's names never occurred in training; without any names, each class is named by its
             number.
     """
-    named = pipeline.config.get("id2label")
-    if not named:
-        return {number: str(number) for number in range(pipeline.num_classes)}
-    names = {int(number): str(name) for number, name in named.items()}
-    return {number: name for number, name in sorted(names.items()) if number < pipeline.num_classes}
+    return conditioning.list_classes(pipeline.config.get("id2label"), pipeline.num_classes)

@@ -227,7 +227,7 @@ class TrainingConfig:
         if not self.ema_halflife:
             raise ValueError("`ema_halflife` must hold at least one half-life.")
         for halflife in self.ema_halflife:
-            if not halflife > 0:
+            if not 0 < halflife < math.inf:
                 raise ValueError(f"`ema_halflife` must hold positive numbers, but holds {halflife:g}.")
         for width in self.ema_width:
             compute_exponent(width)
