@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from .parsing import make_integer_parser, parse_dimensions
+from .parsing import parse_dimensions
 from .shared import (
     add_drawing_arguments,
     add_measuring_arguments,
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser (`argparse.ArgumentParser`): The parser of the command.
     """
     parser.add_argument("model", help="a Hub id or a pipeline folder")
-    add_measuring_arguments(parser)
+    add_measuring_arguments(parser, num_images=10_000, groups=1)
     parser.add_argument(
         "--baseline-split",
         help="another split, of which as many images are measured too, for comparison",
@@ -49,26 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="augmented dimensions, for a network that is conditioned on D, such as 16,128,inf"
         " (default: the model's)",
     )
-    parser.add_argument(
-        "--num-images",
-        type=make_integer_parser(2),
-        default=10_000,
-        help="images per value (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--groups",
-        type=make_integer_parser(1, 10_000),
-        default=1,
-        help="values per metric, each from images of its own (default: %(default)s)",
-    )
     add_drawing_arguments(parser)
     parser.add_argument(
         "--output",
         help="folder for images and results (default: outputs/samples/MODEL-DIGEST and"
         " outputs/evaluation/MODEL-DIGEST, where the digest covers everything that they depend on)",
-    )
-    parser.add_argument(
-        "--write", action="store_true", help="also store the results in the model's folder and card"
     )
 
 

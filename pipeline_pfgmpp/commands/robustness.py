@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .parsing import make_integer_parser, make_list_parser, parse_dimensions
+from .parsing import make_list_parser, parse_dimensions
 from .shared import (
     add_batch_size_argument,
     add_measuring_arguments,
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser (`argparse.ArgumentParser`): The parser of the command.
     """
     parser.add_argument("models", nargs="+", metavar="MODEL", help="Hub ids or pipeline folders")
-    add_measuring_arguments(parser)
+    add_measuring_arguments(parser, num_images=1000, groups=3)
     add_variant_argument(parser)
     parser.add_argument(
         "--D",
@@ -65,26 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="35,19,11,7",
         help="calls of the network; the largest number is used for noise and bits (default: %(default)s)",
     )
-    parser.add_argument(
-        "--num-images",
-        type=make_integer_parser(2),
-        default=1000,
-        help="images per distance (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--groups",
-        type=make_integer_parser(1, 10_000),
-        default=3,
-        help="distances per point, for error bars (default: %(default)s)",
-    )
     add_batch_size_argument(parser, 50)
     parser.add_argument(
         "--output",
         help="folder for the results (default: outputs/robustness/MODEL-DIGEST, where the digest covers"
         " everything that they depend on)",
-    )
-    parser.add_argument(
-        "--write", action="store_true", help="also store the results in the model's folder and card"
     )
 
 

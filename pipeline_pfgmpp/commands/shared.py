@@ -156,18 +156,35 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="allow a TorchScript program to run")
 
 
-def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
+def add_measuring_arguments(parser: argparse.ArgumentParser, num_images: int, groups: int) -> None:
     """
-    Add the arguments that say what images are measured against.
+    Add the arguments that say what images are measured against, how many there are and what is written.
 
     Args:
         parser (`argparse.ArgumentParser`): The parser of a command that measures images.
+        num_images (`int`): Default number of images per value.
+        groups (`int`): Default number of values per figure.
     """
     parser.add_argument("--data", required=True, help="data set of real images: a folder or a Hub id")
     parser.add_argument(
         "--split", default="test", help="split of the data set to measure against (default: %(default)s)"
     )
     add_features_arguments(parser)
+    parser.add_argument(
+        "--num-images",
+        type=make_integer_parser(2),
+        default=num_images,
+        help="images per value (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--groups",
+        type=make_integer_parser(1, 10_000),
+        default=groups,
+        help="values per figure, each from images of its own, for its error (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="also store the results in the model's folder and card"
+    )
 
 
 def get_call_settings(args: argparse.Namespace, pipeline: PFGMPPPipeline) -> dict[str, Any]:
