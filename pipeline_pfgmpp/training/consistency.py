@@ -118,7 +118,7 @@ class ConsistencyLoss(PFGMPPLoss):
         dimensions ([`DimensionRange`], *optional*): As in [`PFGMPPLoss`].
         num_stages (`int`, defaults to 8): Number of stages, equal parts of the training, in which r
             approaches t.
-        huber_c (`float`, defaults to 0.03): The c of the pseudo-Huber distance, as a root mean square
+        huber_c (`float`, defaults to 0.00054): The c of the pseudo-Huber distance, as a root mean square
             over pixels in units of the data in [-1, 1]. At 0 it is the distance itself, and far above
             the distances their square.
         teacher ([`Teacher`], *optional*): A pretrained denoiser to distil.
@@ -134,7 +134,7 @@ class ConsistencyLoss(PFGMPPLoss):
         P_std: float = 2.0,
         dimensions: DimensionRange | None = None,
         num_stages: int = 8,
-        huber_c: float = 0.03,
+        huber_c: float = 0.00054,
         teacher: Teacher | None = None,
     ):
         super().__init__(scheduler, P_mean, P_std, dimensions)

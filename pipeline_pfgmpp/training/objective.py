@@ -55,7 +55,7 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--huber_c",
         type=float,
-        default=0.03,
+        default=0.00054,
         help="constant of its pseudo-Huber distance, a root mean square over pixels (default: %(default)s)",
     )
     add(
