@@ -117,7 +117,7 @@ def _read_picture(
         raise ValueError(f"`{name}` cannot be used: {error}.") from None
     values = torch.from_numpy(pixels.values).permute(2, 0, 1)[None]
     if pixels.value_range == SIXTEEN_BITS:
-        return values, _find_deep_range(value_range)
+        return values, find_deep_range(value_range)
     if pixels.value_range is not None:
         return values, pixels.value_range
     if value_range is None and image.mode != "F":
@@ -156,12 +156,20 @@ def _find_range(dtype: torch.dtype, value_range: Range | None) -> Range:
     if dtype == torch.uint8:
         return EIGHT_BITS
     if dtype == torch.uint16:
-        return _find_deep_range(value_range)
+        return find_deep_range(value_range)
     return value_range or (UNIT if dtype.is_floating_point else EIGHT_BITS)
 
 
-def _find_deep_range(value_range: Range | None) -> Range:
-    """Return the range of 16-bit values: the pipeline's if it needs and fits 16 bits, else the depth's."""
+def find_deep_range(value_range: Range | None) -> Range:
+    """
+    Find the range of 16-bit values.
+
+    Args:
+        value_range (`tuple[float, float]`, *optional*): The pipeline's.
+
+    Returns:
+        `tuple[float, float]`: The pipeline's if it needs and fits 16 bits, else the depth's.
+    """
     if value_range is not None and value_range[0] >= 0 and EIGHT_BITS[1] < value_range[1] <= SIXTEEN_BITS[1]:
         return value_range
     return SIXTEEN_BITS
@@ -262,7 +270,7 @@ def convert_samples(samples: torch.Tensor, output_type: str, value_range: Range 
     if output_type == "pil" and not is_deep:
         return numpy_to_pil(_to_array(images))
     if output_type == "pil":
-        value_range = _find_deep_range(value_range)
+        value_range = find_deep_range(value_range)
     if value_range is not None:
         low, high = value_range
         images = (low + (high - low) * images).clamp(low, high)

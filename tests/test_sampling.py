@@ -327,7 +327,14 @@ def test_deep_data_keep_their_depth_in_a_file(value_range, tmp_path):
     assert (levels - levels.round()).abs().max() > 0.1
     sample_to_files(pipe, [0, 1], tmp_path / "folder", num_inference_steps=8)
     rounded, _ = load_samples(tmp_path / "folder")
-    assert (rounded - levels).abs().max() <= 0.51
+    assert rounded.dtype == torch.uint16
+    assert (rounded.float() - levels / 255 * 65535).abs().max() <= 0.6
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    pictures = pipe(2, num_inference_steps=8, generator=generators).images
+    for seed, picture in enumerate(pictures):
+        with PIL.Image.open(tmp_path / "folder" / f"{seed:06d}.png") as file:
+            assert file.mode == picture.mode == "I;16"
+            assert abs(np.asarray(file).astype(int) - np.asarray(picture)).max() <= 1
 
 
 def test_images_that_are_not_finite_are_not_stored(pipe, tmp_path):

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from ..data import convert_to_bytes
 from ..generation import load_samples, sample_to_files
+from ..images import find_deep_range
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..records.dimensions import format_dimension
 from .metrics import ImageMetrics
@@ -99,6 +101,8 @@ def evaluate(
         for start in range(0, len(seeds), num_images):
             group = seeds[start : start + num_images]
             images, _ = load_samples(folder, group[state.process_index :: state.num_processes])
+            if images.dtype == torch.uint16:
+                images = convert_to_bytes(images, find_deep_range(pipeline.config.value_range))
             for name, value in metrics(images).items():
                 entry.setdefault(name, []).append(_round(value))
         entries.append(entry)

@@ -18,7 +18,7 @@ from PIL import Image
 from ..pictures.grid import PICTURE_MODES, to_pil
 from ..records.digests import describe, list_differences
 from ..records.writing import replace_file
-from .generate import generate, generate_values, split_batches
+from .generate import generate, generate_values, round_to_sixteen_bits, split_batches
 
 
 SETTINGS = "settings.json"
@@ -68,8 +68,9 @@ def sample_to_files(
     Generate one image per seed into a folder of PNG files, or into one `.npz` file.
 
     An `.npz` file holds `images` of shape `(M, H, W, C)` and their `seeds`. The images are uint8, or
-    float32 in the units of the data if the pipeline has a `value_range` other than (0, 255). Images
-    that are not of 1, 3 or 4 channels can be written only into such a file. Under
+    float32 in the units of the data if the pipeline has a `value_range` other than (0, 255). The PNG
+    files of such a pipeline are of 16 bits if they are grey; in colour, the format has 8. Images that
+    are not of 1, 3 or 4 channels can be written only into an `.npz` file. Under
     `accelerate launch` or `torchrun` the processes share the batches. Interrupted runs resume: a
     batch that is complete on disk is not generated again.
 
@@ -92,8 +93,8 @@ def sample_to_files(
     output = Path(output).resolve()
     packed = output.suffix == ".npz"
     channels = pipeline.unet.config.in_channels
-    keeps_depth = packed and not _is_eight_bits(pipeline)
-    suffix = ".png" if channels in PICTURE_MODES and not keeps_depth else ".npy"
+    is_deep = not _is_eight_bits(pipeline)
+    suffix = ".png" if channels in PICTURE_MODES and not (packed and is_deep) else ".npy"
     if suffix == ".npy" and not packed:
         raise ValueError(
             f"Images of {channels} channels cannot be written as PNG files: `output` must end in .npz, but is"
@@ -112,9 +113,11 @@ def sample_to_files(
     desc = "Sampling"
     if state.num_processes > 1:
         desc = f"Sampling ({state.process_index + 1} of {state.num_processes})"
-    draw = generate_values if keeps_depth else generate
+    draw = generate_values if is_deep and (packed or channels == 1) else generate
     for batch, images in draw(pipeline, missing, batch_size, desc, **settings):
         _write_settings(folder, description)
+        if is_deep and channels == 1 and not packed:
+            images = round_to_sixteen_bits(images, pipeline.config.value_range)
         for seed, image in zip(batch, images):
             _write_image(_locate(folder, seed, suffix), image)
 

@@ -7,6 +7,7 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
+from ..images import find_deep_range
 from .disturbances import inject_noise
 
 
@@ -98,6 +99,23 @@ def round_to_bytes(images: torch.Tensor, value_range: tuple[float, float] | None
         low, high = value_range
         images = (images - low) / (high - low)
     return (images * 255).round().to("cpu", torch.uint8)
+
+
+def round_to_sixteen_bits(images: torch.Tensor, value_range: tuple[float, float]) -> torch.Tensor:
+    """
+    Convert images of a pipeline for deep data to uint16 on the CPU, as its PIL images are.
+
+    Args:
+        images (`torch.Tensor`): Finite images in the range of the data's values.
+        value_range (`tuple[float, float]`): That range.
+
+    Returns:
+        `torch.Tensor`, uint16: The images, in the units of the data if these fit 16 bits.
+    """
+    low, high = value_range
+    first, last = find_deep_range(value_range)
+    levels = (images - low) / (high - low) * (last - first) + first
+    return levels.round().cpu().to(torch.uint16)
 
 
 def check_finite_images(images: torch.Tensor, seeds: list[int]) -> None:

@@ -13,7 +13,8 @@ def to_pil(images: torch.Tensor) -> list[Image.Image]:
     Convert images from tensors to PIL.
 
     Args:
-        images (`torch.Tensor` of shape `(batch, 1, 3 or 4, H, W)`, uint8): The images.
+        images (`torch.Tensor` of shape `(batch, 1, 3 or 4, H, W)`, uint8): The images; grey ones also as
+            uint16.
 
     Returns:
         `list[PIL.Image.Image]`: Greyscale, RGB or RGBA images.
