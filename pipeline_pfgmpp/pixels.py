@@ -89,8 +89,8 @@ def read_array(array: np.ndarray, channels: int | None = None) -> Pixels:
 
     Args:
         array (`np.ndarray`): Booleans, integers or floats.
-        channels (`int`, *optional*): C, which tells the two layouts apart; by default the axis that
-            is at most 4 long.
+        channels (`int`, *optional*): Channels of the result, which tell the two layouts apart; grey and
+            colour are converted into each other. By default the axis that is at most 4 long is C.
 
     Returns:
         [`Pixels`]: Its values. Integers of 8 and 16 unsigned bits have the range of their depth; the
@@ -102,6 +102,7 @@ def read_array(array: np.ndarray, channels: int | None = None) -> Pixels:
     array = np.asarray(array)
     if array.dtype.kind not in "buif":
         raise ValueError(f"an array must hold numbers, but is of type {array.dtype}")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # or ">u2" is not uint16
     array = _move_channels_last(array, channels)
     if array.dtype == bool:
         return _convert_channels(Pixels(array.astype(np.uint8) * 255, EIGHT_BITS), channels)
@@ -212,12 +213,11 @@ def _move_channels_last(array: np.ndarray, channels: int | None) -> np.ndarray:
         raise ValueError(f"an array must be of shape (H, W), (C, H, W) or (H, W, C), but is of {array.shape}")
     first = array.shape[0]
     last = array.shape[-1]
-    if channels is None:
+    is_first = first == channels
+    is_last = last == channels
+    if not is_first and not is_last:
         is_first = first <= 4
         is_last = last <= 4
-    else:
-        is_first = first == channels
-        is_last = last == channels
     if is_first:
         return np.moveaxis(array, 0, -1)
     if is_last:

@@ -8,6 +8,7 @@ import itertools
 import os
 import shutil
 import struct
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -424,6 +425,39 @@ def test_colours_that_become_grey_are_said_and_greys_that_become_coloured(capsys
         for _ in range(2):  # also where they are found in the cache
             assert load_images(make_dataset(pictures), resolution=4).channels == channels
             assert capsys.readouterr().out == message
+
+
+@pytest.mark.parametrize("colour_type", [2, 4, 6])
+def test_depth_that_pillow_does_not_read_is_said(colour_type, tmp_path, capsys):
+    """It opens PNG files of 16 bits with colours or alpha at 8."""
+    channels = {2: 3, 4: 2, 6: 4}[colour_type]
+    rows = np.arange(4 * 4 * channels, dtype=">u2").reshape(4, -1) * 1000
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, colour_type, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))),
+        (b"IEND", b""),
+    ]
+    (tmp_path / "0.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        )
+    )
+    sentence = "Pictures of 16 bits with colours or alpha are read with 8: store them as .npy."
+    for streaming in (False, True):
+        dataset = load_dataset(str(tmp_path), split="train", streaming=streaming)
+        data = ImageStream(dataset, 4) if streaming else load_images(dataset, 4)
+        next(data.batches(1))
+        assert data.value_range == (0, 255)
+        assert capsys.readouterr().out.count(sentence) == 1
+
+
+def test_arrays_of_two_channels_are_not_said_to_be_converted(capsys):
+    values = np.random.default_rng(0).normal(size=(3, 2, 6, 4)).astype(np.float32)
+    dataset = Dataset.from_dict({"image": list(values)})
+    assert load_images(dataset, (6, 4)).channels == load_images(dataset, (6, 4), channels=2).channels == 2
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(("options", "message"), [

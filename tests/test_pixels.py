@@ -136,14 +136,14 @@ def test_modes_that_cannot_be_read_are_named():
 
 
 @pytest.mark.parametrize(
-    "dtype", [np.uint8, np.uint16, np.int16, np.int64, np.float16, np.float32, np.float64, bool]
+    "dtype", [np.uint8, np.uint16, ">u2", np.int16, np.int64, np.float16, np.float32, ">f4", np.float64, bool]
 )
 def test_arrays_of_every_type(dtype):
     values = np.array([[0, 1], [1, 0]]).astype(dtype)
     pixels = read_array(values)
     scale = 255 if dtype is bool else 1
     np.testing.assert_array_equal(pixels.values[..., 0], values.astype(np.float64) * scale)
-    ranges = {np.uint8: EIGHT_BITS, bool: EIGHT_BITS, np.uint16: SIXTEEN_BITS}
+    ranges = {np.uint8: EIGHT_BITS, bool: EIGHT_BITS, np.uint16: SIXTEEN_BITS, ">u2": SIXTEEN_BITS}
     assert pixels.value_range == ranges.get(dtype)
 
 
@@ -154,6 +154,9 @@ def test_arrays_of_every_type(dtype):
     ((13, 8, 6), 13, (8, 6, 13)),
     ((8, 6, 13), 13, (8, 6, 13)),
     ((8, 6), None, (8, 6, 1)),
+    ((1, 8, 6), 3, (8, 6, 3)),
+    ((8, 6, 1), 3, (8, 6, 3)),
+    ((3, 8, 6), 1, (8, 6, 1)),
 ])  # fmt: skip
 def test_layouts_of_arrays(shape, channels, found):
     assert read_array(np.zeros(shape, np.float32), channels).values.shape == found

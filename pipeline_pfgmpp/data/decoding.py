@@ -74,6 +74,16 @@ def _is_grey(image: PIL.Image.Image) -> bool:
     return image.mode in (*GREY_MODES, "LA", "La", "I", "F") or image.mode.startswith("I;16")
 
 
+def _is_deep_colour(value: dict) -> bool:
+    """Tell whether a stored picture is a PNG file that Pillow cuts to 8 bits, by its header."""
+    header = (value.get("bytes") or b"")[:26]
+    if not header and os.path.isfile(value.get("path") or ""):
+        with open(value["path"], "rb") as file:
+            header = file.read(26)
+    is_png = header.startswith(b"\x89PNG") and len(header) == 26
+    return is_png and header[24] == 16 and header[25] in (2, 4, 6)  # depth; RGB, grey with alpha, RGBA
+
+
 def _load_array(path: str) -> np.ndarray:
     if not path.endswith(".npy"):
         raise ValueError(f"{path!r} is not the path of a .npy file")
@@ -241,9 +251,14 @@ class ImageDecoder:
         value = row[self.image_column]
         if not self._is_picture:
             array = _load_array(value) if isinstance(value, str) else np.asarray(value, dtype=self._dtype)
-            self._note_conversion(array.ndim == 2, channels)
+            if channels in (1, 3):  # arrays get no alpha channel
+                self._note_conversion(array.ndim == 2 or 1 in (array.shape[0], array.shape[-1]), channels)
             return read_array(array, channels)
         image = self._open(value)
+        if _is_deep_colour(value):
+            self.remarks["Pictures of 16 bits with colours or alpha are read with 8: store them as .npy."] = (
+                None
+            )
         if is_transparent(image) and channels not in (2, 4):
             self.remarks[f"Transparent pictures are shown on a {self.background} background."] = None
         self._note_conversion(_is_grey(image), channels)
