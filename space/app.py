@@ -5,7 +5,15 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 from checks import Refusal
-from choices import ANY_CLASS, COMPARED, MODELS, choose_model, list_dimensions
+from choices import (
+    ANY_CLASS,
+    COMPARED,
+    MODELS,
+    SOLVERS,
+    choose_model,
+    list_dimensions,
+    list_solvers,
+)
 from dial import Dial, add_dial, find_ends, render_ruler
 from drawing import (
     AS_TRAINED,
@@ -13,7 +21,6 @@ from drawing import (
     MOST_COMPARED,
     MOST_IMAGES,
     MOST_STEPS,
-    SOLVERS,
     compare,
     disturb,
     sample,
@@ -28,6 +35,7 @@ from pipeline_pfgmpp.generation import list_classes
 from pipeline_pfgmpp.pictures.field_lines import SHAPES
 from pipeline_pfgmpp.records.dimensions import format_dimension
 from pipeline_pfgmpp.records.sizes import format_size
+from pipeline_pfgmpp.scheduler_config import DEFAULT_STEPS, get_default_steps
 
 
 INTRODUCTION = """# PFGM++: turn D like a dial
@@ -100,15 +108,15 @@ def offer_model(name: str) -> list:
         name (`str`): Name of the model.
 
     Returns:
-        `list`: Updates of the summary, the card, the classes, two inputs of D, the D to compare, the
-            small D, the large D and the four buttons that draw.
+        `list`: Updates of the summary, the card, the steps, the solvers, the classes, two inputs of D, the
+            D to compare, the small D, the large D and the four buttons that draw.
     """
     try:
         model = choose_model(name)
         pipe = model.make_pipeline((model.dimensions or model.trained_range)[0])
     except (ValueError, Refusal) as error:
         message = getattr(error, "message", str(error))
-        unchanged = [gr.skip() for _ in range(12)]
+        unchanged = [gr.skip() for _ in range(14)]
         disabled = [gr.update(interactive=False) for _ in range(4)]
         return [f"**{message}** Please choose another model.", "", *unchanged, *disabled]
     dimensions = list_dimensions(model)
@@ -116,9 +124,12 @@ def offer_model(name: str) -> list:
     defaults = dimensions[:MOST_COMPARED] if model.dimensions else [D for D in DEFAULTS if D in dimensions]
     classes = list(list_classes(pipe).values())
     size = format_size(*get_sample_size(pipe.unet))
+    solvers = list_solvers(pipe)
     return [
         f"{size} pixels, {pipe.unet.num_parameters():,} parameters",
         model.read_card(),
+        get_default_steps(pipe.scheduler),
+        gr.update(choices=solvers, value=solvers[0]),
         gr.update(choices=[ANY_CLASS, *classes], value=ANY_CLASS, visible=bool(classes)),
         *update_dimension_input(model),
         *update_dimension_input(model),
@@ -167,7 +178,7 @@ def add_shared_inputs() -> Shared:
         label = gr.Dropdown(
             [ANY_CLASS], value=ANY_CLASS, label="Class", allow_custom_value=True, min_width=200
         )
-        steps = gr.Slider(1, MOST_STEPS, 18, step=1, label="Steps", min_width=200)
+        steps = gr.Slider(1, MOST_STEPS, DEFAULT_STEPS, step=1, label="Steps", min_width=200)
         with gr.Column(min_width=160):
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED)
             new_seed = gr.Button("New seed", size="sm")
@@ -188,7 +199,7 @@ def add_buttons(name: str) -> tuple[gr.Button, gr.Button]:
         return gr.Button(name, variant="primary", min_width=80), gr.Button("Cancel", min_width=80)
 
 
-def add_sample_tab(shared: Shared) -> tuple[DimensionInput, gr.Button]:
+def add_sample_tab(shared: Shared) -> tuple[DimensionInput, gr.Dropdown, gr.Button]:
     """Add the tab that draws images at one D; return what depends on the model."""
     with gr.Row():
         with gr.Column(scale=1):
@@ -237,7 +248,7 @@ def add_sample_tab(shared: Shared) -> tuple[DimensionInput, gr.Button]:
         **NETWORK_EVENT,
     )
     cancel.click(None, cancels=[drawing], api_visibility="private")
-    return dimension, draw
+    return dimension, solver, draw
 
 
 def add_compare_tab(shared: Shared) -> tuple[gr.CheckboxGroup, gr.Button]:
@@ -351,7 +362,7 @@ def build_page() -> gr.Blocks:
         gr.Markdown(INTRODUCTION)
         shared = add_shared_inputs()
         with gr.Tab("Sample"):
-            dimension, draw = add_sample_tab(shared)
+            dimension, solver, draw = add_sample_tab(shared)
         with gr.Tab("Compare D"):
             compared, draw_comparison = add_compare_tab(shared)
         with gr.Tab("Robustness"):
@@ -366,7 +377,8 @@ def build_page() -> gr.Blocks:
 
         dimensions = [*dimension.list_parts(), *followed.list_parts()]
         buttons = [draw, draw_comparison, draw_disturbed, follow]
-        offered = [shared.summary, card, shared.label, *dimensions, compared, small, large, *buttons]
+        offered = [shared.summary, card, shared.steps, solver, shared.label]
+        offered += [*dimensions, compared, small, large, *buttons]
         for event in (page.load, shared.model.change):
             event(
                 offer_model,

@@ -12,6 +12,7 @@ from pipeline_pfgmpp.generation import list_classes
 
 MODELS = read_models()
 ANY_CLASS = "any"
+SOLVERS = ["heun", "dpmpp_3m", "dpmpp_2m", "euler", "dpmpp_2m_sde"]  # of denoisers
 COMPARED = ["16", "64", "128", "512", "2048", "16384", "inf"]  # D to compare with a D-conditioned network
 
 
@@ -88,6 +89,22 @@ def choose_listed_dimension(model: Model, choice: Any) -> float:
         Refusal: The model does not offer this D.
     """
     return float(check_choice(choice, list_dimensions(model), "D"))
+
+
+def list_solvers(pipe: PFGMPPPipeline) -> list[str]:
+    """
+    List the solvers that fit a model.
+
+    Args:
+        pipe ([`PFGMPPPipeline`]): The pipeline.
+
+    Returns:
+        `list[str]`: The model's own first; the only one of a consistency model.
+    """
+    own = pipe.scheduler.config.solver_type
+    if own == "consistency":
+        return [own]
+    return [own, *(solver for solver in SOLVERS if solver != own)]
 
 
 def choose_classes(pipe: PFGMPPPipeline, name: Any, count: int) -> list[int] | None:

@@ -20,6 +20,7 @@ from choices import (
     choose_dimension,
     choose_listed_dimension,
     choose_model,
+    list_solvers,
     load_pipeline,
 )
 from gradio.processing_utils import save_bytes_to_cache
@@ -32,7 +33,6 @@ from pipeline_pfgmpp.generation import inject_noise, list_classes
 from pipeline_pfgmpp.records.dimensions import format_dimension
 
 
-SOLVERS = ["heun", "dpmpp_3m", "dpmpp_2m", "euler", "dpmpp_2m_sde"]
 MOST_IMAGES = 64
 MOST_STEPS = 100
 MOST_COMPARED = 5
@@ -73,7 +73,7 @@ def sample(
         label (`str`): Name of the class, or `"any"` to go through all of them.
         count (`int`): Images, 1 to 64.
         steps (`int`): Steps of the solver, 1 to 100.
-        solver (`str`): One of `SOLVERS`.
+        solver (`str`): One of the solvers that fit the model.
         guidance (`float`): Guidance scale, 0 to 10; 1 is without guidance.
         seed (`int`): Seed of the first image; each further image has the next one.
 
@@ -87,7 +87,8 @@ def sample(
     steps = check_steps(steps)
     seed = check_seed(seed)
     guidance = check_number(guidance, 0, 10, "Guidance")
-    pipe = load_pipeline(chosen, D, solver_type=check_choice(solver, SOLVERS, "The solver"))
+    solver = check_choice(solver, list_solvers(load_pipeline(chosen, D)), "The solver")
+    pipe = load_pipeline(chosen, D, solver_type=solver)
     check_cost(count, count_calls(pipe, steps, guidance))
     labels = choose_classes(pipe, label, count)
     settings: dict[str, Any] = {"D": D}
