@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         sample_noise_given,
     )
     from .pipeline_pfgmpp import PFGMPPPipeline
+    from .pipeline_pfgmpp_restoration import PFGMPPRestorationPipeline
     from .scheduling_pfgmpp import PFGMPPScheduler
     from .unet_ddpm import DDPMUNet2DModel
     from .unet_pfgmpp import PFGMPPUNet2DModel
@@ -34,6 +35,7 @@ __all__ = [
     "DDPMUNet2DModel",
     "EmpiricalDenoiser",
     "PFGMPPPipeline",
+    "PFGMPPRestorationPipeline",
     "PFGMPPScheduler",
     "PFGMPPUNet2DModel",
     "field_target",
@@ -49,6 +51,7 @@ _CLASSES = {
     "DDPMUNet2DModel": "unet_ddpm",
     "EmpiricalDenoiser": "empirical_denoiser",
     "PFGMPPPipeline": "pipeline_pfgmpp",
+    "PFGMPPRestorationPipeline": "pipeline_pfgmpp_restoration",
     "PFGMPPScheduler": "scheduling_pfgmpp",
     "PFGMPPUNet2DModel": "unet_pfgmpp",
 }

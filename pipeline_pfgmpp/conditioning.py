@@ -308,6 +308,7 @@ def call_network(
     t: torch.Tensor,
     class_labels: torch.Tensor | None,
     D: float | torch.Tensor | None,
+    condition: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     Call a network with those of its conditions that it takes.
@@ -318,6 +319,8 @@ def call_network(
         t (`torch.Tensor` of shape `()` or `(batch,)`): c_noise.
         class_labels (`torch.Tensor` or `None`): Classes, as from [`prepare_class_labels`].
         D (`float`, `torch.Tensor` or `None`): The augmented dimension.
+        condition (`torch.Tensor`, *optional*): The image that a restoring network is conditioned on, scaled
+            as the input is.
 
     Returns:
         `torch.Tensor` of shape `(batch, channels, height, width)`: The raw output.
@@ -327,6 +330,8 @@ def call_network(
         conditions["class_labels"] = class_labels
     if unet.config.get("d_conditioning"):
         conditions["D"] = D
+    if condition is not None:
+        conditions["condition"] = condition
     return unet(model_input.to(unet.dtype), t, return_dict=False, **conditions)[0]
 
 

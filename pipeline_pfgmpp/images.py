@@ -65,7 +65,12 @@ def normalize(values: torch.Tensor, value_range: Range) -> torch.Tensor:
 
 
 def prepare_images(
-    images: Images, name: str, channels: int, size: tuple[int, int], value_range: Range | None = None
+    images: Images,
+    name: str,
+    channels: int,
+    size: tuple[int, int] | None,
+    value_range: Range | None = None,
+    slack: float = 0.0,
 ) -> torch.Tensor:
     """
     Convert images of any form to a tensor.
@@ -77,16 +82,18 @@ def prepare_images(
             and uint16 in [0, 65535]; other integers in the `value_range`, or else in [0, 255].
         name (`str`): Name of the argument, for messages.
         channels (`int`): Channels that the images must have; PIL images are converted.
-        size (`tuple[int, int]`): Height and width that they must have.
+        size (`tuple[int, int]` or `None`): Height and width that they must have; None is any.
         value_range (`tuple[float, float]`, *optional*): The pipeline's.
+        slack (`float`, defaults to 0): How far values may lie outside their range, in widths of it.
 
     Returns:
-        `torch.Tensor` of shape `(batch, channels, height, width)`: The images in [-1, 1].
+        `torch.Tensor` of shape `(batch, channels, height, width)`: The images in [-1, 1], or as far outside
+            as they lie outside their range.
 
     Raises:
         ValueError: The images are of another kind, shape or range.
     """
-    shape = (channels, *size)
+    shape = f"({channels}, height, width)" if size is None else str((channels, *size))
     parts = []
     for image in images if isinstance(images, (list, tuple)) else [images]:
         if isinstance(image, PIL.Image.Image):
@@ -94,13 +101,13 @@ def prepare_images(
         else:
             values = _read_tensor(image, name, shape)
             image_range = _find_range(values.dtype, value_range)
-        parts.append(_scale(values, name, image_range))
+        parts.append(_scale(values, name, image_range, slack))
     sizes = {tuple(part.shape[2:]) for part in parts}
     if len(sizes) > 1:
         named = " and ".join(f"{height}x{width}" for height, width in sorted(sizes))
         raise ValueError(f"`{name}` holds images of several sizes (height x width): {named}.")
     tensor = torch.cat(parts) if parts else torch.empty(0)
-    if tensor.shape[1:] != shape or not len(tensor):
+    if tensor.shape[1:2] != (channels,) or size not in (None, tensor.shape[2:]) or not tensor.numel():
         raise ValueError(
             f"`{name}` must hold images of shape {shape}, but is of shape {tuple(tensor.shape)}."
         )
@@ -128,7 +135,7 @@ def _read_picture(
     return values, value_range or UNIT
 
 
-def _read_tensor(image: Any, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+def _read_tensor(image: Any, name: str, shape: str) -> torch.Tensor:
     """Return an array or a tensor as a batch with channels first."""
     tensor = image
     if isinstance(image, np.ndarray) and image.dtype.kind in "buif":
@@ -175,20 +182,21 @@ def find_deep_range(value_range: Range | None) -> Range:
     return SIXTEEN_BITS
 
 
-def _scale(values: torch.Tensor, name: str, value_range: Range) -> torch.Tensor:
-    """Map values from their range to [-1, 1]."""
+def _scale(values: torch.Tensor, name: str, value_range: Range, slack: float) -> torch.Tensor:
+    """Map values from their range to [-1, 1], and those near it alike."""
     low, high = value_range
+    margin = slack * (high - low)
     is_float = values.is_floating_point()
     if not is_float:
         values = values.float()
-    if values.numel() and not bool(((values >= low) & (values <= high)).all()):
+    if values.numel() and not bool(((values >= low - margin) & (values <= high + margin)).all()):
         kind = "floats" if is_float else "integers"
         hint = ""
         if is_float and value_range == UNIT:
             hint = "; images in [-1, 1] become images / 2 + 0.5"
         raise ValueError(
-            f"`{name}` must lie in [{low:g}, {high:g}] ({kind}), but ranges from {values.min().item():g} to"
-            f" {values.max().item():g}{hint}."
+            f"`{name}` must lie in [{low - margin:g}, {high + margin:g}] ({kind}), but ranges from"
+            f" {values.min().item():g} to {values.max().item():g}{hint}."
         )
     return normalize(values, value_range)
 

@@ -110,7 +110,9 @@ def list_neighbours(path):
     return {path.with_name(f"{node.module}.py") for node in imports}
 
 
-@pytest.mark.parametrize("stem", ["pipeline_pfgmpp", "scheduling_pfgmpp", "empirical_denoiser"])
+@pytest.mark.parametrize(
+    "stem", ["pipeline_pfgmpp", "pipeline_pfgmpp_restoration", "scheduling_pfgmpp", "empirical_denoiser"]
+)
 def test_what_travels_imports_itself_all_that_it_needs(stem):
     """From a local folder diffusers copies what a class's file imports, and not what that imports in turn."""
     direct = list_neighbours(PACKAGE / f"{stem}.py")

@@ -37,11 +37,12 @@ def add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-inference-steps",
         type=make_integer_parser(1, 100_000),
-        default=18,
-        help="steps of the solver (default: %(default)s)",
+        help="steps of the solver (default: the model's)",
     )
     parser.add_argument(
-        "--solver-type", help="heun, euler, dpmpp_2m, dpmpp_3m or dpmpp_2m_sde (default: the model's)"
+        "--solver-type",
+        help="heun, euler, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde or, for consistency models, consistency (default:"
+        " the model's)",
     )
     parser.add_argument(
         "--rho",
@@ -201,8 +202,10 @@ def get_call_settings(args: argparse.Namespace, pipeline: PFGMPPPipeline) -> dic
     Raises:
         ValueError: The pipeline does not have this class.
     """
+    from ..scheduler_config import get_default_steps
+
     settings: dict[str, Any] = {
-        "num_inference_steps": args.num_inference_steps,
+        "num_inference_steps": args.num_inference_steps or get_default_steps(pipeline.scheduler),
         "guidance_scale": args.guidance_scale,
     }
     if args.class_label is not None:
@@ -294,6 +297,10 @@ def load_pipeline(model: str, variant: str | None = None, **scheduler_settings: 
         raise ValueError(f"{model} cannot be loaded: {reason}") from None
     if not isinstance(pipeline, PFGMPPPipeline):
         raise ValueError(f"{model} is a {type(pipeline).__name__}, but must be a PFGMPPPipeline.")
+    if pipeline.unet.config.get("condition_channels"):
+        raise ValueError(
+            f"{model} restores images and generates none: call it from Python, as its card shows."
+        )
     check_finite(pipeline, model)
     pipeline.scheduler = PFGMPPScheduler.from_config(pipeline.scheduler.config, **scheduler_settings)
     if "rho" in scheduler_settings and pipeline.scheduler.config.sigma_schedule != "karras":

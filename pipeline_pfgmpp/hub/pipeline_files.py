@@ -45,14 +45,13 @@ def list_pipeline_files(folder: Path) -> dict[str, Path]:
     from diffusers import ModelMixin
 
     from ..code_files import list_code
-    from ..pipeline_pfgmpp import PFGMPPPipeline
 
     if find_file(folder, "model_index.json") is None:
         raise ValueError(f"{folder} is not a pipeline folder: it has no model_index.json.")
     try:
         index = read_object(folder, "model_index.json")
         components = list_components(index)
-        _check_pipeline_class(get_entry(index, "_class_name", str, "model_index.json"))
+        pipeline_class = _find_pipeline_class(get_entry(index, "_class_name", str, "model_index.json"))
         classes: dict[str, tuple[str | None, type]] = {}
         for part, (library, name) in components.items():
             classes[part] = (library, find_class(name))
@@ -71,7 +70,7 @@ def list_pipeline_files(folder: Path) -> dict[str, Path]:
                 _check_report(folder, name)
     except ValueError as error:
         raise ValueError(f"{folder} cannot be uploaded: {error}") from None
-    return files | list_code(PFGMPPPipeline, classes)
+    return files | list_code(pipeline_class, classes)
 
 
 def _check_report(folder: Path, name: str) -> None:
@@ -80,7 +79,7 @@ def _check_report(folder: Path, name: str) -> None:
     check_weights(list_weights(report) - {None}, name, folder)
 
 
-def _check_pipeline_class(name: str) -> None:
+def _find_pipeline_class(name: str) -> type:
     from diffusers import DiffusionPipeline
 
     cls = find_class(name)
@@ -88,6 +87,7 @@ def _check_pipeline_class(name: str) -> None:
         raise ValueError(
             f"model_index.json names the pipeline {name[:100]!r}, which is not a pipeline of {PACKAGE}."
         )
+    return cls
 
 
 def _list_pictures(folder: Path) -> dict[str, Path]:
