@@ -61,11 +61,10 @@ from .pipeline_checks import (
     warn_of_nonfinite,
 )
 from .pixels import read_picture  # noqa: F401 - diffusers copies only what this file itself imports
-from .scheduler_config import PortableConfig  # noqa: F401 - likewise
+from .scheduler_config import get_default_steps
 from .scheduling_pfgmpp import PFGMPPScheduler
 
 
-DEFAULT_STEPS = 18  # of networks whose scheduler states no number
 logger = logging.get_logger(__name__)
 # Callbacks run one at a time, since each finds the state of its own call on the pipeline.
 _CALLBACKS = threading.RLock()
@@ -564,7 +563,7 @@ class PFGMPPPipeline(DiffusionPipeline):
         """Set a scheduler's noise levels; return the index at which to begin."""
         check_scheduler(scheduler)
         if num_inference_steps is None:
-            num_inference_steps = scheduler.config.get("default_steps") or DEFAULT_STEPS
+            num_inference_steps = get_default_steps(scheduler)
         if sigmas is None:
             number = check_integer("num_inference_steps", num_inference_steps, "be a positive integer", 1)
             scheduler.set_timesteps(number, device=device)

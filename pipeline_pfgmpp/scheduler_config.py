@@ -22,6 +22,7 @@ SOLVERS: dict[str, dict[str, Any] | None] = {
     "consistency": None,
 }
 CHURNING_SOLVERS = ("heun", "euler")
+DEFAULT_STEPS = 18  # of networks whose scheduler states no number
 
 
 class PortableConfig(FrozenDict):
@@ -49,6 +50,19 @@ class PortableConfig(FrozenDict):
         if name == "_use_default_values":
             return [*(value or []), "solver_type"]
         return value
+
+
+def get_default_steps(scheduler: Any) -> int:
+    """
+    Return the number of steps that a pipeline takes by default.
+
+    Args:
+        scheduler (`SchedulerMixin`): The scheduler, whose `default_steps` states it.
+
+    Returns:
+        `int`: That number; 18 where nothing is stated.
+    """
+    return scheduler.config.get("default_steps") or DEFAULT_STEPS
 
 
 def check_scheduler_options(options: Mapping[str, Any]) -> dict[str, Any]:
