@@ -24,7 +24,14 @@ from diffusers import (
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from pipeline_pfgmpp import DDPMUNet2DModel, PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, sample_noise
+from pipeline_pfgmpp import (
+    DDPMUNet2DModel,
+    PFGMPPPipeline,
+    PFGMPPRestorationPipeline,
+    PFGMPPScheduler,
+    PFGMPPUNet2DModel,
+    sample_noise,
+)
 from pipeline_pfgmpp.commands import main
 from pipeline_pfgmpp.conversion import convert_checkpoint, convert_diffusers, inert_pickle
 from pipeline_pfgmpp.conversion.architecture import read_architecture
@@ -214,6 +221,157 @@ def test_a_full_size_file_takes_little_more_than_its_size(suffix, tmp_path):
     assert all(torch.equal(value, unet.state_dict()[name]) for name, value in converted.state_dict().items())
 
 
+# PPFM's files, of networks that restore images
+
+
+@pytest.fixture
+def ppfm(golden, tmp_path):
+    """Writes PPFM's file of a golden network, with changes; returns its path and the golden tensors."""
+
+    def write(name="ppfm_ddpmpp", suffix=".pt", change=None, **options):
+        tensors, config = golden(name)
+        state = {**get_state(tensors), **(change or {})}
+        path = tmp_path / f"training-state-003000{suffix}"
+        write_checkpoint(path, ema=network_object(state, {**config, **options}))
+        return path, tensors
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["ppfm_ddpmpp", "ppfm_adm"])
+@pytest.mark.parametrize("suffix", [".pt", ".pkl"])
+def test_ppfm_files_restore_as_published(name, suffix, ppfm, tmp_path):
+    path, tensors = ppfm(name, suffix)
+    convert_checkpoint(path, tmp_path / "out", value_range=(-1, 1))
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert type(pipe) is PFGMPPRestorationPipeline
+    D = 64 if name == "ppfm_ddpmpp" else 128
+    assert pipe.scheduler.config.D == D
+    state = {key.removeprefix("model."): value for key, value in get_state(tensors).items()}
+    assert state.keys() == pipe.unet.state_dict().keys()
+    assert all(torch.equal(value, state[key]) for key, value in pipe.unet.state_dict().items())
+    # The second last of the published levels, from the converted scheduler and its number of steps.
+    pipe.scheduler.set_timesteps(pipe.scheduler.config.default_steps)
+    start, end = pipe.scheduler.sigmas[-3:-1].tolist()
+    assert [start, end] == pytest.approx(tensors["in.ppfm_levels"].tolist())
+    restored = pipe(
+        image=tensors["in.condition"],
+        num_inference_steps=1,
+        start_sigma=start,
+        blend=0.7 * (1 - end / start),
+        output_type="latent",
+    ).images
+    assert (restored - tensors["out.ppfm_one_call"]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("model_type", ["SongUNet", "DhariwalUNet"])
+@pytest.mark.parametrize("encoder_type", ["standard", "residual"])
+def test_networks_for_ct_of_seven_levels_are_read(model_type, encoder_type, tmp_path):
+    """Named for patches of 256², as published, but narrower; they run on images of other sizes."""
+    torch.manual_seed(0)
+    unet = PFGMPPUNet2DModel.from_preset(
+        "ppfm-ct", model_channels=8, num_blocks=2, model_type=model_type, encoder_type=encoder_type
+    ).eval()
+    state = {f"model.{name}": tensor for name, tensor in unet.state_dict().items()}
+    config = {"D": float("inf"), "model_type": f"c{model_type}", "img_channels": 1, "dropout": 0.1}
+    write_checkpoint(tmp_path / "file.pt", ema=network_object(state, config))
+    convert_checkpoint(tmp_path / "file.pt", tmp_path / "out")
+    pipe = PFGMPPRestorationPipeline.from_pretrained(tmp_path / "out")
+    assert pipe.scheduler.config.D is None
+    for name, value in unet.config.items():
+        if not name.startswith("_"):
+            read = pipe.unet.config[name]
+            assert (tuple(read) if isinstance(value, tuple) else read) == value, name
+    assert all(torch.equal(value, unet.state_dict()[name]) for name, value in pipe.unet.state_dict().items())
+    restored = pipe(
+        torch.rand(1, 1, 64, 100), num_inference_steps=1, start_sigma=0.1, output_type="pt"
+    ).images
+    assert restored.shape == (1, 1, 64, 100)
+
+
+def test_an_ncsnpp_that_restores_is_read(tmp_path):
+    """Its `aux` input holds the degraded image too, and it may have several channels."""
+    torch.manual_seed(0)
+    unet = PFGMPPUNet2DModel.from_preset(
+        "cifar10-ncsnpp", model_channels=8, num_blocks=1, channel_mult=(1, 2), condition_channels=3
+    )
+    state = {f"model.{name}": tensor for name, tensor in unet.state_dict().items()}
+    assert state["model.enc.16x16_aux_residual.weight"].shape[1] == 6
+    config = {"D": 64, "model_type": "cSongUNet", "img_channels": 3}
+    write_checkpoint(tmp_path / "file.pkl", ema=network_object(state, config))
+    convert_checkpoint(tmp_path / "file.pkl", tmp_path / "out")
+    converted = PFGMPPUNet2DModel.from_pretrained(tmp_path / "out", subfolder="unet")
+    assert (converted.config.in_channels, converted.config.condition_channels) == (3, 3)
+    assert all(torch.equal(value, unet.state_dict()[name]) for name, value in converted.state_dict().items())
+
+
+def test_the_card_of_a_network_that_restores(ppfm, tmp_path):
+    path, _ = ppfm()
+    main(["convert", str(path), str(tmp_path / "ct"), "--value-range", "-1024", "3071"])
+    assert json.loads((tmp_path / "ct" / "model_index.json").read_text())["value_range"] == [-1024, 3071]
+    card = ModelCard.load(tmp_path / "ct" / "README.md")
+    assert card.data.license == "cc-by-nc-sa-4.0"
+    assert card.data.pipeline_tag == "image-to-image"
+    for text in (
+        "D = 64",
+        "values in [-1024, 3071]",
+        "CC BY-NC-SA 4.0",
+        "SHA-256",
+        "PPFM",
+        "no medical device",
+    ):
+        assert text in card.text
+    assert "pfgmpp sample" not in card.text
+    # The lines that the card gives do run.
+    lines = re.search(r"```python\n(hijack.*?)```", card.text, re.DOTALL)[1]
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "ct")
+    names = {"pipe": pipe, "degraded": np.full((1, 16, 16, 1), 40, np.int16)}
+    exec(lines, names)
+    assert names["hijack"]["start_sigma"] == pytest.approx(0.07188271)
+    assert len(names["restored"]) == 1
+
+    convert_checkpoint(path, tmp_path / "unstated")
+    assert "The file does not state those" in (tmp_path / "unstated" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"model_type": "SongUNet"},
+            "its network is a SongUNet, whose first convolution has 2 inputs instead of 1",
+        ),
+        (
+            {"change": {"model.enc.16x16_conv.weight": torch.zeros(16, 1, 3, 3)}},
+            "its network is a cSongUNet, whose first convolution has 1 inputs instead of 2",
+        ),
+        (
+            {"change": {"model.enc.16x16_conv.weight": torch.zeros(16, 3, 3, 3)}},
+            "its network is a cSongUNet, whose first convolution has 3 inputs instead of 2",
+        ),
+        ({"change": {"model.enc.16x16_conv.weight": torch.zeros(16, 0, 3, 3)}}, "it has an empty tensor"),
+    ],
+)
+def test_a_network_of_another_kind_than_stated_is_refused(options, message, ppfm, tmp_path):
+    path, _ = ppfm(**options)
+    assert message in get_refusal(path, tmp_path)
+
+
+def test_a_network_that_sees_less_than_it_returns_is_refused(ppfm, tmp_path):
+    change = {
+        "model.dec.16x16_aux_conv.weight": torch.zeros(3, 16, 3, 3),
+        "model.dec.16x16_aux_conv.bias": torch.zeros(3),
+    }
+    path, _ = ppfm(change=change)
+    assert "its tensors are not those of" in get_refusal(path, tmp_path)
+
+
+@pytest.mark.parametrize("value_range", [(1, 0), (0, 0), (0, float("nan")), (0,), 5, "01"])
+def test_a_range_of_values_that_is_none_is_refused(value_range, ppfm, tmp_path):
+    message = get_refusal(ppfm()[0], tmp_path, value_range=value_range)
+    assert message.startswith("`value_range` must be (low, high) with low < high")
+
+
 # Files that are incomplete, broken or hostile
 
 
@@ -390,6 +548,14 @@ def test_the_command_line_refuses_in_one_line(tmp_path, capsys):
         assert stop.value.code == 1
         assert capsys.readouterr().err.startswith("pfgmpp: ")
     assert not (tmp_path / "out").exists()
+    for options in (["--value-range", "1", "x"], ["--value-range", "1"], ["--value-range", "0", "inf"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["convert", "file.pkl", str(tmp_path / "out"), *options])
+        assert stop.value.code == 2
+        assert "--value-range" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["convert", "--from-diffusers", "model", str(tmp_path / "out"), "--value-range", "0", "1"])
+    assert "--value-range has no effect on a DDPM" in capsys.readouterr().err
 
 
 def test_reading_imports_nothing(checkpoint):

@@ -1,12 +1,13 @@
 """
 Turn a published checkpoint into a pipeline folder.
 
-The checkpoint is a PFGM++ or EDM file (.pt or .pkl), of which no code is run, or a DDPM of diffusers.
+The checkpoint is a PFGM++, EDM or PPFM file (.pt or .pkl), of which no code is run, or a DDPM of diffusers.
 """
 
 import argparse
+import math
 
-from .parsing import parse_dimension, parse_positive
+from .parsing import make_number_parser, parse_dimension, parse_positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=parse_positive,
         help="standard deviation of the data, if the file does not state it",
     )
+    parser.add_argument(
+        "--value-range",
+        type=make_number_parser("a finite number", math.isfinite),
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="the data's own values of black and white, such as -1024 3071 (default: 0 1)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -53,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
         args (`argparse.Namespace`): Arguments of [`add_arguments`].
     """
     if args.from_diffusers:
-        for option in ("weights", "sigma_data"):
+        for option in ("weights", "sigma_data", "value_range"):
             if option in args.given:
                 raise ValueError(
                     f"--{option.replace('_', '-')} has no effect on a DDPM of diffusers: leave it out with"
@@ -67,5 +75,13 @@ def run(args: argparse.Namespace) -> None:
     if args.from_diffusers:
         convert_diffusers(args.checkpoint, args.output_dir, dtype, args.D)
     else:
-        convert_checkpoint(args.checkpoint, args.output_dir, dtype, args.weights, args.D, args.sigma_data)
+        convert_checkpoint(
+            args.checkpoint,
+            args.output_dir,
+            dtype,
+            args.weights,
+            args.D,
+            args.sigma_data,
+            args.value_range,
+        )
     print(f"Converted {args.checkpoint}: {args.output_dir}")

@@ -68,11 +68,14 @@ def read_architecture(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     channels = [state[f"enc.{level}_block0.conv1.weight"].shape[0] for level in levels]
     is_adm = "out_conv.weight" in state
     last = "out_conv.weight" if is_adm else f"dec.{first}_aux_conv.weight"
+    # A network that restores images takes the degraded image beside as many channels as it returns.
+    in_channels = state[last].shape[0]
     has_residual_skips = any("aux_residual" in name for name in state)
     return {
         "sample_size": height if height == width else (height, width),
-        "in_channels": state[f"enc.{first}_conv.weight"].shape[1],
-        "out_channels": state[last].shape[0],
+        "in_channels": in_channels,
+        "out_channels": in_channels,
+        "condition_channels": state[f"enc.{first}_conv.weight"].shape[1] - in_channels,
         "model_type": "DhariwalUNet" if is_adm else "SongUNet",
         "model_channels": model_channels,
         "channel_mult": [count // model_channels for count in channels],

@@ -1,5 +1,5 @@
 """
-The authors' PFGM++ and EDM files, converted into pipeline folders.
+The authors' PFGM++, EDM and PPFM files, converted into pipeline folders.
 
 The published files are pickles of whole network objects, with the source of their classes inside. None
 of it is run: [`inert_pickle`] reads the file, its tensors tell which network it holds, and their names
@@ -18,6 +18,7 @@ import torch
 
 from ..hub.cards import write_model_card
 from ..pipeline_pfgmpp import PFGMPPPipeline
+from ..pipeline_pfgmpp_restoration import PFGMPPRestorationPipeline
 from ..scheduling_pfgmpp import PFGMPPScheduler
 from ..unet_pfgmpp import PFGMPPUNet2DModel
 from .architecture import build_network
@@ -29,14 +30,44 @@ from .torch_files import load, rebuild_tensor, to_number
 logger = logging.getLogger(__name__)
 
 MAX_DEPTH = 32  # of nested modules; published networks have five levels
+# The published kinds of networks, with the images that enter each: the noisy one, and PPFM's degraded one.
+KINDS = {"SongUNet": 1, "DhariwalUNet": 1, "cSongUNet": 2, "cDhariwalUNet": 2}
+# How PPFM samples (https://huggingface.co/papers/2312.09754); its files do not state it.
+PPFM_SCHEDULE: dict[str, Any] = {"sigma_max": 380.0, "solver_type": "euler", "default_steps": 8}
+PPFM_HIJACKED = 1  # steps that are left of these 8 after the best published "hijacking"
+PPFM_WEIGHT = 0.7  # of the denoised image in its blend with the degraded one
 
 ORIGIN = """## Origin
 
-The `{weights}` weights of `{name}` (SHA-256 `{digest}`), {rounding}. The published PFGM++ and EDM weights
-belong to their authors ([PFGM++](https://github.com/Newbeeer/pfgmpp), [EDM](https://github.com/NVlabs/edm))
+The `{weights}` weights of `{name}` (SHA-256 `{digest}`), {rounding}. The published {names} weights
+belong to their authors ({links})
 and are under CC BY-NC-SA 4.0 (https://creativecommons.org/licenses/by-nc-sa/4.0/). If the file is your own,
 you may state another licence.
 """
+AUTHORS = {
+    "names": "PFGM++ and EDM",
+    "links": "[PFGM++](https://github.com/Newbeeer/pfgmpp), [EDM](https://github.com/NVlabs/edm)",
+}
+PPFM_AUTHORS = {"names": "PPFM", "links": "[PPFM](https://huggingface.co/papers/2312.09754)"}
+
+RESTORATION = """
+## Restoration
+
+{values} The steps lead from σ = {sigma_max:g} to {sigma_min:g}. The best published results, at D = 64, take
+one call that starts from the degraded image:
+
+```python
+hijack = {{"num_inference_steps": 1, "start_sigma": {start_sigma:.8g}, "blend": {blend:.6g}}}
+restored = pipe(image=degraded, **hijack).images
+```
+"""
+STATED_VALUES = (
+    "Images have values in [{low:g}, {high:g}]: the smallest and the largest of the training data."
+)
+UNSTATED_VALUES = """Images have values in [0, 1], which stand for the smallest and the largest value of the
+training data. The file does not state those; `pfgmpp convert --value-range` writes them into the model."""
+LIMITS = """Details of a restored image may come from the training data and not from the degraded image. The
+model is meant for research, and is no medical device."""
 
 
 def convert_checkpoint(
@@ -46,9 +77,12 @@ def convert_checkpoint(
     weights: str = "ema",
     D: float | None = None,
     sigma_data: float | None = None,
+    value_range: tuple[float, float] | None = None,
 ) -> None:
     """
-    Convert a published PFGM++ or EDM file (`training-state-*.pt` or `.pkl`) into a pipeline folder.
+    Convert a published PFGM++, EDM or PPFM file (`training-state-*.pt` or `.pkl`) into a pipeline folder.
+
+    PPFM's networks are conditioned on a degraded image and become a [`PFGMPPRestorationPipeline`].
 
     Args:
         checkpoint (`str` or `os.PathLike`): The file.
@@ -57,11 +91,13 @@ def convert_checkpoint(
         weights (`str`, defaults to `"ema"`): `"ema"` for the average, `"net"` for the network as trained.
         D (`float`, *optional*): Augmented dimension, for files that do not state it; `inf` is infinity.
         sigma_data (`float`, *optional*): Standard deviation of the data, for files that do not state it.
+        value_range (`tuple[float, float]`, *optional*): The data's own values of black and white, such as
+            Hounsfield units, which files do not state. None is [0, 1].
 
     Raises:
         OSError: The file cannot be read, or the folder cannot be written.
         ValueError: The file is cut off, hostile or of another kind, `D` or `sigma_data` is missing or
-            contradicts the file, or the folder is not empty.
+            contradicts the file, `value_range` is no range, or the folder is not empty.
     """
     if weights not in ("ema", "net"):
         raise ValueError(f"`weights` must be 'ema' or 'net', but is {weights!r}.")
@@ -73,15 +109,43 @@ def convert_checkpoint(
             raise ValueError(f"{checkpoint} cannot be converted: {error}.") from None
         D = _choose_dimension(D, settings, checkpoint)
         sigma_data = _choose("sigma_data", sigma_data, stated_sigma_data, checkpoint)
-        pipeline = PFGMPPPipeline(unet, PFGMPPScheduler(D=D, sigma_data=sigma_data))
+        restores = bool(unet.config.condition_channels)
+        pipeline_class = PFGMPPRestorationPipeline if restores else PFGMPPPipeline
+        schedule = PPFM_SCHEDULE if restores else {}
+        scheduler = PFGMPPScheduler(D=D, sigma_data=sigma_data, **schedule)
+        pipeline = pipeline_class(unet, scheduler, value_range=value_range)
         pipeline.save_pretrained(folder)
         origin = ORIGIN.format(
             weights=weights,
             name=Path(checkpoint).name,
             digest=_digest_file(checkpoint),
             rounding=describe_rounding(dtype),
+            **(PPFM_AUTHORS if restores else AUTHORS),
         )
-        write_model_card(folder, pipeline, origin, license="cc-by-nc-sa-4.0")
+        metadata = {"license": "cc-by-nc-sa-4.0"}
+        if restores:
+            origin += _describe_restoration(pipeline)
+            metadata["limits"] = LIMITS
+        write_model_card(folder, pipeline, origin, **metadata)
+
+
+def _describe_restoration(pipeline: PFGMPPPipeline) -> str:
+    """Describe for a card the values of images, and the best published way to restore them."""
+    values = UNSTATED_VALUES
+    if pipeline.config.value_range:
+        low, high = pipeline.config.value_range
+        values = STATED_VALUES.format(low=low, high=high)
+    scheduler = pipeline.scheduler
+    scheduler.set_timesteps(scheduler.config.default_steps)
+    start_sigma, end_sigma = scheduler.sigmas[-2 - PPFM_HIJACKED : -1].tolist()
+    # Euler's step from one to the other and the blend with weight w are a blend with the denoised image.
+    return RESTORATION.format(
+        values=values,
+        sigma_min=scheduler.config.sigma_min,
+        sigma_max=scheduler.config.sigma_max,
+        start_sigma=start_sigma,
+        blend=PPFM_WEIGHT * (1 - end_sigma / start_sigma),
+    )
 
 
 def _read_network(
@@ -99,6 +163,7 @@ def _read_network(
         state[name] = tensor if name == "map_noise.freqs" else tensor.to(dtype)
     options = {name: _get_number(settings, name) or 0.0 for name in ("dropout", "label_dropout")}
     unet = build_network(state, options)
+    _check_kind(unet, settings.get("model_type"))
     if not_finite:
         logger.warning(
             "%s has NaN or infinite weights in %d tensors, the first %s.",
@@ -107,6 +172,18 @@ def _read_network(
             not_finite[0],
         )
     return unet, settings
+
+
+def _check_kind(unet: PFGMPPUNet2DModel, kind: object) -> None:
+    """Refuse a network whose tensors are not those of the kind that its file states."""
+    if not isinstance(kind, str) or kind not in KINDS:
+        return
+    inputs = unet.config.in_channels + unet.config.condition_channels
+    expected = KINDS[kind] * unet.config.in_channels
+    if inputs != expected:
+        raise ValueError(
+            f"its network is a {kind}, whose first convolution has {inputs} inputs instead of {expected}"
+        )
 
 
 def _find_network(root: object, weights: str) -> dict:

@@ -24,7 +24,7 @@ TEMPLATE = """---
 {% if has_picture %}
 ![Samples](samples.png)
 {% endif %}
-{{ kind }} image generation at {{ size }} pixels{{ channels }} with
+{{ kind }} at {{ size }} pixels{{ channels }} with
 [PFGM++](https://huggingface.co/papers/2302.04265) at {{ dimension }}, as a diffusers pipeline.
 N = {{ data_dimensions }} data dimensions, {{ parameters }} parameters.
 
@@ -38,7 +38,7 @@ from diffusers import DiffusionPipeline
 import pipeline_pfgmpp  # registers the classes
 
 pipe = DiffusionPipeline.from_pretrained("{{ name }}")
-images = pipe(batch_size=16, generator=torch.Generator().manual_seed(0)).images
+{{ call }}
 ```
 
 With diffusers alone, which then runs the code in this repository, a copy of the package's own:
@@ -48,7 +48,7 @@ name = "{{ name }}"
 pipe = DiffusionPipeline.from_pretrained(name, custom_pipeline=name, trust_remote_code=True)
 ```
 
-From the command line: `pfgmpp sample {{ name }}`. A local folder works wherever a repository name does, and
+{{ command }}A local folder works wherever a repository name does, and
 a model that has been loaded once also loads offline (`HF_HUB_OFFLINE=1`).
 {% if any_D %}
 `D=` selects the augmented dimension: small D is robust, large D is rigid, `float("inf")` is diffusion.
@@ -77,6 +77,10 @@ a model that has been loaded once also loads offline (`HF_HUB_OFFLINE=1`).
 }
 ```
 """
+
+CALL = "images = pipe(batch_size=16, generator=torch.Generator().manual_seed(0)).images"
+RESTORING_CALL = """degraded = ...  # PIL images, arrays or tensors
+restored = pipe(image=degraded, generator=torch.Generator().manual_seed(0)).images"""
 
 LIMITS = """The model reproduces its training data: it inherits their gaps and biases, and samples may
 resemble individual training images. It is meant for research, and generated images are no evidence
@@ -126,9 +130,13 @@ def build_card(
     config = unet.config
     height, width = get_sample_size(unet)
     any_D = bool(config.get("d_conditioning"))
+    restores = bool(config.get("condition_channels"))
+    kind = "Image restoration, trained"
+    if not restores:
+        kind = f"{'Class-conditional' if num_classes else 'Unconditional'} image generation"
     card_data = ModelCardData(
         library_name="diffusers",
-        pipeline_tag="unconditional-image-generation",
+        pipeline_tag="image-to-image" if restores else "unconditional-image-generation",
         tags=["pfgmpp", "poisson-flow", "diffusion"],
         **metadata,
     )
@@ -137,7 +145,9 @@ def build_card(
         template_str=TEMPLATE,
         name=name,
         has_picture=has_picture,
-        kind="Class-conditional" if num_classes else "Unconditional",
+        kind=kind,
+        command="" if restores else f"From the command line: `pfgmpp sample {name}`. ",
+        call=RESTORING_CALL if restores else CALL,
         size=format_size(height, width),
         channels="" if config.in_channels in (1, 3) else f" of {config.in_channels} channels",
         any_D=any_D,
