@@ -336,11 +336,11 @@ def test_a_trained_network_is_the_flow_map_of_a_gaussian():
     """Of N(0, s²) at D = infinity they are x(sigma) = x(0) sqrt(s² + sigma²) / s in each dimension."""
     scales = torch.tensor([0.3, 0.6]).view(1, 1, 1, 2)
     scheduler = PFGMPPScheduler(D=None)
-    loss_function = ConsistencyLoss(scheduler, num_stages=8)
+    loss_function = ConsistencyLoss(scheduler, P_mean=0.5, P_std=2.5, num_stages=10)
     torch.manual_seed(0)
     unet = Perceptron()
     optimizer = torch.optim.Adam(unet.parameters(), lr=5e-3)
-    steps = 2500
+    steps = 1500
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, steps)
     averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
     average = torch.optim.swa_utils.AveragedModel(unet, multi_avg_fn=averaging)
