@@ -136,6 +136,7 @@ def list_command_lines(data):
             ["push", "model", "org/model", "--dry-run"],
             ["info", "model"],
             ["average", "run", "--width", "0.1"],
+            ["schedule", "model", "--num-inference-steps", "2", "--D", "16", "--num-latents", "2"],
         ],
         "plot": [["plot", "run"], ["field-lines", "pictures"]],
         "train": [["data", "fashion-mnist", "idx", "data"], train],

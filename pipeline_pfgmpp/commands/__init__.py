@@ -10,7 +10,20 @@ import sys
 from collections.abc import Sequence
 
 from ..records.commands import format_command
-from . import average, convert, data, evaluate, field_lines, info, plot, push, robustness, sample, verify
+from . import (
+    average,
+    convert,
+    data,
+    evaluate,
+    field_lines,
+    info,
+    plot,
+    push,
+    robustness,
+    sample,
+    schedule,
+    verify,
+)
 from .extras import check_extra
 from .parsing import CommandParser
 
@@ -26,6 +39,7 @@ COMMANDS = {
     "data": data,
     "plot": plot,
     "average": average,
+    "schedule": schedule,
     "field-lines": field_lines,
 }
 
