@@ -25,7 +25,7 @@ from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 from pipeline_pfgmpp.commands import main as run_command
 from pipeline_pfgmpp.conversion import convert_diffusers
 from pipeline_pfgmpp.data import load_images
-from pipeline_pfgmpp.training import RECIPES, read_log
+from pipeline_pfgmpp.training import RECIPES, TUNING, read_log
 from pipeline_pfgmpp.unet_pfgmpp import UNetBlock
 
 
@@ -290,7 +290,7 @@ REQUIRED = ["--train_data_dir", "data", "--output_dir", "out", "--max_train_step
 @pytest.mark.parametrize("preset", RECIPES)
 def test_presets_are_the_published_recipes_and_can_be_overridden(preset):
     required = [*REQUIRED, "--preset", preset]
-    if preset == "fine-tuning":
+    if preset in TUNING:
         required += ["--pretrained_model_name_or_path", "model"]
     args = parse(*required)
     for name, value in RECIPES[preset].items():
