@@ -9,6 +9,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
+from pipeline_pfgmpp.commands import main
 from pipeline_pfgmpp.data import ImageDataset
 from pipeline_pfgmpp.training import ConsistencyLoss, DimensionRange, Teacher, Trainer, TrainingConfig
 from pipeline_pfgmpp.training.loss import denoise
@@ -210,6 +211,16 @@ def test_a_consistency_model_has_no_field_lines_to_follow_up():
         pipe.log_likelihood(image)
     with pytest.raises(ValueError, match="`reverse` must be False"):
         pipe.scheduler.set_timesteps(4, reverse=True)
+
+
+@pytest.mark.parametrize(("own", "asked"), [("heun", "consistency"), ("consistency", "dpmpp_3m")])
+def test_the_command_line_does_not_take_a_model_for_what_it_is_not(own, asked, tmp_path, capsys):
+    make_pipeline(solver_type=own).save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit) as end:
+        main(["sample", str(tmp_path / "model"), "--solver-type", asked, "--output", str(tmp_path / "a.png")])
+    told = capsys.readouterr().err if end.value.code in (1, 2) else str(end.value.code)
+    assert f"--solver-type must be that of {tmp_path / 'model'}, {own}, but is {asked}" in told
+    assert not (tmp_path / "a.png").exists()
 
 
 # The loss

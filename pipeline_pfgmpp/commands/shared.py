@@ -302,6 +302,13 @@ def load_pipeline(model: str, variant: str | None = None, **scheduler_settings: 
             f"{model} restores images and generates none: call it from Python, as its card shows."
         )
     check_finite(pipeline, model)
+    own = pipeline.scheduler.config.get("solver_type")
+    asked = scheduler_settings.get("solver_type", own)
+    if asked != own and "consistency" in (asked, own):
+        raise ValueError(
+            f"--solver-type must be that of {model}, {own}, but is {asked}: consistency models and denoisers"
+            " are networks of different kinds."
+        )
     pipeline.scheduler = PFGMPPScheduler.from_config(pipeline.scheduler.config, **scheduler_settings)
     if "rho" in scheduler_settings and pipeline.scheduler.config.sigma_schedule != "karras":
         raise ValueError(
