@@ -406,3 +406,5 @@ def test_a_resumed_run_equals_an_uninterrupted_one(fresh_accelerator, tmp_path):
         assert torch.equal(tensor, resumed.unet.state_dict()[name])
     assert whole.scheduler.config.default_steps == 2
     assert (tmp_path / "whole" / "samples.png").is_file()
+    card = (tmp_path / "whole" / "README.md").read_text()
+    assert "consistency model: one call of the network makes an image, and by default it is called\n2" in card

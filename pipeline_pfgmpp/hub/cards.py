@@ -14,6 +14,7 @@ from ..conditioning import get_sample_size
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..records.dimensions import describe_dimensions
 from ..records.sizes import format_size
+from ..scheduler_config import get_default_steps
 
 
 TEMPLATE = """---
@@ -27,7 +28,10 @@ TEMPLATE = """---
 {{ kind }} at {{ size }} pixels{{ channels }} with
 [PFGM++](https://huggingface.co/papers/2302.04265) at {{ dimension }}, as a diffusers pipeline.
 N = {{ data_dimensions }} data dimensions, {{ parameters }} parameters.
-
+{% if few_steps %}
+This is a consistency model: one call of the network makes an image, and by default it is called
+{{ few_steps }} times.
+{% endif %}
 ## Use
 
 With the package:
@@ -107,6 +111,7 @@ def build_card(
     D_range: list[float | None] | None = None,
     has_picture: bool = False,
     limits: str = LIMITS,
+    few_steps: int | None = None,
     **metadata: Any,
 ) -> ModelCard:
     """
@@ -122,6 +127,8 @@ def build_card(
         D_range (`list`, *optional*): Least and largest D that the network was trained for.
         has_picture (`bool`, defaults to `False`): Whether `samples.png` is shown.
         limits (`str`): Text of the section "Limits".
+        few_steps (`int`, *optional*): Calls of the network that a consistency model makes by default; None
+            for a denoiser.
         metadata: Further entries of the front matter, such as `license` and `base_model`.
 
     Returns:
@@ -157,6 +164,7 @@ def build_card(
         classes=", ".join(f"{index} {label}" for index, label in (id2label or {}).items()),
         origin=origin.strip(),
         limits=limits,
+        few_steps=few_steps,
         licence=_describe_licence(
             metadata.get("license"), metadata.get("license_name"), metadata.get("license_link")
         ),
@@ -192,6 +200,7 @@ def write_model_card(
     """
     folder = Path(folder).resolve()
     scheduler = pipeline.scheduler.config
+    is_consistency = scheduler.get("solver_type") == "consistency"
     card = build_card(
         folder.name,
         pipeline.unet,
@@ -201,6 +210,7 @@ def write_model_card(
         id2label=pipeline.config.id2label,
         D_range=scheduler.get("D_range"),
         has_picture=(folder / "samples.png").is_file(),
+        few_steps=get_default_steps(pipeline.scheduler) if is_consistency else None,
         **metadata,
     )
     card.save(folder / "README.md")
