@@ -125,8 +125,8 @@ def test_an_objective_needs_two_methods(data, tmp_path):
         def __init__(self, loss):
             self.loss = loss
 
-        def draw(self, *args, progress):
-            return self.loss.draw(*args, progress=progress)
+        def draw(self, *args, **options):
+            return self.loss.draw(*args, **options)
 
         def __call__(self, *args, **conditioning):
             return self.loss(*args, **conditioning) / 2
