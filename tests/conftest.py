@@ -83,6 +83,15 @@ def make_tiny_pipeline(seed=0, D=128, **options):
     return pipe
 
 
+@pytest.fixture
+def one_thread():
+    """Threads that wait for each other make small networks slow, above all on a busy machine."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(count)
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Loads a golden file: its tensors by name, and its configuration."""

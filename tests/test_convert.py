@@ -41,13 +41,7 @@ from pipeline_pfgmpp.conversion.torch_files import load
 GOLDEN = ["ddpmpp_uncond", "ncsnpp_uncond", "ncsnpp_cond", "adm_cond"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other make networks as small as these slow, above all on a busy machine."""
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def get_state(tensors):

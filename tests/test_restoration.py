@@ -24,13 +24,7 @@ from pipeline_pfgmpp.commands import main
 from pipeline_pfgmpp.hub.pipeline_files import list_pipeline_files
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other make networks as small as these slow, above all on a busy machine."""
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_pipeline(solver_type="heun", D=128, value_range=None, sigma_max=80.0, **options):
