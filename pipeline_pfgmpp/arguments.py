@@ -16,6 +16,7 @@ import torch
 # Beyond these, squares of noise levels leave the range of float32.
 SMALLEST = 1e-9
 LARGEST = 1e9
+LARGEST_COUNT = 1_000_000
 
 
 def read_number(value: Any) -> float | int | None:
@@ -61,14 +62,14 @@ def check_number(
         ValueError: It is not a number, or lies outside the bounds.
     """
     number = read_number(value)
-    if number is not None and high < number < math.inf:
+    if number is not None and high == LARGEST < number < math.inf:  # the bound that no requirement states
         requirement = f"be at most {high:g}"
     if number is None or not low <= number <= high or (exclude_low and number == low):
         raise ValueError(f"`{name}` must {requirement}, but is {value!r}.")
     return number
 
 
-def check_integer(name: str, value: Any, requirement: str, low: int, high: int = 1_000_000) -> int:
+def check_integer(name: str, value: Any, requirement: str, low: int, high: int = LARGEST_COUNT) -> int:
     """
     Return an integer, or refuse it.
 
@@ -86,7 +87,7 @@ def check_integer(name: str, value: Any, requirement: str, low: int, high: int =
         ValueError: It is not an integer, or lies outside the bounds.
     """
     number = read_number(value)
-    if isinstance(number, int) and number > high:
+    if isinstance(number, int) and high == LARGEST_COUNT < number:  # likewise
         requirement = f"be at most {high:,}"
     if not isinstance(number, int) or not low <= number <= high:
         raise ValueError(f"`{name}` must {requirement}, but is {value!r}.")
