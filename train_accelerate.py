@@ -21,7 +21,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import ModelMixin
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 from pipeline_pfgmpp.conditioning import get_sample_size
@@ -45,6 +45,7 @@ from pipeline_pfgmpp.training import (
     create_accelerator,
     identify_run,
     is_inside,
+    load_pretrained,
     open_run,
     read_trained_range,
 )
@@ -347,21 +348,12 @@ def build_config(args: argparse.Namespace) -> TrainingConfig:
     return TrainingConfig(**{field.name: getattr(args, field.name) for field in fields(TrainingConfig)})
 
 
-def load_pretrained(args: argparse.Namespace, accelerator: Accelerator) -> PFGMPPPipeline | None:
+def load_model(args: argparse.Namespace, accelerator: Accelerator) -> PFGMPPPipeline | None:
     """Load the pipeline to fine-tune, if there is one, and take over its resolution."""
     name = args.pretrained_model_name_or_path
     if name is None:
         return None
-    try:
-        with accelerator.main_process_first():
-            pipeline = DiffusionPipeline.from_pretrained(name)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{name} cannot be loaded: {error}") from None
-    if not isinstance(pipeline, PFGMPPPipeline):
-        raise ValueError(
-            f"{name} is a {type(pipeline).__name__}. pfgmpp convert --from-diffusers turns a DDPM into a"
-            " PFGMPPPipeline."
-        )
+    pipeline = load_pretrained(name, accelerator)
     height, width = get_sample_size(pipeline.unet)
     size = height if height == width else (height, width)
     if args.resolution not in (None, size):
@@ -515,7 +507,7 @@ def train(args: argparse.Namespace) -> None:
     open_run(args.output_dir, record.identity, args.resume_from_checkpoint, args.overwrite_output_dir)
     warn_of_long_warmup(config, images_per_step, accelerator)
 
-    pretrained = load_pretrained(args, accelerator)
+    pretrained = load_model(args, accelerator)
     if pretrained is None:
         check_resolution(args)
     data, record.identity["data"] = load_data(args, accelerator, pretrained)

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .parsing import make_integer_parser, make_number_parser, parse_dimensions, parse_positive
-from .shared import add_variant_argument, check_dimensions, load_pipeline
+from .parsing import make_integer_parser, parse_dimensions, parse_positive
+from .shared import add_guidance_argument, add_variant_argument, check_dimensions, load_pipeline
 
 
 if TYPE_CHECKING:
@@ -54,12 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="augmented dimensions to search for, one schedule for all, for a network that is conditioned on"
         " D (default: those of 16,128,2048,inf that it was trained for)",
     )
-    parser.add_argument(
-        "--guidance-scale",
-        type=make_number_parser("a number from 0 to 100", lambda scale: 0 <= scale <= 100),
-        default=1.0,
-        help="scale of guidance to search for; 1 means no guidance (default: %(default)s)",
-    )
+    add_guidance_argument(parser)
     parser.add_argument(
         "--num-latents",
         type=make_integer_parser(2, 10_000),

@@ -63,12 +63,7 @@ def add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
         help="class of all images, by its name, such as 'Ankle boot', or by its number"
         " (default: drawn at random for each image)",
     )
-    parser.add_argument(
-        "--guidance-scale",
-        type=make_number_parser("a number from 0 to 100", lambda scale: 0 <= scale <= 100),
-        default=1.0,
-        help="scale of guidance; 1 means no guidance (default: %(default)s)",
-    )
+    add_guidance_argument(parser)
     parser.add_argument(
         "--seed",
         type=make_integer_parser(0, LARGEST_SEED),
@@ -87,6 +82,21 @@ def add_variant_argument(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument(
         "--variant", help="variant of the weights, such as fp16 or ema500 (default: the weights without one)"
+    )
+
+
+def add_guidance_argument(parser: argparse.ArgumentParser) -> None:
+    """
+    Add the argument that says how strongly the network is guided.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The parser of a command that calls the network.
+    """
+    parser.add_argument(
+        "--guidance-scale",
+        type=make_number_parser("a number from 0 to 100", lambda scale: 0 <= scale <= 100),
+        default=1.0,
+        help="scale of guidance; 1 means no guidance (default: %(default)s)",
     )
 
 

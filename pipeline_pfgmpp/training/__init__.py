@@ -5,7 +5,7 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainingConfig
 from .consistency import ConsistencyLoss, Teacher
 from .ema import HalfLifeEMA, PowerFunctionEMA, reconstruct_average
-from .finetune import adapt_network, choose_classes, read_trained_range
+from .finetune import adapt_network, choose_classes, load_pretrained, read_trained_range
 from .frechet import FrechetDistance
 from .gradients import replace_nonfinite_gradients
 from .log import JSONLTracker, LossMeter, read_log
@@ -54,6 +54,7 @@ __all__ = [
     "is_inside",
     "list_checkpoints",
     "load_checkpoint",
+    "load_pretrained",
     "open_run",
     "read_log",
     "read_run",

@@ -4,7 +4,8 @@ import math
 import re
 
 import torch
-from diffusers import ModelMixin
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline, ModelMixin
 
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..unet_pfgmpp import PFGMPPUNet2DModel
@@ -12,6 +13,33 @@ from .loss import DimensionRange
 
 
 CLASS_EMBEDDINGS = ("map_label.weight", "class_embedding.weight")  # of our networks, and of diffusers'
+
+
+def load_pretrained(name: str, accelerator: Accelerator) -> PFGMPPPipeline:
+    """
+    Load a pretrained pipeline, in the main process first.
+
+    Args:
+        name (`str`): Pipeline folder or Hub id.
+        accelerator (`Accelerator`): The processes.
+
+    Returns:
+        [`PFGMPPPipeline`]: The pipeline.
+
+    Raises:
+        ValueError: It cannot be loaded, or is another kind of pipeline.
+    """
+    try:
+        with accelerator.main_process_first():
+            pipeline = DiffusionPipeline.from_pretrained(name)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{name} cannot be loaded: {error}") from None
+    if not isinstance(pipeline, PFGMPPPipeline):
+        raise ValueError(
+            f"{name} is a {type(pipeline).__name__}. pfgmpp convert --from-diffusers turns a DDPM into a"
+            " PFGMPPPipeline."
+        )
+    return pipeline
 
 
 def choose_classes(

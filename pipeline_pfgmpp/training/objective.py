@@ -4,11 +4,11 @@ import argparse
 from typing import Any
 
 from accelerate import Accelerator
-from diffusers import DiffusionPipeline
 
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..scheduling_pfgmpp import PFGMPPScheduler
 from .consistency import ConsistencyLoss, Teacher
+from .finetune import load_pretrained
 from .loss import DimensionRange, PFGMPPLoss
 
 
@@ -87,16 +87,11 @@ def load_teacher(args: argparse.Namespace, accelerator: Accelerator) -> PFGMPPPi
     name = args.teacher_model_name_or_path
     if name is None:
         return None
-    try:
-        with accelerator.main_process_first():
-            teacher = DiffusionPipeline.from_pretrained(name)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"--teacher_model_name_or_path {name} cannot be loaded: {error}") from None
-    if (
-        not isinstance(teacher, PFGMPPPipeline)
-        or teacher.scheduler.config.get("solver_type") == "consistency"
-    ):
-        raise ValueError(f"--teacher_model_name_or_path {name} must be a PFGMPPPipeline of a denoiser.")
+    teacher = load_pretrained(name, accelerator)
+    if teacher.scheduler.config.get("solver_type") == "consistency":
+        raise ValueError(
+            f"--teacher_model_name_or_path must be a denoiser, but {name} is a consistency model."
+        )
     return teacher.to(accelerator.device)
 
 
