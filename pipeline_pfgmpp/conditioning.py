@@ -143,7 +143,7 @@ def prepare_class_labels(
         raise ValueError(f"`class_labels` must {allowed}, but are {labels.tolist()}.")
     labels = labels.long().expand(batch_size).to(device)
     if unet.config.get("label_dim"):
-        return torch.nn.functional.one_hot(labels, num_classes).to(unet.dtype)
+        return torch.nn.functional.one_hot(labels, num_classes).float()
     return labels
 
 
@@ -315,7 +315,8 @@ def call_network(
 
     Args:
         unet (`ModelMixin`): The network.
-        model_input (`torch.Tensor` of shape `(batch, channels, height, width)`): The scaled input.
+        model_input (`torch.Tensor` of shape `(batch, channels, height, width)`): The scaled input, in the
+            network's type.
         t (`torch.Tensor` of shape `()` or `(batch,)`): c_noise.
         class_labels (`torch.Tensor` or `None`): Classes, as from [`prepare_class_labels`].
         D (`float`, `torch.Tensor` or `None`): The augmented dimension.
@@ -332,7 +333,7 @@ def call_network(
         conditions["D"] = D
     if condition is not None:
         conditions["condition"] = condition
-    return unet(model_input.to(unet.dtype), t, return_dict=False, **conditions)[0]
+    return unet(model_input, t, return_dict=False, **conditions)[0]
 
 
 def check_guidance(guidance_scale: float, unet: Any, guidance_unet: Any | None) -> float:
@@ -379,8 +380,7 @@ def call_guided(
         model_input, t, class_labels, D: As for [`call_network`].
 
     Returns:
-        `torch.Tensor` of shape `(batch, channels, height, width)`: The guided raw output, in at least
-            the type of the input.
+        `torch.Tensor` of shape `(batch, channels, height, width)`: The guided raw output, at least float32.
 
     Raises:
         ValueError: This network cannot be guided.
@@ -388,7 +388,7 @@ def call_guided(
     check_guidance(guidance_scale, unet, guidance_unet)
     if guidance_unet is not None:
         output = call_network(unet, model_input, t, class_labels, D)
-        guide = call_network(guidance_unet, model_input, t, class_labels, D)
+        guide = call_network(guidance_unet, model_input.to(guidance_unet.dtype), t, class_labels, D)
     else:  # one call of twice the batch
         doubled = torch.cat([model_input] * 2)
         labels = torch.cat([torch.zeros_like(class_labels), class_labels])
@@ -397,7 +397,8 @@ def call_guided(
         if t.ndim:
             t = torch.cat([t, t])
         guide, output = call_network(unet, doubled, t, labels, D).chunk(2)
-    return torch.lerp(guide.to(model_input.dtype), output.to(model_input.dtype), guidance_scale)
+    dtype = torch.promote_types(output.dtype, torch.float32)
+    return torch.lerp(guide.to(dtype), output.to(dtype), guidance_scale)
 
 
 def find_output(

@@ -9,36 +9,18 @@ generate, followed up they invert, and the volume change along them gives the li
 """
 
 import copy
-import functools
-import inspect
-import json
 import math
-import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
-from diffusers.utils import logging
+from diffusers import ImagePipelineOutput
 
 from .arguments import check_choice, check_generator, check_integer, check_number
-from .code_files import copy_files, list_code, unlink_links
-from .conditioning import (
-    ClassLabels,
-    call_guided,
-    call_network,
-    check_class_names,
-    check_guidance,
-    choose_dimension,
-    count_classes,
-    find_output,
-    get_sample_size,
-    get_trained_range,
-    prepare_class_labels,
-)
-from .images import Images, check_value_range, convert_samples, prepare_images, prepare_mask
+from .code_files import copy_files  # noqa: F401 - diffusers copies only what this file itself imports
+from .conditioning import ClassLabels, check_guidance, find_output, get_sample_size
+from .images import Images, convert_samples, prepare_mask
 from .likelihood import (
     PFGMPPLikelihoodOutput,
     count_levels,
@@ -47,11 +29,11 @@ from .likelihood import (
     spread_levels,
     summarize_estimates,
 )
-from .noise import log_density, parse_dimension, sample_noise
+from .noise import log_density, sample_noise
+from .pipeline_base import PFGMPPBasePipeline
 from .pipeline_checks import (
     check_batch_size,
     check_callback,
-    check_components,
     check_editing,
     check_interval,
     check_is_denoiser,
@@ -60,17 +42,16 @@ from .pipeline_checks import (
     check_sizes,
     warn_of_nonfinite,
 )
-from .pixels import read_picture  # noqa: F401 - diffusers copies only what this file itself imports
-from .scheduler_config import get_default_steps
+from .pixels import read_picture  # noqa: F401 - likewise
+from .scheduler_config import PortableConfig  # noqa: F401 - likewise
 from .scheduling_pfgmpp import PFGMPPScheduler
 
 
-logger = logging.get_logger(__name__)
 # Callbacks run one at a time, since each finds the state of its own call on the pipeline.
 _CALLBACKS = threading.RLock()
 
 
-class PFGMPPPipeline(DiffusionPipeline):
+class PFGMPPPipeline(PFGMPPBasePipeline):
     r"""
     Pipeline that generates images by following the field lines of PFGM++
     (https://huggingface.co/papers/2302.04265) from the prior to the data.
@@ -93,129 +74,6 @@ class PFGMPPPipeline(DiffusionPipeline):
     Raises:
         ValueError: The components do not fit each other; the message names what differs.
     """
-
-    model_cpu_offload_seq = "unet->guidance_unet"
-    _optional_components = ["guidance_unet"]
-    _callback_tensor_inputs = ["latents", "pred_original_sample"]
-
-    def __init__(
-        self,
-        unet: ModelMixin,
-        scheduler: SchedulerMixin,
-        guidance_unet: ModelMixin | None = None,
-        id2label: dict | None = None,
-        value_range: tuple[float, float] | list[float] | None = None,
-    ):
-        super().__init__()
-        check_components(unet, scheduler, guidance_unet)
-        self.register_modules(unet=unet, scheduler=scheduler, guidance_unet=guidance_unet)
-        self.register_to_config(
-            id2label=check_class_names(id2label, count_classes(unet)),
-            value_range=check_value_range(value_range),
-        )
-        self._guidance_scale = 1.0
-        self._num_timesteps = 0
-        self._interrupt = False
-        self._warned_of_range = False
-
-    @property
-    def components(self) -> dict[str, Any]:
-        """
-        What another pipeline of the same networks is built from, `PFGMPPPipeline(**pipe.components)`: the
-        components, and the names of the classes and the range of values if there are any.
-        """
-        settings = {name: self.config[name] for name in ("id2label", "value_range") if self.config[name]}
-        return {**super().components, **settings}
-
-    @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "PFGMPPPipeline":
-        """
-        Create a pipeline from the components of another one, without loading them again.
-
-        Args:
-            pipeline (`DiffusionPipeline`): The other pipeline.
-            kwargs: Components that replace the other pipeline's, and the further arguments of
-                [`~diffusers.DiffusionPipeline.from_pipe`].
-
-        Returns:
-            [`PFGMPPPipeline`]: The new pipeline.
-        """
-        # Left to itself, diffusers takes over only models whose class stands in `__init__`'s annotations,
-        # whereas this pipeline takes any model.
-        accepted = inspect.signature(cls.__init__).parameters
-        components = {name: part for name, part in pipeline.components.items() if name in accepted}
-        return super().from_pipe(pipeline, **{**components, **kwargs})
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """
-        Save the pipeline as diffusers does, along with the source files that load it where only
-        diffusers is installed: `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder,
-        trust_remote_code=True)`.
-
-        Args:
-            save_directory (`str` or `os.PathLike`): The folder.
-            args, kwargs: As for [`~diffusers.DiffusionPipeline.save_pretrained`].
-        """
-        folder = Path(save_directory)
-        self.write_code(folder)
-        unlink_links([folder / "model_index.json"])
-        for name in super().components:
-            unlink_links([*(folder / name).glob("*.json"), *(folder / name).glob("*.safetensors")])
-        super().save_pretrained(save_directory, *args, **kwargs)
-        # Where the pipeline came from may be a folder of this machine, which is nobody else's business.
-        for path in [folder / "model_index.json", *folder.glob("*/*config.json")]:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-            if entries.pop("_name_or_path", None):
-                path.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-    def write_code(self, folder: str | os.PathLike) -> list[Path]:
-        """
-        Write the source files of the pipeline and of its components to where diffusers looks for them.
-
-        Args:
-            folder (`str` or `os.PathLike`): The pipeline's folder.
-
-        Returns:
-            `list[Path]`: The files that were written.
-        """
-        components = {}
-        for name, component in super().components.items():
-            library, _ = self.config[name]
-            # torch.compile wraps a network; the class that travels is that of the network itself.
-            component = getattr(component, "_orig_mod", component)
-            components[name] = (library, type(component))
-        return copy_files(list_code(type(self), components), Path(folder))
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes that the network is conditioned on; 0 for an unconditional one."""
-        return count_classes(self.unet)
-
-    @property
-    def guidance_scale(self) -> float:
-        """
-        The guidance scale of the current call. A callback that sets `pipe._guidance_scale` changes it
-        from the next call of the network on.
-        """
-        return self._guidance_scale
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether the network is called with and without the class, in a batch of twice the size."""
-        return self._guidance_scale != 1 and self.guidance_unet is None
-
-    @property
-    def num_timesteps(self) -> int:
-        """Number of calls of the network in the current or last call of the pipeline."""
-        return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        """
-        Whether a callback has set `pipe._interrupt = True`, which stops sampling after the current
-        call of the network.
-        """
-        return self._interrupt
 
     @torch.no_grad()
     def __call__(
@@ -325,7 +183,7 @@ class PFGMPPPipeline(DiffusionPipeline):
 
         # 2. Choose the noise levels, on a copy of the scheduler that no other call shares
         device = self._execution_device
-        self._arrange_weights()
+        self._arrange_weights(device)
         dtype = torch.promote_types(self.unet.dtype, torch.float32)  # half networks keep an exact state
         scheduler = copy.copy(self.scheduler)
         begin = self._set_noise_levels(scheduler, num_inference_steps, sigmas, strength, device)
@@ -350,6 +208,7 @@ class PFGMPPPipeline(DiffusionPipeline):
             latents = remaining + latents
 
         # 4. Follow the field lines
+        predict = self._make_predictor(scheduler, labels, D)
         step_options: dict[str, Any] = {"generator": generator}
         if self._scheduler_is_ours:
             step_options["D"] = D
@@ -361,7 +220,7 @@ class PFGMPPPipeline(DiffusionPipeline):
                 continue
             sigma = scheduler.sigmas[begin + step]
             scale = guidance_scale if low <= sigma <= high else 1.0
-            model_output = self._predict(scheduler, latents, t, labels, D, scale)
+            model_output = predict(latents, t, scale)
             if mask is not None:  # the part that is kept follows its own field line, whose end is known
                 known = find_output(scheduler, latents, start, sigma)
                 model_output = torch.where(mask, model_output, known)
@@ -424,8 +283,9 @@ class PFGMPPPipeline(DiffusionPipeline):
         x = self._prepare_images(images, "images")
         D = self._choose_dimension(D, len(x))
         x, labels, scheduler = self._prepare_reverse(x, num_inference_steps, class_labels)
+        predict = self._make_predictor(scheduler, labels, D)
         for t in self.progress_bar(scheduler.timesteps):
-            x = scheduler.step(self._predict(scheduler, x, t, labels, D), t, x, return_dict=False)[0]
+            x = scheduler.step(predict(x, t), t, x, return_dict=False)[0]
         self.maybe_free_model_hooks()
         return x / scheduler.sigmas[-1]
 
@@ -479,62 +339,12 @@ class PFGMPPPipeline(DiffusionPipeline):
             if dequantize:
                 x = spread_levels(x, generator, levels)
             probes = make_probes(x, trace, generator)
-            predict = functools.partial(self._predict, scheduler, class_labels=labels, D=D)
+            predict = self._make_predictor(scheduler, labels, D)
             timesteps = self.progress_bar(scheduler.timesteps)
             x, volume = integrate_divergence(predict, scheduler, x, probes, timesteps)
             estimates.append(log_density(x, D, scheduler.sigmas[-1]).to(volume) + volume)
         self.maybe_free_model_hooks()
         return summarize_estimates(torch.stack(estimates), x[0].numel(), levels)
-
-    def _predict(
-        self,
-        scheduler: Any,
-        latents: torch.Tensor,
-        t: torch.Tensor,
-        class_labels: torch.Tensor | None,
-        D: float | torch.Tensor | None,
-        guidance_scale: float = 1.0,
-    ) -> torch.Tensor:
-        """Compute the network's raw output, guided if `guidance_scale` is not 1."""
-        model_input = scheduler.scale_model_input(latents, t)
-        if guidance_scale == 1:
-            return call_network(self.unet, model_input, t, class_labels, D).to(latents.dtype)
-        return call_guided(self.unet, self.guidance_unet, guidance_scale, model_input, t, class_labels, D)
-
-    def _show_state(self, scheduler: Any, guidance_scale: float, num_timesteps: int) -> None:
-        """Show the state of a call on the pipeline and its scheduler, for callbacks and afterwards."""
-        self.scheduler.__dict__.update(scheduler.__dict__)
-        self._guidance_scale = guidance_scale
-        self._num_timesteps = num_timesteps
-
-    @property
-    def _value_range(self) -> tuple[float, float] | None:
-        return tuple(self.config.value_range) if self.config.value_range else None
-
-    def _arrange_weights(self) -> None:
-        """On a CPU, give the weights of convolutions the layout that is fastest there, once."""
-        if self._execution_device.type != "cpu":
-            return
-        for network in filter(None, (self.unet, self.guidance_unet)):
-            for parameter in network.parameters():
-                # Sharded and quantised weights are of other types, with layouts of their own.
-                if type(parameter.data) is torch.Tensor and parameter.ndim == 4:
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-
-    @property
-    def _scheduler_is_ours(self) -> bool:
-        # A pipeline from a folder's own source files has its own PFGMPPScheduler, so compare no classes.
-        return "D" in inspect.signature(self.scheduler.step).parameters
-
-    def _prepare_images(self, images: Images, name: str) -> torch.Tensor:
-        size = get_sample_size(self.unet)
-        return prepare_images(images, name, self.unet.config.in_channels, size, self._value_range)
-
-    def _prepare_labels(
-        self, class_labels: ClassLabels, batch_size: int, generator: Any, device: torch.device
-    ) -> torch.Tensor | None:
-        names = self.config.id2label
-        return prepare_class_labels(class_labels, self.unet, names, batch_size, generator, device)
 
     def _prepare_reverse(
         self, x: torch.Tensor, num_inference_steps: int, class_labels: ClassLabels
@@ -543,7 +353,7 @@ class PFGMPPPipeline(DiffusionPipeline):
         check_scheduler(self.scheduler)
         num_inference_steps = check_integer("num_inference_steps", num_inference_steps, "be at least 2", 2)
         device = self._execution_device
-        self._arrange_weights()
+        self._arrange_weights(device)
         x = x.to(device, torch.promote_types(self.unet.dtype, torch.float32))
         without = class_labels is None
         labels = None if without else self._prepare_labels(class_labels, len(x), None, device)
@@ -552,48 +362,6 @@ class PFGMPPPipeline(DiffusionPipeline):
         scheduler.set_begin_index(0)
         return x, labels, scheduler
 
-    def _set_noise_levels(
-        self,
-        scheduler: Any,
-        num_inference_steps: int | None,
-        sigmas: list[float] | None,
-        strength: float,
-        device: torch.device,
-    ) -> int:
-        """Set a scheduler's noise levels; return the index at which to begin."""
-        check_scheduler(scheduler)
-        if num_inference_steps is None:
-            num_inference_steps = get_default_steps(scheduler)
-        if sigmas is None:
-            number = check_integer("num_inference_steps", num_inference_steps, "be a positive integer", 1)
-            scheduler.set_timesteps(number, device=device)
-        elif self._scheduler_is_ours:
-            scheduler.set_timesteps(sigmas=sigmas, device=device)
-        else:
-            raise ValueError(
-                f"`sigmas` are for a PFGMPPScheduler, but `scheduler` is {type(scheduler).__name__}."
-            )
-        steps = -(-len(scheduler.timesteps) // scheduler.order)
-        skipped = min(math.floor((1 - strength) * steps + 1e-9), steps - 1)
-        begin = skipped * scheduler.order
-        scheduler.set_begin_index(begin)
-        return begin
 
-    def _choose_dimension(
-        self, D: float | torch.Tensor | None, batch_size: int
-    ) -> float | torch.Tensor | None:
-        """Return the augmented dimension of a call, and warn once if the network was not trained for it."""
-        D = choose_dimension(D, self.unet, self.scheduler)
-        low, high = get_trained_range(self.unet, self.scheduler)
-        dof = parse_dimension(D)
-        if dof.ndim and len(dof) != batch_size:
-            raise ValueError(
-                f"`D` holds {len(dof)} values for a batch of {batch_size}; give one value, or one per image."
-            )
-        if not self._warned_of_range and bool(((dof < low) | (dof > high)).any()):
-            logger.warning(
-                f"`D` is {dof.tolist()}, but this network was trained for D from {low:g} to {high:g}; outside"
-                " that range the images get worse."
-            )
-            self._warned_of_range = True
-        return D
+# diffusers expects one class of pipelines in the file that it loads one from.
+del PFGMPPBasePipeline

@@ -1,0 +1,295 @@
+# Copyright 2026 The pipeline_pfgmpp authors. Licensed under the Apache License, Version 2.0.
+"""
+What the pipelines share: their components and how these are saved, and how a call prepares its network,
+its noise levels, its classes and D.
+"""
+
+import inspect
+import json
+import math
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers.utils import logging
+
+from .arguments import check_integer
+from .code_files import copy_files, list_code, unlink_links
+from .conditioning import (
+    ClassLabels,
+    call_guided,
+    call_network,
+    check_class_names,
+    choose_dimension,
+    count_classes,
+    get_sample_size,
+    get_trained_range,
+    prepare_class_labels,
+)
+from .images import Images, check_value_range, prepare_images
+from .noise import parse_dimension
+from .pipeline_checks import check_components, check_scheduler
+from .scheduler_config import get_default_steps
+
+
+logger = logging.get_logger(__name__)
+# Callbacks run one at a time, since each finds the state of its own call on the pipeline.
+_CALLBACKS = threading.RLock()
+
+
+class PFGMPPBasePipeline(DiffusionPipeline):
+    """
+    Base of the pipelines: a network that denoises at any noise level, and a scheduler.
+
+    Args:
+        unet, scheduler, guidance_unet, id2label, value_range: As in [`PFGMPPPipeline`].
+
+    Raises:
+        ValueError: The components do not fit each other; the message names what differs.
+    """
+
+    model_cpu_offload_seq = "unet->guidance_unet"
+    _optional_components = ["guidance_unet"]
+    _callback_tensor_inputs = ["latents", "pred_original_sample"]
+
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        guidance_unet: ModelMixin | None = None,
+        id2label: dict | None = None,
+        value_range: tuple[float, float] | list[float] | None = None,
+    ):
+        super().__init__()
+        check_components(unet, scheduler, guidance_unet)
+        self.register_modules(unet=unet, scheduler=scheduler, guidance_unet=guidance_unet)
+        self.register_to_config(
+            id2label=check_class_names(id2label, count_classes(unet)),
+            value_range=check_value_range(value_range),
+        )
+        self._guidance_scale = 1.0
+        self._num_timesteps = 0
+        self._interrupt = False
+        self._warned_of_range = False
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """
+        What another pipeline of the same networks is built from, `PFGMPPPipeline(**pipe.components)`: the
+        components, and the names of the classes and the range of values if there are any.
+        """
+        settings = {name: self.config[name] for name in ("id2label", "value_range") if self.config[name]}
+        return {**super().components, **settings}
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "PFGMPPBasePipeline":
+        """
+        Create a pipeline from the components of another one, without loading them again.
+
+        Args:
+            pipeline (`DiffusionPipeline`): The other pipeline.
+            kwargs: Components that replace the other pipeline's, and the further arguments of
+                [`~diffusers.DiffusionPipeline.from_pipe`].
+
+        Returns:
+            [`PFGMPPBasePipeline`]: The new pipeline, of the class that this is called on.
+        """
+        # Left to itself, diffusers takes over only models whose class stands in `__init__`'s annotations,
+        # whereas this pipeline takes any model.
+        accepted = inspect.signature(cls.__init__).parameters
+        components = {name: part for name, part in pipeline.components.items() if name in accepted}
+        return super().from_pipe(pipeline, **{**components, **kwargs})
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """
+        Save the pipeline as diffusers does, along with the source files that load it where only
+        diffusers is installed: `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder,
+        trust_remote_code=True)`.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): The folder.
+            args, kwargs: As for [`~diffusers.DiffusionPipeline.save_pretrained`].
+        """
+        folder = Path(save_directory)
+        self.write_code(folder)
+        unlink_links([folder / "model_index.json"])
+        for name in super().components:
+            unlink_links([*(folder / name).glob("*.json"), *(folder / name).glob("*.safetensors")])
+        super().save_pretrained(save_directory, *args, **kwargs)
+        # Where the pipeline came from may be a folder of this machine, which is nobody else's business.
+        for path in [folder / "model_index.json", *folder.glob("*/*config.json")]:
+            entries = json.loads(path.read_text(encoding="utf-8"))
+            if entries.pop("_name_or_path", None):
+                path.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def write_code(self, folder: str | os.PathLike) -> list[Path]:
+        """
+        Write the source files of the pipeline and of its components to where diffusers looks for them.
+
+        Args:
+            folder (`str` or `os.PathLike`): The pipeline's folder.
+
+        Returns:
+            `list[Path]`: The files that were written.
+        """
+        components = {}
+        for name, component in super().components.items():
+            library, _ = self.config[name]
+            # torch.compile wraps a network; the class that travels is that of the network itself.
+            component = getattr(component, "_orig_mod", component)
+            components[name] = (library, type(component))
+        return copy_files(list_code(type(self), components), Path(folder))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that the network is conditioned on; 0 for an unconditional one."""
+        return count_classes(self.unet)
+
+    @property
+    def guidance_scale(self) -> float:
+        """
+        The guidance scale of the current call. A callback that sets `pipe._guidance_scale` changes it
+        from the next call of the network on.
+        """
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the network is called with and without the class, in a batch of twice the size."""
+        return self._guidance_scale != 1 and self.guidance_unet is None
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of calls of the network in the current or last call of the pipeline."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """
+        Whether a callback has set `pipe._interrupt = True`, which stops sampling after the current
+        call of the network.
+        """
+        return self._interrupt
+
+    def _make_predictor(
+        self, scheduler: Any, class_labels: torch.Tensor | None, D: float | torch.Tensor | None
+    ) -> Callable[..., torch.Tensor]:
+        """Make the function that computes the network's raw output, guided if the scale is not 1."""
+        dtype = self.unet.dtype  # diffusers looks through all modules for it, so once
+
+        def predict(latents: torch.Tensor, t: torch.Tensor, guidance_scale: float = 1.0) -> torch.Tensor:
+            model_input = scheduler.scale_model_input(latents, t).to(dtype)
+            if guidance_scale == 1:
+                output = call_network(self.unet, model_input, t, class_labels, D)
+            else:
+                unets = (self.unet, self.guidance_unet)
+                output = call_guided(*unets, guidance_scale, model_input, t, class_labels, D)
+            return output.to(latents.dtype)
+
+        return predict
+
+    def _show_state(self, scheduler: Any, guidance_scale: float, num_timesteps: int) -> None:
+        """Show the state of a call on the pipeline and its scheduler, for callbacks and afterwards."""
+        self.scheduler.__dict__.update(scheduler.__dict__)
+        self._guidance_scale = guidance_scale
+        self._num_timesteps = num_timesteps
+
+    def _call_back(
+        self,
+        callback: Callable,
+        scheduler: Any,
+        step: int,
+        t: torch.Tensor,
+        tensors: dict[str, torch.Tensor],
+        guidance_scale: float,
+        num_timesteps: int,
+    ) -> tuple[dict[str, torch.Tensor], float, bool]:
+        """Call a callback; return the tensors and the scale that it changes, and whether it interrupts."""
+        with _CALLBACKS:
+            self._show_state(scheduler, guidance_scale, num_timesteps)
+            changed = callback(self, step, t, tensors) or {}
+            interrupted = self._interrupt
+            self._interrupt = False
+            return changed, self._guidance_scale, interrupted
+
+    @property
+    def _value_range(self) -> tuple[float, float] | None:
+        return tuple(self.config.value_range) if self.config.value_range else None
+
+    def _arrange_weights(self, device: torch.device) -> None:
+        """On a CPU, give the weights of convolutions the layout that is fastest there, once."""
+        if device.type != "cpu":
+            return
+        layout = torch.channels_last
+        for network in filter(None, (self.unet, self.guidance_unet)):
+            # Sharded and quantised weights are of other types, with layouts of their own.
+            weights = (w for w in network.parameters() if type(w.data) is torch.Tensor and w.ndim == 4)
+            for weight in weights:
+                if weight.is_contiguous(memory_format=layout) and not weight.is_contiguous():
+                    break  # an earlier call has been here
+                weight.data = weight.data.contiguous(memory_format=layout)
+
+    @property
+    def _scheduler_is_ours(self) -> bool:
+        # A pipeline from a folder's own source files has its own PFGMPPScheduler, so compare no classes.
+        return "D" in inspect.signature(self.scheduler.step).parameters
+
+    def _prepare_images(self, images: Images, name: str) -> torch.Tensor:
+        size = get_sample_size(self.unet)
+        return prepare_images(images, name, self.unet.config.in_channels, size, self._value_range)
+
+    def _prepare_labels(
+        self, class_labels: ClassLabels, batch_size: int, generator: Any, device: torch.device
+    ) -> torch.Tensor | None:
+        names = self.config.id2label
+        return prepare_class_labels(class_labels, self.unet, names, batch_size, generator, device)
+
+    def _set_noise_levels(
+        self,
+        scheduler: Any,
+        num_inference_steps: int | None,
+        sigmas: list[float] | None,
+        strength: float,
+        device: torch.device,
+    ) -> int:
+        """Set a scheduler's noise levels; return the index at which to begin."""
+        check_scheduler(scheduler)
+        if num_inference_steps is None:
+            num_inference_steps = get_default_steps(scheduler)
+        if sigmas is None:
+            number = check_integer("num_inference_steps", num_inference_steps, "be a positive integer", 1)
+            scheduler.set_timesteps(number, device=device)
+        elif self._scheduler_is_ours:
+            scheduler.set_timesteps(sigmas=sigmas, device=device)
+        else:
+            raise ValueError(
+                f"`sigmas` are for a PFGMPPScheduler, but `scheduler` is {type(scheduler).__name__}."
+            )
+        steps = -(-len(scheduler.timesteps) // scheduler.order)
+        skipped = min(math.floor((1 - strength) * steps + 1e-9), steps - 1)
+        begin = skipped * scheduler.order
+        scheduler.set_begin_index(begin)
+        return begin
+
+    def _choose_dimension(
+        self, D: float | torch.Tensor | None, batch_size: int
+    ) -> float | torch.Tensor | None:
+        """Return the augmented dimension of a call, and warn once if the network was not trained for it."""
+        D = choose_dimension(D, self.unet, self.scheduler)
+        low, high = get_trained_range(self.unet, self.scheduler)
+        dof = parse_dimension(D)
+        if dof.ndim and len(dof) != batch_size:
+            raise ValueError(
+                f"`D` holds {len(dof)} values for a batch of {batch_size}; give one value, or one per image."
+            )
+        if not self._warned_of_range and bool(((dof < low) | (dof > high)).any()):
+            logger.warning(
+                f"`D` is {dof.tolist()}, but this network was trained for D from {low:g} to {high:g}; outside"
+                " that range the images get worse."
+            )
+            self._warned_of_range = True
+        return D
