@@ -15,31 +15,32 @@ $w\,F(y, y, \sigma_a) + (1 - w)\,y$: one call of the network.
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers import ImagePipelineOutput
 from diffusers.utils import logging
 
-from .arguments import check_generator, check_number
+from .arguments import check_generator, check_integer, check_number
 from .code_files import copy_files  # noqa: F401 - diffusers copies only what this file itself imports
 from .conditioning import ClassLabels, call_network
 from .images import Images, convert_samples, prepare_images
-from .likelihood import spread_levels  # noqa: F401 - likewise
 from .noise import sample_noise
-from .pipeline_checks import check_output_type, warn_of_nonfinite
-from .pipeline_pfgmpp import PFGMPPPipeline
+from .pipeline_base import PFGMPPBasePipeline
+from .pipeline_checks import check_callback, check_output_type, warn_of_nonfinite
 from .pixels import read_picture  # noqa: F401 - likewise
 from .scheduler_config import PortableConfig  # noqa: F401 - likewise
-from .scheduling_pfgmpp import PFGMPPScheduler  # noqa: F401 - likewise
+from .tiles import call_in_tiles
 
 
 logger = logging.get_logger(__name__)
 
 SLACK = 1.0  # how far images may lie outside the range of values, in widths of it: metal in a CT does
+DETERMINISTIC = ("heun", "euler", "dpmpp_2m", "dpmpp_3m")  # solvers that add no noise, but for churn
 
 
-class PFGMPPRestorationPipeline(PFGMPPPipeline):
+class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
     r"""
     Pipeline that restores degraded images by a network that is conditioned on them.
 
@@ -47,7 +48,7 @@ class PFGMPPRestorationPipeline(PFGMPPPipeline):
     """
 
     @torch.no_grad()
-    def __call__(  # type: ignore[override]  # called with images, not with their number
+    def __call__(
         self,
         image: Images,
         num_inference_steps: int | None = None,
@@ -58,9 +59,22 @@ class PFGMPPRestorationPipeline(PFGMPPPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        num_images_per_condition: int = 1,
+        tile_size: int | None = None,
     ) -> ImagePipelineOutput | tuple:
         r"""
         Restore images.
+
+        The mean of several samples of the posterior is the best estimate, and their standard deviation a
+        map of how sure it is:
+
+        ```py
+        samples = pipe(image, num_images_per_condition=8, output_type="pt").images.unflatten(0, (-1, 8))
+        mean = samples.mean(1)
+        deviation = samples.std(1)
+        ```
 
         Args:
             image (`PIL.Image.Image`, list of them, `np.ndarray` or `torch.Tensor`): The degraded images y,
@@ -77,12 +91,22 @@ class PFGMPPRestorationPipeline(PFGMPPPipeline):
                 rest is the degraded image.
             D (`float`, *optional*): Augmented dimension, as in [`PFGMPPPipeline.__call__`].
             class_labels (`int`, `str`, list of them, `np.ndarray` or `torch.Tensor`, *optional*): Classes,
-                as in [`PFGMPPPipeline.__call__`].
+                of all degraded images or of each, as in [`PFGMPPPipeline.__call__`].
             generator (`torch.Generator` or a list of them, *optional*): Source of the prior and of
-                stochastic solvers. With a list, one per image, image i depends on generator i alone.
+                stochastic solvers. With a list, one per restored image, image i depends on generator i
+                alone.
             output_type (`str`, defaults to `"pil"`): As in [`PFGMPPPipeline.__call__`]. `"latent"` alone
                 keeps what lies outside the range of values.
             return_dict (`bool`, defaults to `True`): Whether to return an `ImagePipelineOutput` or a tuple.
+            callback_on_step_end (`Callable`, *optional*), callback_on_step_end_tensor_inputs (`list[str]`):
+                As in [`PFGMPPPipeline.__call__`]. `latents` are of the size to which images are padded.
+            num_images_per_condition (`int`, defaults to 1): Number n of samples of the posterior per
+                degraded image. The n samples of the first image come first, as in diffusers.
+            tile_size (`int`, *optional*): Side of the tiles on which the network is called one after the
+                other, in pixels; None calls it on whole images. Neighbouring tiles overlap by a quarter.
+                What lies within a sixteenth of the side of a cut is not used, so a network that sees no
+                farther gives the same image as without tiles. Group normalisation and attention see the
+                whole tile: choose at least the size that the network was trained on.
 
         Returns:
             `ImagePipelineOutput` or `tuple`: The restored images, of the size of the degraded ones.
@@ -92,56 +116,98 @@ class PFGMPPRestorationPipeline(PFGMPPPipeline):
         """
         # 1. Check the arguments
         degraded = self._prepare_degraded(image)
-        batch_size, _, height, width = degraded.shape
+        repeats = check_integer(
+            "num_images_per_condition", num_images_per_condition, "be a positive integer", 1
+        )
+        batch_size = len(degraded) * repeats
+        height, width = degraded.shape[2:]
         check_generator(generator, batch_size)
-        D = self._choose_dimension(D, batch_size)
+        D = self._choose_dimension(D, len(degraded))
         check_output_type(output_type, self.unet)
+        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         blend = check_number("blend", blend, "lie in [0, 1]", 0, 1)
-        channels = self.unet.config.in_channels
-        if degraded.shape[1] != channels and (blend < 1 or start_sigma is not None):
-            raise ValueError(
-                f"`start_sigma` and `blend` need degraded images of as many channels as the restored ones,"
-                f" {channels}, but `image` has {degraded.shape[1]}."
-            )
+        self._check_entry(start_sigma, blend, degraded.shape[1], repeats)
+        divisor = 2 ** (len(self.unet.config.channel_mult) - 1)
+        tile_size = _check_tile_size(tile_size, divisor)
 
         # 2. Choose the noise levels, on a scheduler that no other call shares
         device = self._execution_device
-        self._arrange_weights()
-        scheduler = self._make_scheduler(start_sigma)
-        self._set_noise_levels(scheduler, num_inference_steps, None, 1.0, device)
+        self._arrange_weights(device)
+        scheduler = self._make_scheduler(start_sigma, num_inference_steps, device)
 
         # 3. Draw the classes and the prior, or enter at the degraded image
         dtype = torch.promote_types(self.unet.dtype, torch.float32)
-        degraded = _pad_by_reflection(
-            degraded.to(device, dtype), 2 ** (len(self.unet.config.channel_mult) - 1)
-        )
-        labels = self._prepare_labels(class_labels, batch_size, generator, device)
+        if class_labels is None:
+            labels = self._prepare_labels(None, batch_size, generator, device)
+        else:
+            labels = self._prepare_labels(class_labels, len(degraded), None, device)
+            labels = None if labels is None else labels.repeat_interleave(repeats, 0)
+        if isinstance(D, torch.Tensor) and D.ndim:
+            D = D.repeat_interleave(repeats)
+        degraded = _pad_by_reflection(degraded.to(device, dtype), divisor).repeat_interleave(repeats, 0)
         latents = degraded
         if start_sigma is None:
-            shape = (batch_size, channels, *degraded.shape[2:])
+            shape = (batch_size, self.unet.config.in_channels, *degraded.shape[2:])
             limit = scheduler.config.get("max_noise_norm")
             latents = scheduler.sigmas[0] * sample_noise(shape, D, generator, device, dtype, limit)
 
         # 4. Follow the field lines
+        predict = self._make_restorer(scheduler, degraded, labels, D, tile_size, divisor)
         step_options: dict[str, Any] = {"generator": generator}
         if self._scheduler_is_ours:
             step_options["D"] = D
+        self._interrupt = False
+        interrupted = False
         num_calls = len(scheduler.timesteps)
-        for call, t in enumerate(self.progress_bar(scheduler.timesteps), start=1):
-            model_input = scheduler.scale_model_input(latents, t)
-            condition = scheduler.scale_model_input(degraded, t).to(self.unet.dtype)
-            output = call_network(self.unet, model_input, t, labels, D, condition).to(dtype)
+        self._show_state(scheduler, 1.0, num_calls)
+        for step, t in enumerate(self.progress_bar(scheduler.timesteps)):
+            if interrupted or self.interrupt:
+                continue
+            output = predict(latents, t)
+            tensors = {}
+            if "pred_original_sample" in callback_on_step_end_tensor_inputs:
+                sigma = scheduler.sigmas[step]
+                tensors["pred_original_sample"] = scheduler.precondition_outputs(latents, output, sigma)
             latents = scheduler.step(output, t, latents, return_dict=False, **step_options)[0]
-            is_end_of_step = call % scheduler.order == 0 or call == num_calls
+            is_end_of_step = (step + 1) % scheduler.order == 0 or step + 1 == num_calls
             if blend < 1 and is_end_of_step:
                 latents = torch.lerp(degraded, latents, blend)
+            if callback_on_step_end is not None:
+                if "latents" in callback_on_step_end_tensor_inputs:
+                    tensors["latents"] = latents
+                state = (scheduler, step, t, tensors, 1.0, num_calls)
+                changed, _, interrupted = self._call_back(callback_on_step_end, *state)
+                latents = changed.get("latents", latents)
+        self._show_state(scheduler, 1.0, num_calls)
 
         # 5. Turn the samples into images
         self.maybe_free_model_hooks()
-        self._num_timesteps = num_calls
         warn_of_nonfinite(latents)
         images = convert_samples(latents[..., :height, :width], output_type, self._value_range)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _make_restorer(
+        self,
+        scheduler: Any,
+        degraded: torch.Tensor,
+        class_labels: torch.Tensor | None,
+        D: float | torch.Tensor | None,
+        tile_size: int | None,
+        divisor: int,
+    ) -> Callable[..., torch.Tensor]:
+        """Make the function that computes the network's raw output, in tiles if there is their size."""
+        dtype = self.unet.dtype  # diffusers looks through all modules for it, so once
+
+        def predict(latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            def call(model_input: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+                return call_network(self.unet, model_input, t, class_labels, D, condition).to(latents.dtype)
+
+            inputs = [scheduler.scale_model_input(each, t).to(dtype) for each in (latents, degraded)]
+            if tile_size is None:
+                return call(*inputs)
+            return call_in_tiles(call, inputs, tile_size, divisor)
+
+        return predict
 
     def _prepare_degraded(self, image: Images) -> torch.Tensor:
         """Convert degraded images to a tensor in about [-1, 1], or refuse them."""
@@ -159,11 +225,31 @@ class PFGMPPRestorationPipeline(PFGMPPPipeline):
             )
         return degraded
 
-    def _make_scheduler(self, start_sigma: float | None) -> Any:
+    def _check_entry(self, start_sigma: float | None, blend: float, channels: int, repeats: int) -> None:
+        """Refuse an entry at the degraded image that is not possible, or that makes equal samples."""
+        config = self.scheduler.config
+        restored_channels = self.unet.config.in_channels
+        if channels != restored_channels and (blend < 1 or start_sigma is not None):
+            raise ValueError(
+                f"`start_sigma` and `blend` need degraded images of as many channels as the restored ones,"
+                f" {restored_channels}, but `image` has {channels}."
+            )
+        is_deterministic = config.get("solver_type") in DETERMINISTIC and not config.get("s_churn")
+        if repeats > 1 and start_sigma is not None and is_deterministic:
+            raise ValueError(
+                f"`num_images_per_condition` must be 1 with `start_sigma` and the solver"
+                f" {config.solver_type!r}, which draw nothing at random, but is {repeats}."
+            )
+
+    def _make_scheduler(
+        self, start_sigma: float | None, num_inference_steps: int | None, device: torch.device
+    ) -> Any:
         """Make a scheduler that begins at the prior, or lower with the same spacing from there down."""
         config = self.scheduler.config
         if start_sigma is None:
-            return copy.copy(self.scheduler)
+            scheduler = copy.copy(self.scheduler)
+            self._set_noise_levels(scheduler, num_inference_steps, None, 1.0, device)
+            return scheduler
         requirement = (
             f"lie above {config.sigma_min:g} and up to {config.sigma_max:g}, the model's noise levels"
         )
@@ -173,7 +259,22 @@ class PFGMPPRestorationPipeline(PFGMPPPipeline):
         options: dict[str, Any] = {"sigma_max": start_sigma}
         if config.get("sigmas"):  # tuned from the prior on
             options["sigmas"] = None
-        return self.scheduler.from_config(config, **options)
+        scheduler = self.scheduler.from_config(config, **options)
+        self._set_noise_levels(scheduler, num_inference_steps, None, 1.0, device)
+        # The levels are those of this call, and the configuration is the model's.
+        scheduler.register_to_config(**config)
+        return scheduler
+
+
+def _check_tile_size(tile_size: Any, divisor: int) -> int | None:
+    """Return the side of tiles, or refuse it."""
+    if tile_size is None:
+        return None
+    requirement = f"be a multiple of {divisor} and at least {2 * divisor} for this network"
+    number = check_integer("tile_size", tile_size, requirement, 2 * divisor)
+    if number % divisor:
+        raise ValueError(f"`tile_size` must {requirement}, but is {tile_size}.")
+    return number
 
 
 def _pad_by_reflection(images: torch.Tensor, divisor: int) -> torch.Tensor:
@@ -188,4 +289,4 @@ def _pad_by_reflection(images: torch.Tensor, divisor: int) -> torch.Tensor:
 
 
 # diffusers expects one class of pipelines in the file that it loads one from.
-del PFGMPPPipeline
+del PFGMPPBasePipeline

@@ -22,6 +22,7 @@ from pipeline_pfgmpp import (
 )
 from pipeline_pfgmpp.commands import main
 from pipeline_pfgmpp.hub.pipeline_files import list_pipeline_files
+from pipeline_pfgmpp.tiles import list_spans
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -171,12 +172,15 @@ def test_the_dial_of_d_turns_a_network_for_every_d():
     assert not torch.equal(small, large)
 
 
-def test_the_state_of_the_scheduler_is_that_of_no_call():
-    pipe = make_pipeline()
+def test_the_configuration_of_the_scheduler_stays():
+    pipe = make_pipeline(d_conditioning=True)
+    pipe.scheduler = PFGMPPScheduler(D=16, sigmas={"heun": {"2": [80.0, 20.0]}})
     before = dict(pipe.scheduler.config)
     pipe(draw_images(1, 1, 8, 8), 3, start_sigma=0.5)
     assert dict(pipe.scheduler.config) == before
-    assert pipe.scheduler.num_inference_steps is None
+    assert pipe.scheduler.sigmas[0] == 0.5  # of the last call, as in PFGMPPPipeline
+    pipe(draw_images(1, 1, 8, 8), 2)
+    assert pipe.scheduler.sigmas.tolist() == [80.0, 20.0, 20.0, 0.0]
 
 
 def test_levels_that_were_tuned_from_the_prior_are_not_taken_from_elsewhere():
@@ -305,10 +309,181 @@ def test_a_folder_is_pushed_with_its_own_code(tmp_path):
     files = list_pipeline_files(tmp_path)
     package = ROOT / "pipeline_pfgmpp"
     assert files["pipeline.py"] == package / "pipeline_pfgmpp_restoration.py"
-    assert files["pipeline_pfgmpp.py"] == package / "pipeline_pfgmpp.py"
+    assert files["pipeline_base.py"] == package / "pipeline_base.py"
     for name, source in files.items():
         if name.endswith(".py"):
             assert (tmp_path / name).read_bytes() == source.read_bytes()
+
+
+# Several samples
+
+
+def test_samples_of_one_image_stand_together():
+    """As with diffusers' num_images_per_prompt: one generator per sample, those of the first image first."""
+    pipe = make_pipeline(label_dim=2)
+    image = draw_images(2, 1, 8, 8)
+    options = {"num_inference_steps": 2, "output_type": "pt"}
+    both = pipe(
+        image, generator=seed(0, 1, 2, 3), class_labels=[0, 1], num_images_per_condition=2, **options
+    ).images
+    for index, number in ((0, 0), (0, 1), (1, 2), (1, 3)):
+        alone = pipe(image[index][None], generator=seed(number), class_labels=index, **options).images
+        torch.testing.assert_close(both[number][None], alone, atol=1e-5, rtol=1e-4)
+    assert (both[0] - both[1]).abs().max() > 1e-3
+
+
+def test_each_sample_draws_its_own_class():
+    pipe = make_pipeline(label_dim=10)
+    seen = []
+    pipe.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["class_labels"].argmax(1).tolist()), with_kwargs=True
+    )
+    numbers = range(8)
+    image = draw_images(1, 1, 8, 8)
+    pipe(image, 1, generator=seed(*numbers), num_images_per_condition=8)
+    for number in numbers:
+        pipe(image, 1, generator=seed(number))
+    assert seen[0] == [labels[0] for labels in seen[1:]]
+    assert len(set(seen[0])) > 1
+
+
+def test_d_per_image_is_that_of_its_samples():
+    pipe = make_pipeline(d_conditioning=True)
+    image = draw_images(1, 1, 8, 8).repeat(2, 1, 1, 1)
+    options = {"num_inference_steps": 2, "output_type": "pt", "num_images_per_condition": 2}
+    mixed = pipe(image, D=torch.tensor([16.0, 64.0]), generator=seed(0, 1, 0, 1), **options).images
+    for D, samples in ((16, mixed[:2]), (64, mixed[2:])):
+        same = pipe(image[:1], D=D, generator=seed(0, 1), **options).images
+        torch.testing.assert_close(samples, same, atol=1e-5, rtol=1e-4)
+
+
+def test_equal_samples_are_refused():
+    pipe = make_pipeline("euler")
+    image = draw_images(1, 1, 8, 8)
+    options = {"num_inference_steps": 3, "start_sigma": 1.0, "output_type": "pt"}
+    with pytest.raises(ValueError, match="`num_images_per_condition` must be 1 with `start_sigma` and"):
+        pipe(image, num_images_per_condition=2, **options)
+    pipe.scheduler = PFGMPPScheduler(D=128, solver_type="dpmpp_2m_sde")
+    samples = pipe(image, num_images_per_condition=2, generator=seed(0, 1), **options).images
+    assert not torch.equal(samples[0], samples[1])
+
+
+# Callbacks
+
+
+def test_a_callback_sees_and_changes_the_sample():
+    pipe = make_pipeline("euler")
+    image = draw_images(1, 1, 8, 8)
+    steps = []
+
+    def replace(pipe, step, t, tensors):
+        steps.append((step, t.item(), pipe.num_timesteps, pipe.scheduler.sigmas[0].item()))
+        assert set(tensors) == {"latents", "pred_original_sample"}
+        if step == 0:
+            torch.testing.assert_close(
+                tensors["pred_original_sample"], denoise(pipe, 2 * image - 1, 2 * image - 1, 0.5)
+            )
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    restored = pipe(
+        image,
+        3,
+        start_sigma=0.5,
+        output_type="latent",
+        callback_on_step_end=replace,
+        callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"],
+    ).images
+    assert (restored == 0).all()
+    assert [step[0] for step in steps] == [0, 1, 2]
+    assert {step[2:] for step in steps} == {(3, 0.5)}
+
+
+def test_a_callback_interrupts():
+    pipe = make_pipeline("euler")
+    image = draw_images(1, 1, 8, 8)
+    kept = []
+
+    def stop(pipe, step, t, tensors):
+        kept.append(tensors["latents"])
+        pipe._interrupt = step == 1
+        return {}
+
+    options = {"num_inference_steps": 4, "start_sigma": 0.5, "output_type": "latent"}
+    restored = pipe(image, callback_on_step_end=stop, **options).images
+    assert len(kept) == 2
+    assert torch.equal(restored, kept[-1])
+    assert not torch.equal(pipe(image, **options).images, restored)  # the next call is not interrupted
+
+
+# Tiles
+
+
+class LocalNetwork(PFGMPPUNet2DModel):
+    """A network that sees three pixels far, halves no size and normalises nothing; it counts its calls."""
+
+    def forward(self, sample, timestep, return_dict=True, condition=None, **conditions):
+        self.__dict__.setdefault("sizes", []).append(tuple(sample.shape))
+        kernel = torch.linspace(-1, 1, 49, dtype=sample.dtype).view(1, 1, 7, 7) / 5
+        output = torch.nn.functional.conv2d(torch.tanh(sample + 2 * condition), kernel, padding=3)
+        return (torch.tanh(output + timestep),)
+
+
+def make_local_pipeline(solver_type="euler", **options):
+    pipe = make_pipeline(solver_type, **options)
+    pipe.unet.__class__ = LocalNetwork
+    return pipe
+
+
+@pytest.mark.parametrize("solver_type", ["heun", "dpmpp_2m_sde"])
+@pytest.mark.parametrize("size", [(48, 112), (112, 130), (40, 30)])
+def test_tiles_are_invisible_to_a_network_that_sees_less_far_than_their_margin(solver_type, size):
+    """Tiles of 48 overlap by 12 pixels, of which the 3 next to a cut are not used."""
+    pipe = make_local_pipeline(solver_type)
+    image = draw_images(2, 1, *size)
+    options = {"num_inference_steps": 4, "output_type": "pt"}
+    whole = pipe(image, generator=seed(0, 1), **options).images
+    tiled = pipe(image, generator=seed(0, 1), tile_size=48, **options).images
+    assert (whole - tiled).abs().max() < 1 / 255 / 100
+    assert whole.std() > 0.1
+    alone = pipe(image[1:], generator=seed(1), tile_size=48, **options).images
+    torch.testing.assert_close(alone, tiled[1:], atol=1e-5, rtol=1e-4)
+
+
+def test_a_network_that_sees_farther_than_the_margin_is_blended_smoothly():
+    """Tiles of 16 have no margin of three pixels: the two differ, and no seam is a jump."""
+    pipe = make_local_pipeline()
+    image = torch.full((1, 1, 64, 64), 0.7)
+    options = {"num_inference_steps": 1, "start_sigma": 1.0, "output_type": "pt"}
+    difference = pipe(image, tile_size=16, **options).images - pipe(image, **options).images
+    assert difference.abs().max() > 1e-4
+    pipe.unet.sizes.clear()
+    cut = torch.cat([pipe(image[..., first : first + 16], **options).images for first in range(0, 64, 16)], 3)
+    jump = (cut - pipe(image, **options).images)[..., 16:48].diff().abs().max()
+    assert difference[..., 16:48, 16:48].diff().abs().max() < jump / 2
+
+
+def test_tiles_bound_what_the_network_sees():
+    """130 pixels are padded to 132 and take three tiles of 64, 48 apart, and 64 takes one."""
+    pipe = make_local_pipeline()
+    pipe(draw_images(2, 1, 130, 64), 2, start_sigma=1.0, tile_size=64)
+    assert pipe.unet.sizes == [(2, 1, 64, 64)] * 3 * 2
+    pipe.unet.sizes.clear()
+    pipe(draw_images(1, 1, 30, 20), 1, start_sigma=1.0, tile_size=64)
+    assert pipe.unet.sizes == [(1, 1, 30, 20)]
+
+
+@pytest.mark.parametrize("divisor", [1, 2, 8])
+@pytest.mark.parametrize("tiles", [2, 3, 5, 8])
+def test_windows_add_up_to_one(divisor, tiles):
+    tile_size = tiles * divisor
+    for size in range(divisor, 9 * tile_size, divisor):
+        total = torch.zeros(size)
+        for span, window in list_spans(size, tile_size, divisor):
+            assert span.start % divisor == 0
+            assert len(window) == span.stop - span.start <= tile_size
+            assert (window >= 0).all()
+            total[span] += window
+        torch.testing.assert_close(total, torch.ones(size))
 
 
 # Bad input
@@ -345,6 +520,16 @@ def test_a_folder_is_pushed_with_its_own_code(tmp_path):
         ({"class_labels": 3}, "this network is unconditional"),
         ({"generator": seed(1, 2, 3)}, "`generator`"),
         ({"output_type": "jpeg"}, "`output_type` must be one of"),
+        ({"num_images_per_condition": 0}, "`num_images_per_condition` must be a positive integer"),
+        (
+            {"num_images_per_condition": 2, "generator": seed(1)},
+            "`generator` is a list of 1 for a batch of 2; give one per image",
+        ),
+        ({"tile_size": 2}, "`tile_size` must be a multiple of 2 and at least 4 for this network"),
+        ({"tile_size": 7}, "`tile_size` must be a multiple of 2 and at least 4 for this network"),
+        ({"tile_size": 64.0}, "`tile_size` must be a multiple of 2 and at least 4 for this network"),
+        ({"callback_on_step_end": 3}, "`callback_on_step_end` must be a function"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "`callback_on_step_end_tensor_inputs` may hold"),
     ],
 )
 def test_bad_arguments_are_refused_in_a_sentence(change, message):

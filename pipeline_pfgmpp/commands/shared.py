@@ -33,6 +33,24 @@ def add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser (`argparse.ArgumentParser`): The parser of a command that draws images.
     """
+    add_solver_arguments(parser)
+    add_guidance_argument(parser)
+    parser.add_argument(
+        "--seed",
+        type=make_integer_parser(0, LARGEST_SEED),
+        default=0,
+        help="seed of the first image (default: %(default)s)",
+    )
+    add_batch_size_argument(parser, 64)
+
+
+def add_solver_arguments(parser: argparse.ArgumentParser) -> None:
+    """
+    Add the arguments that choose the weights, the steps and the class.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The parser of a command that draws or restores images.
+    """
     add_variant_argument(parser)
     parser.add_argument(
         "--num-inference-steps",
@@ -63,14 +81,6 @@ def add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
         help="class of all images, by its name, such as 'Ankle boot', or by its number"
         " (default: drawn at random for each image)",
     )
-    add_guidance_argument(parser)
-    parser.add_argument(
-        "--seed",
-        type=make_integer_parser(0, LARGEST_SEED),
-        default=0,
-        help="seed of the first image (default: %(default)s)",
-    )
-    add_batch_size_argument(parser, 64)
 
 
 def add_variant_argument(parser: argparse.ArgumentParser) -> None:
@@ -270,17 +280,20 @@ def get_scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
-def load_pipeline(model: str, variant: str | None = None, **scheduler_settings: Any) -> PFGMPPPipeline:
+def load_pipeline(
+    model: str, variant: str | None = None, restores: bool = False, **scheduler_settings: Any
+) -> Any:
     """
     Load a pipeline onto the GPU of this process, or onto the CPU if there is none.
 
     Args:
         model (`str`): A Hub id or a pipeline folder.
         variant (`str`, *optional*): Variant of its weights.
+        restores (`bool`, defaults to `False`): Whether it must restore images, instead of generating them.
         scheduler_settings: Entries of the scheduler's configuration to replace.
 
     Returns:
-        [`PFGMPPPipeline`]: The pipeline.
+        [`PFGMPPPipeline`] or [`PFGMPPRestorationPipeline`]: The pipeline.
 
     Raises:
         OSError: There is no such model.
@@ -290,7 +303,6 @@ def load_pipeline(model: str, variant: str | None = None, **scheduler_settings: 
     import torch
     from diffusers import DiffusionPipeline
 
-    from ..pipeline_pfgmpp import PFGMPPPipeline
     from ..records.weights import check_finite, list_folder_variants
     from ..scheduling_pfgmpp import PFGMPPScheduler
 
@@ -305,12 +317,7 @@ def load_pipeline(model: str, variant: str | None = None, **scheduler_settings: 
     except Exception as error:  # damaged weights, or a configuration that its class does not accept
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{model} cannot be loaded: {reason}") from None
-    if not isinstance(pipeline, PFGMPPPipeline):
-        raise ValueError(f"{model} is a {type(pipeline).__name__}, but must be a PFGMPPPipeline.")
-    if pipeline.unet.config.get("condition_channels"):
-        raise ValueError(
-            f"{model} restores images and generates none: call it from Python, as its card shows."
-        )
+    _check_kind(pipeline, model, restores)
     check_finite(pipeline, model)
     own = pipeline.scheduler.config.get("solver_type")
     asked = scheduler_settings.get("solver_type", own)
@@ -328,6 +335,20 @@ def load_pipeline(model: str, variant: str | None = None, **scheduler_settings: 
     if torch.cuda.is_available():
         pipeline.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     return pipeline
+
+
+def _check_kind(pipeline: Any, model: str, restores: bool) -> None:
+    """Refuse a pipeline that does something else than generate images, or than restore them."""
+    from ..pipeline_pfgmpp import PFGMPPPipeline
+    from ..pipeline_pfgmpp_restoration import PFGMPPRestorationPipeline
+
+    kind: Any = PFGMPPRestorationPipeline if restores else PFGMPPPipeline
+    if isinstance(pipeline, PFGMPPRestorationPipeline) and not restores:
+        raise ValueError(f"{model} restores images and generates none: use `pfgmpp restore`.")
+    if isinstance(pipeline, PFGMPPPipeline) and restores:
+        raise ValueError(f"{model} generates images and restores none: use `pfgmpp sample`.")
+    if not isinstance(pipeline, kind):
+        raise ValueError(f"{model} is a {type(pipeline).__name__}, but must be a {kind.__name__}.")
 
 
 def _list_remote_variants(model: str) -> list[str | None]:
