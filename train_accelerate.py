@@ -49,7 +49,7 @@ from pipeline_pfgmpp.training import (
     open_run,
     read_trained_range,
 )
-from pipeline_pfgmpp.training.arguments import check_effects, check_ranges, list_names
+from pipeline_pfgmpp.training.arguments import check_arguments, check_effects, check_ranges, list_names
 from pipeline_pfgmpp.training.config import MIXED_PRECISIONS, SAVE_DTYPES
 from pipeline_pfgmpp.training.inputs import (
     add_data_arguments,
@@ -114,6 +114,12 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         help="probability of training without the class, for classifier-free guidance (default: %(default)s)",
     )
     add("--dropout", type=float, help="dropout (default: as the preset, or that of the pretrained network)")
+    add(
+        "--sigma_max",
+        type=float,
+        help="noise level where sampling begins; large images need more, and --P_mean more by as much in"
+        " logarithms (default: as the preset, 80, or that of the pretrained network)",
+    )
     add("--sigma_data", type=float, help="standard deviation of the data in [-1, 1] (default: measured)")
     add("--gradient_checkpointing", action="store_true", help="compute activations twice to store fewer")
     add("--compile", action="store_true", help="compile the network")
@@ -309,6 +315,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         check_effects(args, list_names(argv) | changed)
     except ValueError as error:
         parser.error(str(error))
+    if args.crop_size is not None:
+        args.resolution = args.crop_size
     return args
 
 
@@ -317,30 +325,6 @@ def choose_preset(is_pretrained: bool, objective: str | None) -> str:
     if not is_pretrained:
         return "cifar10-ncsnpp"
     return "consistency-tuning" if objective == "consistency" else "fine-tuning"
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise an error if arguments contradict each other."""
-    if (args.dataset_name is None) == (args.train_data_dir is None):
-        raise ValueError("give one of --dataset_name and --train_data_dir")
-    if args.validation_split is not None and args.validation_split == args.split:
-        raise ValueError(f"--validation_split {args.split} is the split that is trained on")
-    if args.reference_batch_size and args.class_conditional:
-        raise ValueError(
-            "--reference_batch_size needs a network without classes: its field is that of all images"
-        )
-    if args.reference_batch_size and args.objective == "consistency":
-        raise ValueError("--reference_batch_size needs --objective perturbation")
-    if args.pretrained_model_name_or_path:
-        if args.sigma_data is not None:
-            raise ValueError("--sigma_data belongs to the pretrained network and cannot be changed")
-        return
-    if args.preset in TUNING:
-        raise ValueError(f"--preset {args.preset} needs --pretrained_model_name_or_path")
-    if args.new_classes:
-        raise ValueError("--new_classes needs --pretrained_model_name_or_path")
-    if args.D.low != args.D.high and not args.d_conditioning:
-        raise ValueError(f"--D {args.D} is a range, which needs --d_conditioning")
 
 
 def build_config(args: argparse.Namespace) -> TrainingConfig:
@@ -357,9 +341,10 @@ def load_model(args: argparse.Namespace, accelerator: Accelerator) -> PFGMPPPipe
     height, width = get_sample_size(pipeline.unet)
     size = height if height == width else (height, width)
     if args.resolution not in (None, size):
+        option = "resolution" if args.crop_size is None else "crop_size"
         raise ValueError(
-            f"--resolution is {format_size(args.resolution)}, but the network of {name} is for"
-            f" {height}x{width} pixels: leave it out, or train a new network."
+            f"--{option} is {format_size(args.resolution)}, but the network of {name} is for"
+            f" {height}x{width} pixels: give that, or train a new network."
         )
     channels = pipeline.unet.config.in_channels
     if args.channels not in (None, channels):
@@ -369,6 +354,8 @@ def load_model(args: argparse.Namespace, accelerator: Accelerator) -> PFGMPPPipe
         )
     args.resolution = size
     args.channels = channels
+    if args.condition_column:
+        args.condition_channels = pipeline.unet.config.get("condition_channels") or None
     if args.preset not in TUNING:
         accelerator.print(f"--preset {args.preset} only gives the recipe: the network is the pretrained one.")
     return pipeline
@@ -380,9 +367,9 @@ def check_resolution(args: argparse.Namespace) -> None:
         with torch.device("meta"):
             PFGMPPUNet2DModel.from_preset(args.preset, sample_size=args.resolution)
     except ValueError as error:
+        name = "resolution" if args.crop_size is None else "crop_size"
         raise ValueError(
-            f"--resolution is {format_size(args.resolution)}, which --preset {args.preset} cannot"
-            f" take: {error}"
+            f"--{name} is {format_size(args.resolution)}, which --preset {args.preset} cannot take: {error}"
         ) from None
 
 
@@ -394,6 +381,7 @@ def build_network(args: argparse.Namespace, data: ImageDataset | ImageStream) ->
         sample_size=args.resolution,
         in_channels=data.channels,
         out_channels=data.channels,
+        condition_channels=data.condition_channels,
         label_dim=len(class_names),
         label_dropout=args.label_dropout,
         augment_dim=Augmentation.num_labels if args.augment else 0,
@@ -438,8 +426,9 @@ def build_scheduler(
         options["D"] = args.D.middle
     if dimensions:
         options["D_range"] = (dimensions.low, dimensions.high)
-    if args.max_noise_norm is not None:
-        options["max_noise_norm"] = args.max_noise_norm
+    for name in ("max_noise_norm", "sigma_max"):
+        if getattr(args, name) is not None:
+            options[name] = getattr(args, name)
     if pretrained:
         return PFGMPPScheduler.from_config(pretrained.scheduler.config, **options)
     sigma_data = args.sigma_data
@@ -481,6 +470,7 @@ def describe_arguments(args: argparse.Namespace) -> dict[str, Any]:
     changed = {
         "D": args.D and str(args.D),
         "resolution": format_size(args.resolution),
+        "crop_size": format_size(args.crop_size),
         "config": None,
         "resume_from_checkpoint": "latest",
         "overwrite_output_dir": False,

@@ -3,18 +3,26 @@ Images in: decoded once or read while they are trained on, from any data set of 
 ecosystem.
 """
 
+from .cache import load_images
 from .decoding import ImageDecoder
-from .images import ImageDataset, convert_to_bytes, load_images, prefetch
+from .degradations import DEGRADATIONS, Degrader, register_degradation
+from .images import ImageDataset, convert_to_bytes, prefetch
 from .sources import open_dataset
 from .stream import ImageStream
+from .transforms import ImageTransform, split_pairs
 
 
 __all__ = [
+    "DEGRADATIONS",
+    "Degrader",
     "ImageDataset",
     "ImageDecoder",
     "ImageStream",
+    "ImageTransform",
     "convert_to_bytes",
     "load_images",
     "open_dataset",
     "prefetch",
+    "register_degradation",
+    "split_pairs",
 ]

@@ -1,167 +1,48 @@
 """
-Data sets of images, decoded once and read as endless batches.
+Images in memory, read as endless batches.
 
 Which images a training step sees, and in which order, depends on the seed alone: not on the number
 of processes, of accumulated passes or of restarts.
 """
 
 import hashlib
-import json
 import math
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
-import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from ..images import normalize
 from ..pixels import EIGHT_BITS
 from ..records.digests import derive_seed
-from ..records.writing import replace_folder
-from .decoding import DeeperImageError, ImageDecoder, report
-from .labels import MISSING, find_label_column, read_labels
+from .transforms import ImageTransform, make_generator
 
 
-if TYPE_CHECKING:
-    import datasets
-
-FORMAT = 3  # of the files in the cache
-FACTS = "facts.json"
-
-
-def load_images(
-    dataset: "datasets.Dataset",
-    resolution: int | tuple[int, int],
-    image_column: str | None = None,
-    label_column: str | None = None,
-    labels: bool = True,
-    **options: Any,
-) -> "ImageDataset":
+def split_images(images: torch.Tensor | list[torch.Tensor], count: int) -> Iterator[torch.Tensor]:
     """
-    Decode a data set once, into a memory-mapped file in the cache of `datasets`.
-
-    The operating system keeps in memory what fits there, all processes share it, and the next run
-    finds it again.
+    Split images into batches.
 
     Args:
-        dataset (`datasets.Dataset`): A data set with a column of pictures or arrays.
-        resolution (`int` or `tuple[int, int]`): Height and width of the result, in pixels.
-        image_column (`str`, *optional*): Name of the image column; by default the only one.
-        label_column (`str`, *optional*): Name of the class column; by default the only `ClassLabel`,
-            or else one that is called `label`.
-        labels (`bool`, defaults to `True`): Whether to read classes, if there are any. Rows without
-            a class are then left out.
-        options: Further options of [`ImageDecoder`].
+        images (`torch.Tensor` of shape `(M, C, H, W)`, or a list of tensors): The images.
+        count (`int`): Images per batch; each image of a list is a batch.
 
     Returns:
-        [`ImageDataset`]: The images, with labels if the data set has classes.
-
-    Raises:
-        ValueError: A column is missing or ambiguous, an option is out of range, all pixels of float
-            data have the same value, or `strict` is set and an image is broken or has no class.
+        `Iterator[torch.Tensor]`: The batches.
     """
-    decoder = ImageDecoder(dataset, resolution, image_column, **options)
-    column = find_label_column(dataset, label_column) if labels else None
-    found = read_labels(dataset, column) if column else None
-    chosen = range(len(dataset))
-    if found is not None:
-        chosen = (found.indices != MISSING).nonzero().flatten().tolist()
-        _report_missing(len(dataset) - len(chosen), len(dataset), decoder.strict)
-    folder = _choose_cache_folder(decoder, dataset, chosen)
-    if not folder.is_dir() or (decoder.strict and len(np.load(folder / "rows.npy")) < len(chosen)):
-        _decode_into(folder, decoder, chosen)
-    rows = np.load(folder / "rows.npy")
-    if len(rows) < len(chosen):
-        report(f"Left out {len(chosen) - len(rows)} of {len(chosen)} images, which cannot be read.")
-    images = torch.from_numpy(np.load(folder / "images.npy", mmap_mode="c"))[: len(rows)]
-    facts = json.loads((folder / FACTS).read_text())
-    for remark in facts["remarks"]:
-        report(remark)
-    value_range = tuple(facts["value_range"])
-    if found is None:
-        return ImageDataset(images, value_range=value_range)
-    return ImageDataset(images, found.indices[torch.from_numpy(rows)], found.names, value_range)
+    if isinstance(images, torch.Tensor):
+        return iter(images.split(count))
+    return (image[None] for image in images)
 
 
-def _report_missing(missing: int, count: int, strict: bool) -> None:
-    if missing and (strict or missing == count):
-        raise ValueError(f"{missing} of {count} rows have no class.")
-    if missing:
-        report(f"Left out {missing} of {count} rows, which have no class.")
-
-
-def _choose_cache_folder(decoder: ImageDecoder, dataset: "datasets.Dataset", chosen: Sequence[int]) -> Path:
-    """Name the folder for a decoded data set after everything that the result depends on."""
-    import datasets
-    from datasets.fingerprint import Hasher
-
-    # `datasets` has no public name for the fingerprint that its own cache goes by.
-    fingerprint = dataset._fingerprint
-    state = _digest_file_states(decoder)
-    options = [decoder.size, decoder.channels, decoder.stated_range, decoder.background]
-    rows = None if len(chosen) == len(dataset) else list(chosen)
-    key = Hasher.hash([FORMAT, fingerprint, state, decoder.image_column, options, rows])
-    return Path(datasets.config.HF_DATASETS_CACHE) / "pipeline_pfgmpp" / key
-
-
-def _digest_file_states(decoder: ImageDecoder) -> str:
-    """
-    Digest the paths, sizes and times of the image files that a data set refers to.
-
-    The data set's own fingerprint depends on the modification time alone, which a copy may keep.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for first in range(0, len(decoder.dataset), 10_000):
-        for path in decoder.list_files(first, first + 10_000):
-            state = os.stat(path)
-            digest.update(f"{path} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def _decode_into(folder: Path, decoder: ImageDecoder, chosen: Sequence[int]) -> None:
-    """
-    Write the images that can be read to `images.npy`, their row numbers to `rows.npy`, and their range
-    and what was done to them to a file of facts.
-    """
-    with replace_folder(folder) as partial:
-        try:
-            rows = _decode_rows(partial / "images.npy", decoder, chosen)
-        except DeeperImageError:
-            decoder.deepen()
-            rows = _decode_rows(partial / "images.npy", decoder, chosen)
-        if not rows:
-            raise ValueError("No image can be read.")
-        np.save(partial / "rows.npy", np.array(rows, np.int64))
-        images = torch.from_numpy(np.load(partial / "images.npy", mmap_mode="c"))[: len(rows)]
-        value_range = decoder.value_range or measure_range(images)
-        facts = {"value_range": value_range, "remarks": list(decoder.remarks)}
-        (partial / FACTS).write_text(json.dumps(facts))
-
-
-def _decode_rows(path: Path, decoder: ImageDecoder, chosen: Sequence[int]) -> list[int]:
-    """Write the images that can be read to a file, and return their row numbers."""
-    shape = (len(chosen), decoder.channels, *decoder.size)
-    dtype = torch.empty(0, dtype=decoder.dtype).numpy().dtype
-    images = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    source: Iterable[tuple[int, dict]] = enumerate(decoder.dataset)
-    if len(chosen) < len(decoder.dataset):
-        source = ((row, decoder.dataset[row]) for row in chosen)
-    rows: list[int] = []
-    progress = tqdm(decoder(source), total=len(chosen), desc="Decoding images", unit="image")
-    for row, image in zip(chosen, progress):
-        if image is not None:
-            images[len(rows)] = image.numpy()
-            rows.append(row)
-    images.flush()
-    return rows
-
-
-def describe_images(shape: tuple[int, ...], value_range: tuple[float, float], num_classes: int | None) -> str:
+def describe_images(
+    shape: tuple[int, ...],
+    value_range: tuple[float, float],
+    num_classes: int | None,
+    condition_channels: int = 0,
+    is_cropped: bool = False,
+) -> str:
     """
     Describe images in a phrase.
 
@@ -169,6 +50,8 @@ def describe_images(shape: tuple[int, ...], value_range: tuple[float, float], nu
         shape (`tuple[int, int, int]`): Channels, height and width of an image.
         value_range (`tuple[float, float]`): The values of black and white.
         num_classes (`int` or `None`): Number of classes; None without classes.
+        condition_channels (`int`, defaults to 0): Channels of the degraded images; 0 without any.
+        is_cropped (`bool`, defaults to `False`): Whether the images are crops of larger ones.
 
     Returns:
         `str`: The phrase, such as "images of 28x28 pixels, 1 channel, values from 0 to 255, without
@@ -179,10 +62,19 @@ def describe_images(shape: tuple[int, ...], value_range: tuple[float, float], nu
     classes = "without classes"
     if num_classes is not None:
         classes = f"in {num_classes} {'class' if num_classes == 1 else 'classes'}"
+    kind = "pairs of images" if condition_channels else "images"
+    crops = "cropped to" if is_cropped else "of"
+    counts = [_count_channels(channels)]
+    if condition_channels not in (0, channels):
+        counts.append(f"{_count_channels(condition_channels)} in the degraded ones")
     return (
-        f"images of {height}x{width} pixels, {channels} {'channel' if channels == 1 else 'channels'},"
-        f" values from {low:g} to {high:g}, {classes}"
+        f"{kind} {crops} {height}x{width} pixels, {' and '.join(counts)}, values from {low:g} to {high:g},"
+        f" {classes}"
     )
+
+
+def _count_channels(count: int) -> str:
+    return f"{count} {'channel' if count == 1 else 'channels'}"
 
 
 def _refuse_flat(value: float) -> NoReturn:
@@ -209,12 +101,12 @@ def check_contrast(images: Iterable[torch.Tensor]) -> None:
         _refuse_flat(first.item())
 
 
-def measure_range(images: torch.Tensor) -> tuple[float, float]:
+def measure_range(images: Iterable[torch.Tensor]) -> tuple[float, float]:
     """
     Find the range of values of images.
 
     Args:
-        images (`torch.Tensor` of shape `(M, C, H, W)`): The images.
+        images (iterable of `torch.Tensor`): The images, one by one or in batches.
 
     Returns:
         `tuple[float, float]`: The least and the largest value.
@@ -222,7 +114,7 @@ def measure_range(images: torch.Tensor) -> tuple[float, float]:
     Raises:
         ValueError: All pixels have the same value.
     """
-    extremes = [chunk.aminmax() for chunk in images.split(4096)]
+    extremes = [chunk.aminmax() for chunk in images]
     low = min(extreme.min.item() for extreme in extremes)
     high = max(extreme.max.item() for extreme in extremes)
     if low == high:
@@ -242,17 +134,51 @@ def _check_labels(labels: torch.Tensor, count: int, class_names: list[str] | Non
         raise ValueError(f"`labels` must be {classes}, but range from {low} to {high}.")
 
 
+def _check_shapes(
+    images: torch.Tensor | list[torch.Tensor], paired_channels: int, transform: ImageTransform
+) -> None:
+    """Raise an error unless images have one shape, or are large enough for crops."""
+    if isinstance(images, torch.Tensor) and (images.ndim != 4 or 0 in images.shape):
+        raise ValueError(f"`images` must be of shape (M, C, H, W), but are of {tuple(images.shape)}.")
+    crop_size = transform.crop_size
+    if not isinstance(images, torch.Tensor):
+        kinds = {(image.ndim, len(image), image.dtype) for image in images}
+        if len(kinds) != 1 or images[0].ndim != 3 or crop_size is None:
+            raise ValueError(
+                "`images` must be a tensor of shape (M, C, H, W) or, for crops, a list of tensors of shape"
+                " (C, H, W) with one number of channels and one type."
+            )
+    if not 0 <= paired_channels < len(images[0]):
+        raise ValueError(
+            f"`paired_channels` must lie in [0, {len(images[0]) - 1}], but is {paired_channels!r}."
+        )
+    if paired_channels and transform.degrader:
+        raise ValueError("Images that are paired already cannot be degraded: leave out `degradation`.")
+    sizes = {tuple(image.shape[1:]) for image in images} if crop_size else set()
+    for height, width in sizes:
+        if crop_size and (height < crop_size[0] or width < crop_size[1]):
+            wanted = "x".join(map(str, crop_size))
+            raise ValueError(
+                f"`images` of {height}x{width} pixels are too small for crops of {wanted} pixels."
+            )
+
+
 class ImageDataset(torch.utils.data.Dataset):
     """
     Images in memory, or in a file that is mapped into it.
 
     Args:
-        images (`torch.Tensor` of shape `(M, C, H, W)`, uint8 or float32): The images.
+        images (`torch.Tensor` of shape `(M, C, H, W)`, or a list of tensors of shape `(C, H, W)`, uint8 or
+            float32): The images, or pairs. Those in a list may differ in size, for crops.
         labels (`torch.Tensor` of shape `(M,)`, *optional*): Their classes.
         class_names (`list[str]`, *optional*): Names of the classes.
         value_range (`tuple[float, float]`, *optional*): The values of black and white, which a network
             sees as -1 and 1; by default (0, 255) for uint8, and otherwise the least and the largest
             value.
+        paired_channels (`int`, defaults to 0): How many channels, the last ones, are those of a degraded
+            image, from which a network is to restore the others.
+        transform ([`ImageTransform`], *optional*): What is done to an image each time that it is read. Its
+            degrader makes pairs of images.
 
     Raises:
         ValueError: The images are of another shape, or the labels are not one class per image.
@@ -260,32 +186,42 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        images: torch.Tensor,
+        images: torch.Tensor | list[torch.Tensor],
         labels: torch.Tensor | None = None,
         class_names: list[str] | None = None,
         value_range: tuple[float, float] | None = None,
+        paired_channels: int = 0,
+        transform: ImageTransform | None = None,
     ):
-        if images.ndim != 4 or 0 in images.shape:
-            raise ValueError(f"`images` must be of shape (M, C, H, W), but are of {tuple(images.shape)}.")
+        self.transform = transform or ImageTransform()
+        _check_shapes(images, paired_channels, self.transform)
         if labels is not None:
             _check_labels(labels, len(images), class_names)
-        if value_range is None:
-            value_range = EIGHT_BITS if images.dtype == torch.uint8 else measure_range(images)
         self.images = images
         self.labels = labels
         self.class_names = class_names
+        self.dtype = images[0].dtype
+        if value_range is None:
+            is_eight_bits = self.dtype == torch.uint8
+            value_range = EIGHT_BITS if is_eight_bits else measure_range(split_images(images, 4096))
         self.value_range = value_range
+        self._paired_channels = paired_channels
 
     @property
     def channels(self) -> int:
-        """Number of channels per image."""
-        return self.images.shape[1]
+        """Number of channels per image, without those of a degraded one."""
+        return len(self.images[0]) - self._paired_channels
+
+    @property
+    def condition_channels(self) -> int:
+        """Number of channels of the degraded images; 0 if there are none."""
+        return self.channels if self.transform.degrader else self._paired_channels
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of an image, in pixels."""
-        _, _, height, width = self.images.shape
-        return height, width
+        """Height and width of an image as it is read, in pixels."""
+        _, height, width = self.images[0].shape
+        return self.transform.crop_size or (height, width)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -296,6 +232,10 @@ class ImageDataset(torch.utils.data.Dataset):
             item["class_labels"] = self.labels[index]
         return item
 
+    def _split_clean(self) -> list[torch.Tensor]:
+        """Return the images that are to be restored, whole, in batches."""
+        return [chunk[:, : self.channels] for chunk in split_images(self.images, 256)]
+
     @property
     def present_classes(self) -> list[int]:
         """The classes that occur; none without labels."""
@@ -304,8 +244,10 @@ class ImageDataset(torch.utils.data.Dataset):
     def summarize(self) -> str:
         """Describe the images in a phrase: their number, size, channels, range and classes."""
         classes = len(self.present_classes) if self.labels is not None else None
-        shape = tuple(self.images.shape[1:])
-        return f"{len(self):,} {describe_images(shape, self.value_range, classes)}"
+        is_cropped = self.transform.crop_size is not None
+        shape = (self.channels, *self.size)
+        described = describe_images(shape, self.value_range, classes, self.condition_channels, is_cropped)
+        return f"{len(self):,} {described}"
 
     def check_contrast(self) -> None:
         """
@@ -314,7 +256,7 @@ class ImageDataset(torch.utils.data.Dataset):
         Raises:
             ValueError: All pixels have the same value.
         """
-        check_contrast(self.images.split(256))
+        check_contrast(self._split_clean())
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Scale images from the range of the data to [-1, 1], as float32."""
@@ -323,24 +265,31 @@ class ImageDataset(torch.utils.data.Dataset):
     @property
     def is_eight_bits(self) -> bool:
         """Whether the images are usual ones of 8 bits, and not data with a range of their own."""
-        return self.images.dtype == torch.uint8 and tuple(self.value_range) == EIGHT_BITS
+        return self.dtype == torch.uint8 and tuple(self.value_range) == EIGHT_BITS
 
     def digest(self) -> str:
         """Digest images, labels and class names, which identify the data wherever they were loaded from."""
-        described: list = [list(self.images.shape), self.class_names]
-        if self.images.dtype != torch.uint8:
+        shapes: list = []
+        if isinstance(self.images, torch.Tensor):
+            shapes += self.images.shape
+        else:
+            shapes += [tuple(image.shape) for image in self.images]
+        described: list = [shapes, self.class_names]
+        if self.dtype != torch.uint8:
             described.append(self.value_range)
+        if self._paired_channels:
+            described.append(self._paired_channels)
+        described += self.transform.describe()
         digest = hashlib.blake2b(repr(described).encode(), digest_size=8)
-        for tensor in (self.images, self.labels):
-            if tensor is None:
-                continue
-            for chunk in tensor.split(4096):
-                digest.update(chunk.contiguous().numpy())
+        for chunk in split_images(self.images, 4096):
+            digest.update(chunk.contiguous().numpy())
+        if self.labels is not None:
+            digest.update(self.labels.contiguous().numpy())
         return digest.hexdigest()
 
     def sigma_data(self) -> float:
         """Compute the standard deviation of all pixels in [-1, 1], which preconditioning needs."""
-        return measure_deviation(self.images, self.value_range)
+        return measure_deviation(self._split_clean(), self.value_range)
 
     def batches(
         self, batch_size: int, seed: int = 0, process_index: int = 0, num_processes: int = 1, state: int = 0
@@ -359,7 +308,7 @@ class ImageDataset(torch.utils.data.Dataset):
             state (`int`, defaults to 0): Number of images to skip, to resume after them.
 
         Yields:
-            `tuple[dict, int]`: `images` in the range of the data with their `class_labels`, and the
+            `tuple[dict, int]`: `images` or pairs in the range of the data with their `class_labels`, and the
                 state from which to resume after this batch.
         """
         count = len(self)
@@ -373,9 +322,21 @@ class ImageDataset(torch.utils.data.Dataset):
                     orders[epoch] = self._shuffle(seed, epoch)
             orders = {epoch: orders[epoch] for epoch in epochs}
             parts = [orders[epoch][places[places // count == epoch] % count] for epoch in epochs]
-            indices = torch.cat(parts)
             state += block
-            yield self[indices], state
+            yield self._read(torch.cat(parts), places, seed), state
+
+    def _read(self, indices: torch.Tensor, places: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
+        """Read images for their places in the order of a run."""
+        if not self.transform:
+            return self[indices]
+        images = [
+            self.transform(self.images[index], self.value_range, make_generator(seed, place))
+            for index, place in zip(indices.tolist(), places.tolist())
+        ]
+        batch = {"images": torch.stack(images)}
+        if self.labels is not None:
+            batch["class_labels"] = self.labels[indices]
+        return batch
 
     def _shuffle(self, seed: int, epoch: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
@@ -421,12 +382,12 @@ def convert_to_bytes(images: torch.Tensor, value_range: tuple[float, float]) -> 
     return torch.cat(chunks)
 
 
-def measure_deviation(images: torch.Tensor, value_range: tuple[float, float]) -> float:
+def measure_deviation(images: Sequence[torch.Tensor], value_range: tuple[float, float]) -> float:
     """
     Compute the standard deviation that images have in [-1, 1].
 
     Args:
-        images (`torch.Tensor` of shape `(M, C, H, W)`): Images in the range of their data.
+        images (sequence of `torch.Tensor`): Images in the range of their data, one by one or in batches.
         value_range (`tuple[float, float]`): The values that become -1 and 1.
 
     Returns:
@@ -435,10 +396,9 @@ def measure_deviation(images: torch.Tensor, value_range: tuple[float, float]) ->
     Raises:
         ValueError: All pixels have the same value.
     """
-    count = images.numel()
-    chunks = images.split(256)
-    mean = sum(chunk.double().sum().item() for chunk in chunks) / count
-    variance = sum(((chunk.double() - mean) ** 2).sum().item() for chunk in chunks) / count
+    count = sum(image.numel() for image in images)
+    mean = sum(image.double().sum().item() for image in images) / count
+    variance = sum(((image.double() - mean) ** 2).sum().item() for image in images) / count
     if variance == 0:
         _refuse_flat(mean)
     low, high = value_range

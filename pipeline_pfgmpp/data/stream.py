@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +15,7 @@ from ..records.digests import derive_seed
 from .decoding import ImageDecoder, report
 from .images import check_contrast, describe_images, measure_deviation, measure_range
 from .labels import MISSING, find_label_column, read_class_names
+from .transforms import make_generator, make_transform
 
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ class ImageStream:
             only one.
         labels (`bool`, defaults to `True`): Whether to read classes, if there are any. Rows without
             a class are then left out.
-        options: Further options of [`ImageDecoder`].
+        crop (`bool`, defaults to `False`): As for [`load_images`].
+        degradation (`Sequence[str]`, *optional*): As for [`load_images`].
+        options: Further options of [`ImageDecoder`], such as `condition_column` for pairs.
 
     Raises:
         ValueError: As [`ImageDecoder`].
@@ -67,12 +70,18 @@ class ImageStream:
         image_column: str | None = None,
         label_column: str | None = None,
         labels: bool = True,
+        crop: bool = False,
+        degradation: Sequence[str] | None = None,
         **options: Any,
     ):
-        self.decoder = ImageDecoder(dataset, resolution, image_column, **options)
+        self.decoder = ImageDecoder(dataset, resolution, image_column, crop=crop, **options)
+        self.transform = make_transform(self.decoder, degradation)
         self.label_column = find_label_column(dataset, label_column) if labels else None
         self.class_names = read_class_names(dataset, self.label_column)
         self.channels = self.decoder.channels
+        self.condition_channels = self.decoder.condition_channels
+        if self.transform.degrader:
+            self.condition_channels = self.channels
         self.size = self.decoder.size
         self.window = window
         self.unlabelled = 0
@@ -91,8 +100,10 @@ class ImageStream:
     def summarize(self) -> str:
         """Describe the images in a phrase: their size, channels, range and classes."""
         classes = len(self.class_names) if self.class_names is not None else None
+        is_cropped = self.transform.crop_size is not None
         shape = (self.channels, *self.size)
-        return f"a stream of {describe_images(shape, self.value_range, classes)}"
+        described = describe_images(shape, self.value_range, classes, self.condition_channels, is_cropped)
+        return f"a stream of {described}"
 
     def check_contrast(self) -> None:
         """
@@ -102,7 +113,7 @@ class ImageStream:
             ValueError: All their pixels have the same value.
         """
         images = self.decoder(enumerate(islice(self.decoder.dataset, SAMPLED)))
-        check_contrast(image for image in images if image is not None)
+        check_contrast(image[: self.channels] for image in images if image is not None)
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Scale images from the range of the data to [-1, 1], as float32."""
@@ -113,10 +124,10 @@ class ImageStream:
         """Whether the images are usual ones of 8 bits, and not data with a range of their own."""
         return self.decoder.dtype == torch.uint8
 
-    def _read_first(self) -> torch.Tensor:
+    def _read_first(self) -> list[torch.Tensor]:
         """Decode the first images of the stream that can be read."""
         images = self.decoder(enumerate(islice(self.decoder.dataset, SAMPLED)))
-        return torch.stack([image for image in images if image is not None])
+        return [image for image in images if image is not None]
 
     def digest(self) -> str:
         """Digest the class names and the first 64 rows as they are stored."""
@@ -127,15 +138,20 @@ class ImageStream:
             described.append(self.value_range)
         if decoder.background != "white":
             described.append(decoder.background)
+        if decoder.condition_channels:
+            described.append(decoder.condition_channels)
+        described += self.transform.describe()
         digest = hashlib.blake2b(repr(described).encode(), digest_size=8)
         for row in islice(decoder.dataset, 64):
-            digest.update(_describe_stored(row[decoder.image_column]))
+            for column in decoder.columns:
+                digest.update(_describe_stored(row[column.name]))
             digest.update(repr(row.get(self.label_column)).encode())
         return digest.hexdigest()
 
     def sigma_data(self) -> float:
         """Compute the standard deviation of the first 2,000 images in [-1, 1]."""
-        return measure_deviation(self._read_first(), self.value_range)
+        images = [image[: self.channels] for image in self._read_first()]
+        return measure_deviation(images, self.value_range)
 
     def batches(
         self,
@@ -156,7 +172,7 @@ class ImageStream:
             state (`dict`, *optional*): Where to resume, as it came with a batch.
 
         Yields:
-            `tuple[dict, dict]`: `images` in the range of the data with their `class_labels`, and the
+            `tuple[dict, dict]`: `images` or pairs in the range of the data with their `class_labels`, and the
                 state from which to resume after this batch.
 
         Raises:
@@ -207,6 +223,8 @@ class ImageStream:
                 label = content[index].get(self.label_column)
                 self._report_changes()
                 if image is not None and self._is_labelled(label):
+                    rng = make_generator(seed, place.epoch, process_index, first + done)
+                    image = self.transform(image, self.value_range, rng)
                     yield image, label, _Place(place.epoch, window, first, done)
             first += len(content)
             taken = 0

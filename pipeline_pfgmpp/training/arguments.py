@@ -5,6 +5,10 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
+from ..data import Degrader
+from ..unet_pfgmpp import PRESETS
+from .recipes import TUNING
+
 
 class _Need(NamedTuple):
     """What some arguments need, in words and as a test, so that they have an effect."""
@@ -19,6 +23,12 @@ _NEEDS = (
         ("label_dropout", "label_column"),
         "without --class_conditional",
         lambda args: args.class_conditional or args.pretrained_model_name_or_path,
+    ),
+    _Need(("condition_channels",), "without --condition_column", lambda args: args.condition_column),
+    _Need(
+        ("resolution",),
+        "together with --crop_size, which a preset may set",
+        lambda args: args.crop_size in (None, args.resolution),
     ),
     _Need(("shuffle_window",), "without --streaming", lambda args: args.streaming),
     _Need(
@@ -61,11 +71,13 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "consistency_stages": ("at least 1", lambda value: value >= 1),
     "huber_c": ("at least 0", lambda value: 0 <= value < math.inf),
     "guidance_scale": ("in [-1000, 1000]", lambda value: -1000 <= value <= 1000),
+    "sigma_max": ("positive", lambda value: 0 < value < math.inf),
     "sigma_data": ("positive", lambda value: 0 < value < math.inf),
     "max_noise_norm": ("positive", lambda value: 0 < value < math.inf),
     "shuffle_window": ("at least 1", lambda value: value >= 1),
     "dataloader_num_workers": ("at least 1", lambda value: value >= 1),
     "channels": ("at least 1", lambda value: value >= 1),
+    "condition_channels": ("at least 1", lambda value: value >= 1),
 }
 
 
@@ -114,3 +126,50 @@ def check_effects(args: argparse.Namespace, given: Collection[str]) -> None:
         for name in need.names:
             if name in given and getattr(args, name) and not need.is_met(args):
                 raise ValueError(f"--{name} {getattr(args, name)} has no effect {need.reason}: leave it out")
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """
+    Check that arguments do not contradict each other.
+
+    Args:
+        args (`argparse.Namespace`): The arguments of train_accelerate.py.
+
+    Raises:
+        ValueError: Some do.
+    """
+    if (args.dataset_name is None) == (args.train_data_dir is None):
+        raise ValueError("give one of --dataset_name and --train_data_dir")
+    if args.validation_split is not None and args.validation_split == args.split:
+        raise ValueError(f"--validation_split {args.split} is the split that is trained on")
+    _check_pairs(args)
+    if args.reference_batch_size and args.class_conditional:
+        raise ValueError(
+            "--reference_batch_size needs a network without classes: its field is that of all images"
+        )
+    if args.reference_batch_size and args.objective == "consistency":
+        raise ValueError("--reference_batch_size needs --objective perturbation")
+    if args.pretrained_model_name_or_path:
+        if args.sigma_data is not None:
+            raise ValueError("--sigma_data belongs to the pretrained network and cannot be changed")
+        return
+    if args.preset in TUNING:
+        raise ValueError(f"--preset {args.preset} needs --pretrained_model_name_or_path")
+    if args.new_classes:
+        raise ValueError("--new_classes needs --pretrained_model_name_or_path")
+    if args.D.low != args.D.high and not args.d_conditioning:
+        raise ValueError(f"--D {args.D} is a range, which needs --d_conditioning")
+
+
+def _check_pairs(args: argparse.Namespace) -> None:
+    """Raise an error if arguments about degraded images contradict each other."""
+    if args.degradation and args.condition_column:
+        raise ValueError("give one of --condition_column and --degradation, not both")
+    if args.degradation:
+        Degrader(args.degradation)
+    has_pairs = args.degradation or args.condition_column
+    if PRESETS.get(args.preset, {}).get("condition_channels") and not has_pairs:
+        raise ValueError(f"--preset {args.preset} needs --condition_column or --degradation")
+    for name in ("reference_batch_size", "fid_steps"):
+        if has_pairs and getattr(args, name):
+            raise ValueError(f"--{name} needs images that are not restored from others")

@@ -33,6 +33,55 @@ SYM6 = (
 )  # fmt: skip
 
 
+def draw_symmetries(
+    count: int,
+    flip: bool,
+    turn: bool,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> torch.Tensor | None:
+    """
+    Draw symmetries of the square for a batch.
+
+    Args:
+        count (`int`): Number of images.
+        flip (`bool`): Whether images are mirrored, each with probability 1/2.
+        turn (`bool`): Whether they are turned by 0 to 3 quarters.
+        generator (`torch.Generator`, *optional*): Source of randomness, on `device`.
+        device (`torch.device` or `str`, *optional*): Where the numbers are drawn.
+
+    Returns:
+        `torch.Tensor` of shape `(count,)` or `None`: The number of quarter turns of each image, plus 4 if
+            it is then mirrored; None if nothing is drawn.
+    """
+    symmetries = None
+    if flip:
+        symmetries = 4 * (torch.rand(count, generator=generator, device=device) < 0.5)
+    if turn:
+        turns = torch.randint(4, (count,), generator=generator, device=device)
+        symmetries = turns if symmetries is None else symmetries + turns
+    return symmetries
+
+
+def apply_symmetries(images: torch.Tensor, symmetries: torch.Tensor) -> torch.Tensor:
+    """
+    Turn and mirror images.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch, C, H, W)`): The images, squares if they are turned.
+        symmetries (`torch.Tensor` of shape `(batch,)`): From [`draw_symmetries`].
+
+    Returns:
+        `torch.Tensor`: The images in their new positions.
+    """
+    moved = images.clone()
+    for symmetry in symmetries.unique().tolist():
+        chosen = symmetries == symmetry
+        turned = images[chosen].rot90(symmetry % 4, (-2, -1))
+        moved[chosen] = turned.flip(-1) if symmetry >= 4 else turned
+    return moved
+
+
 class Augmentation:
     """
     Draws random transforms for a batch and applies them.

@@ -95,6 +95,7 @@ class TrainingConfig:
         reference_batch_size (`int`, *optional*): Train towards the posterior mean over this many
             images, counted over all processes, instead of towards single images.
         random_flip (`bool`, defaults to `False`): Mirror images at random.
+        random_turn (`bool`, defaults to `False`): Turn images by quarters at random.
         augment (`float`, defaults to 0): Probability of each transform of [`Augmentation`].
         ema_halflife (sequence of `float`, defaults to 500,000): Longest half-lives of the weights'
             moving averages, in images. The pipeline holds the first; the others become variants.
@@ -151,6 +152,7 @@ class TrainingConfig:
     uncertainty_weighting: bool = False
     reference_batch_size: int | None = None
     random_flip: bool = False
+    random_turn: bool = False
     augment: float = 0.0
     ema_halflife: Sequence[float] = (500_000.0,)
     ema_width: Sequence[float] = ()
@@ -192,10 +194,10 @@ class TrainingConfig:
                 raise ValueError(
                     f"`fid_num_inference_steps` must hold positive integers, but holds {steps!r}."
                 )
-        if self.reference_batch_size and (self.augment or self.random_flip):
+        if self.reference_batch_size and (self.augment or self.random_flip or self.random_turn):
             raise ValueError(
-                "`reference_batch_size` needs `augment` 0 and no `random_flip`: its field is that of the"
-                " original images."
+                "`reference_batch_size` needs `augment` 0 and no `random_flip` or `random_turn`: its field is"
+                " that of the original images."
             )
         self._check_tracker()
 

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline, ModelMixin
 
 from ..pipeline_pfgmpp import PFGMPPPipeline
+from ..pipeline_pfgmpp_restoration import PFGMPPRestorationPipeline
 from ..unet_pfgmpp import PFGMPPUNet2DModel
 from .loss import DimensionRange
 
@@ -34,7 +35,7 @@ def load_pretrained(name: str, accelerator: Accelerator) -> PFGMPPPipeline:
             pipeline = DiffusionPipeline.from_pretrained(name)
     except (ValueError, OSError) as error:
         raise ValueError(f"{name} cannot be loaded: {error}") from None
-    if not isinstance(pipeline, PFGMPPPipeline):
+    if not isinstance(pipeline, (PFGMPPPipeline, PFGMPPRestorationPipeline)):
         raise ValueError(
             f"{name} is a {type(pipeline).__name__}. pfgmpp convert --from-diffusers turns a DDPM into a"
             " PFGMPPPipeline."

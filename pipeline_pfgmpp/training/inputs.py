@@ -5,7 +5,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..data import ImageDataset, ImageStream, load_images, open_dataset
+from ..data import DEGRADATIONS, ImageDataset, ImageStream, load_images, open_dataset
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from .validation import MOST_IMAGES
 
@@ -24,6 +24,18 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add("--split", default="train", help="split to train on (default: %(default)s)")
     add("--validation_split", help="split that is not trained on, whose loss is logged (default: none)")
     add("--image_column", help="column of the images (default: the only image column)")
+    add(
+        "--condition_column",
+        help="column of degraded images, from which the network learns to restore those of --image_column",
+    )
+    add(
+        "--degradation",
+        nargs="+",
+        metavar="NAME[=LEVEL]",
+        help="make the degraded images during training: degradations one after the other, such as"
+        f" downscale=4 gaussian=0.05:0.2, of {', '.join(sorted(DEGRADATIONS))}; blur,jpeg is one of the two,"
+        " at random",
+    )
     add("--label_column", help="column of the classes (default: the only class column, or `label`)")
     add(
         "--resolution",
@@ -32,11 +44,18 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="size in pixels: one number for squares, or HEIGHTxWIDTH such as 32x64 (default: as the preset)",
     )
     add(
+        "--crop_size",
+        type=parse_size,
+        metavar="SIZE",
+        help="train on random crops of this size, instead of whole images that are resized to --resolution",
+    )
+    add(
         "--channels",
         type=int,
         help="channels: 1 (grey), 2 (grey and alpha), 3 (RGB), 4 (RGBA), or as many as the arrays have"
         " (default: as the first image, or as the pretrained network)",
     )
+    add("--condition_channels", type=int, help="channels of the degraded images, as --channels")
     add(
         "--value_range",
         type=float,
@@ -69,6 +88,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="threads that decode images (default: %(default)s)",
     )
     add("--random_flip", action="store_true", help="mirror images at random")
+    add("--random_turn", action="store_true", help="turn images by quarters at random")
     add("--augment", type=float, help="probability of each non-leaking transform (default: as the preset)")
     add(
         "--reference_batch_size",
@@ -155,6 +175,10 @@ def load_data(
         "label_column": args.label_column,
         "labels": wants_classes,
         "channels": args.channels,
+        "condition_column": args.condition_column,
+        "condition_channels": args.condition_channels,
+        "crop": args.crop_size is not None,
+        "degradation": args.degradation,
         "value_range": args.value_range and tuple(args.value_range),
         "background": args.background,
         "strict": args.strict,
@@ -206,6 +230,7 @@ def load_validation_data(
     changed = {
         "split": args.validation_split,
         "channels": data.channels,
+        "condition_channels": data.condition_channels if args.condition_column else None,
         "shuffle_window": MOST_IMAGES,  # more of a stream is not read
     }
     of_split = argparse.Namespace(**vars(args) | changed)

@@ -24,10 +24,11 @@ from accelerate.utils import broadcast_object_list
 from diffusers import ModelMixin
 from tqdm.auto import tqdm
 
-from ..data import ImageDataset, ImageStream, prefetch
+from ..data import ImageDataset, ImageStream, prefetch, split_pairs
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..records.digests import derive_seed
 from ..scheduling_pfgmpp import PFGMPPScheduler
+from .augment import apply_symmetries, draw_symmetries
 from .checkpoint import load_newest_checkpoint, save_checkpoint
 from .config import TrainingConfig
 from .divergence import LossWatch, are_finite, describe_divergence
@@ -37,6 +38,7 @@ from .gradients import replace_nonfinite_gradients
 from .log import LossMeter, measure_memory, read_last_loss
 from .loss import DimensionRange, PFGMPPLoss, StepDraws, UncertaintyWeighting
 from .preparation import (
+    build_pipeline,
     check_images,
     choose_offered_classes,
     configure_network,
@@ -57,7 +59,7 @@ from .run import (
     remove_run,
     write_run,
 )
-from .samples import draw_grid_of_samples, locate_grid
+from .samples import choose_shown_pairs, draw_grid_of_samples, locate_grid
 from .schedule import compute_learning_rate_factor
 from .signals import record_signals
 from .validation import ValidationLoss
@@ -121,13 +123,13 @@ class Trainer:
         self.stopped = False
         self.save_postponed = False
 
-        pipeline = PFGMPPPipeline(unet, scheduler)
+        pipeline = build_pipeline(unet, scheduler)
         self.class_names = name_classes(pipeline.num_classes or 0, class_names, data, config)
         if dimensions is None and unet.config.get("d_conditioning"):
             dimensions = read_trained_range(pipeline)
         self.loss = loss or PFGMPPLoss(scheduler, config.P_mean, config.P_std, dimensions)
         self.augmentation = create_augmentation(unet, config, self.accelerator)
-        self.image_shape = check_images(unet, data)
+        self.image_shape = check_images(unet, data, config)
         if 0 < (config.reference_batch_size or 0) < self.images_per_pass:
             raise ValueError(
                 f"`reference_batch_size` must be at least the {self.images_per_pass} images of a pass of all"
@@ -137,7 +139,7 @@ class Trainer:
         self.record = record or describe_run(unet, scheduler, data, config, self.images_per_step, dimensions)
         self._open_folder()
         self._prepare(unet)
-        self.pipeline = PFGMPPPipeline(
+        self.pipeline = build_pipeline(
             self.accelerator.unwrap_model(self.unet),
             scheduler,
             id2label=choose_offered_classes(self.class_names, data, trained_classes),
@@ -145,7 +147,12 @@ class Trainer:
         )
         self.pipeline.set_progress_bar_config(disable=True)
         self.frechet_distance = create_frechet_distance(data, config, self.accelerator)
-        self.validation = self._create_validation(validation_data)
+        self.validation: ValidationLoss | None = None
+        if validation_data is not None:
+            has_classes = bool(self.class_names)
+            own = (self.loss, config, has_classes, self.accelerator)
+            self.validation = ValidationLoss(validation_data, data, *own)
+        self.shown_pairs = choose_shown_pairs(validation_data or data, config)
 
     def _open_folder(self) -> None:
         """Find the checkpoints to resume from, and check that the run may use its folder."""
@@ -154,12 +161,6 @@ class Trainer:
         self.checkpoints = open_run(
             config.output_dir, self.record.identity, resume, config.overwrite_output_dir
         )
-
-    def _create_validation(self, data: ImageDataset | ImageStream | None) -> ValidationLoss | None:
-        if data is None:
-            return None
-        has_classes = bool(self.class_names)
-        return ValidationLoss(data, self.data, self.loss, self.config, has_classes, self.accelerator)
 
     def _prepare(self, unet: ModelMixin) -> None:
         """Set up the optimiser and the averages, and let accelerate distribute them."""
@@ -379,13 +380,12 @@ class Trainer:
         transforms = None
         if self.augmentation:
             transforms = self.augmentation.draw(count, self.rng, self.device)
-        flips = None
-        if self.config.random_flip:
-            flips = torch.rand(count, 1, 1, 1, generator=self.rng, device=self.device) < 0.5
-        return StepDraws(perturbation, transforms, flips)
+        moves = (self.config.random_flip, self.config.random_turn)
+        symmetries = draw_symmetries(count, *moves, self.rng, self.device)
+        return StepDraws(perturbation, transforms, symmetries)
 
     def read_batch(self) -> dict[str, torch.Tensor]:
-        """Read the next batch of this process: `images`, and `class_labels` if there are any."""
+        """Read the next batch of this process: `images` or pairs, and `class_labels` if there are any."""
         try:
             batch, self.data_state = next(self.batches)
         except ValueError as error:  # a stream with a broken image, or without a readable one
@@ -413,11 +413,12 @@ class Trainer:
         conditioning = {}
         if self.class_names:
             conditioning["class_labels"] = batch["class_labels"].to(self.device)
-        if draws.flips is not None:
-            images = torch.where(draws.flips[part], images.flip(-1), images)
+        if draws.symmetries is not None:
+            images = apply_symmetries(images, draws.symmetries[part])
         if self.augmentation and draws.transforms is not None:
             images, conditioning["augment_labels"] = self.augmentation(images, draws.transforms[part])
-        return images, references, conditioning
+        images, condition = split_pairs(images, self.data.condition_channels)
+        return images, references, conditioning | condition
 
     def clip_gradients(self) -> None:
         """Replace gradients that are not finite, and clip their norm."""
@@ -491,7 +492,7 @@ class Trainer:
         All processes draw it, since the network may be sharded, and one writes it.
         """
         with self.use_average():
-            grid = draw_grid_of_samples(self.pipeline, self.config.train_batch_size)
+            grid = draw_grid_of_samples(self.pipeline, self.config.train_batch_size, self.shown_pairs)
         if self.accelerator.is_main_process:
             path = locate_grid(self.config.output_dir, self.global_step)
             path.parent.mkdir(parents=True, exist_ok=True)

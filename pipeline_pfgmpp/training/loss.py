@@ -145,12 +145,12 @@ class StepDraws:
     Args:
         perturbation ([`Perturbation`]): What the loss draws.
         transforms (`torch.Tensor` of shape `(batch, 8)`, *optional*): Transforms of [`Augmentation`].
-        flips (`torch.Tensor` of shape `(batch, 1, 1, 1)`, *optional*): Which images are mirrored.
+        symmetries (`torch.Tensor` of shape `(batch,)`, *optional*): How images are turned and mirrored.
     """
 
     perturbation: Perturbation
     transforms: torch.Tensor | None
-    flips: torch.Tensor | None
+    symmetries: torch.Tensor | None
 
 
 class PFGMPPLoss:
@@ -261,7 +261,8 @@ def denoise(
         x (`torch.Tensor` of shape `(batch, C, H, W)`): Perturbed images.
         sigma (`torch.Tensor` of shape `(batch,)`): Their noise levels, which must be positive.
         D (`torch.Tensor` of shape `(batch,)`, `float` or `None`): A tensor is an input of the network.
-        conditioning (`torch.Tensor`): Further inputs of the network, such as `class_labels`.
+        conditioning (`torch.Tensor`): Further inputs of the network, such as `class_labels`; `condition`, a
+            degraded image, is scaled by c_in as the perturbed images are.
 
     Returns:
         `torch.Tensor`: F, in the type of `x`.
@@ -269,6 +270,8 @@ def denoise(
     if isinstance(D, torch.Tensor):
         conditioning["D"] = D.to(x)
     levels = sigma.view(-1, 1, 1, 1)
+    if "condition" in conditioning:
+        conditioning["condition"] = scheduler.precondition_inputs(conditioning["condition"], levels)
     model_input = scheduler.precondition_inputs(x, levels)
     output = unet(model_input, scheduler.precondition_noise(sigma), return_dict=False, **conditioning)[0]
     return scheduler.precondition_outputs(x, output.to(x.dtype), levels)

@@ -11,6 +11,9 @@ from diffusers import ModelMixin
 
 from ..conditioning import get_sample_size
 from ..data import ImageDataset, ImageStream
+from ..pipeline_pfgmpp import PFGMPPPipeline
+from ..pipeline_pfgmpp_restoration import PFGMPPRestorationPipeline
+from ..scheduling_pfgmpp import PFGMPPScheduler
 from .augment import Augmentation
 from .config import TrainingConfig
 from .frechet import FrechetDistance
@@ -90,20 +93,56 @@ def choose_offered_classes(
     return {label: name for label, name in enumerate(names) if label in offered}
 
 
-def check_images(unet: ModelMixin, data: ImageDataset | ImageStream) -> tuple[int, int, int]:
+def build_pipeline(unet: ModelMixin, scheduler: PFGMPPScheduler, **options: Any) -> PFGMPPPipeline:
     """
-    Check that the images are of the network's size and channels.
+    Build the pipeline for a network: one that restores images if it is conditioned on them.
 
     Args:
         unet (`ModelMixin`): The network.
-        data ([`ImageDataset`] or [`ImageStream`]): The images.
+        scheduler ([`PFGMPPScheduler`]): The scheduler.
+        options: Further arguments of the pipeline, such as `id2label`.
 
     Returns:
-        `tuple[int, int, int]`: Their shape, (channels, height, width).
+        [`PFGMPPPipeline`] or [`PFGMPPRestorationPipeline`]: The pipeline.
+    """
+    kind: Any = PFGMPPRestorationPipeline if unet.config.get("condition_channels") else PFGMPPPipeline
+    return kind(unet, scheduler, **options)
+
+
+def check_images(
+    unet: ModelMixin, data: ImageDataset | ImageStream, config: TrainingConfig
+) -> tuple[int, int, int]:
+    """
+    Check that the images are of the network's size and channels, and fit the settings.
+
+    Args:
+        unet (`ModelMixin`): The network.
+        data ([`ImageDataset`] or [`ImageStream`]): The images or pairs.
+        config ([`TrainingConfig`]): The settings.
+
+    Returns:
+        `tuple[int, int, int]`: The shape of the images, (channels, height, width).
 
     Raises:
-        ValueError: They are not.
+        ValueError: They are not, or do not.
     """
+    condition_channels = unet.config.get("condition_channels") or 0
+    if data.condition_channels != condition_channels:
+        raise ValueError(
+            f"The data have degraded images of {data.condition_channels} channels, but the network takes"
+            f" {condition_channels} (`condition_channels`; 0 is none)."
+        )
+    if condition_channels:
+        if config.reference_batch_size:
+            raise ValueError("`reference_batch_size` must be left out for pairs.")
+        if config.fid_steps:
+            raise ValueError(
+                "`fid_steps` must be 0 for pairs: a network that restores images generates none of its own."
+            )
+    if config.random_turn and data.size[0] != data.size[1]:
+        raise ValueError(
+            f"`random_turn` needs square images, but these have {'x'.join(map(str, data.size))} pixels."
+        )
     channels = unet.config.in_channels
     if data.channels != channels:
         raise ValueError(f"The images have {data.channels} channels, but the network takes {channels}.")

@@ -2,12 +2,14 @@
 Training recipes: arguments of train_accelerate.py, which a command line overrides.
 
 Each recipe goes with the network of the same name in [`PFGMPPUNet2DModel.from_preset`]
-(https://huggingface.co/papers/2206.00364, tab. 7; https://huggingface.co/papers/2302.04265, app. C).
+(https://huggingface.co/papers/2206.00364, tab. 7; https://huggingface.co/papers/2302.04265, app. C;
+https://huggingface.co/papers/2312.09754 for `ppfm-ct`).
 `fashion-mnist-small` and the two recipes of `TUNING`, which fit any pretrained network, are this
 package's own. `consistency-tuning` makes a few-step model of a denoiser
 (https://huggingface.co/papers/2406.14548).
 """
 
+import math
 from typing import Any
 
 
@@ -40,6 +42,18 @@ RECIPES: dict[str, dict[str, Any]] = {
         "resolution": 64,
         "class_conditional": True,
         "ema_halflife": [50_000_000.0],
+    },
+    "ppfm-ct": {
+        **_PUBLISHED,
+        "train_batch_size": 32,
+        "learning_rate": 2e-4,
+        "crop_size": 256,
+        "random_flip": True,
+        "random_turn": True,
+        "augment": 0.15,
+        # Large images need more noise: all levels are 380/80 times those of small ones.
+        "sigma_max": 380.0,
+        "P_mean": -1.2 + math.log(380 / 80),
     },
     "fashion-mnist-small": {
         "train_batch_size": 64,

@@ -49,7 +49,7 @@ def gather_pipeline(
     config = {name: value for name, value in pipeline.unet.config.items() if name != "_name_or_path"}
     whole = type(pipeline.unet).from_config(config)
     whole.load_state_dict(state)
-    return PFGMPPPipeline(
+    return type(pipeline)(
         whole.eval(),
         pipeline.scheduler,
         id2label=pipeline.config.id2label,

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from ..code_files import list_code
 from ..data import ImageStream
 from ..pipeline_pfgmpp import PFGMPPPipeline
+from ..pipeline_pfgmpp_restoration import PFGMPPRestorationPipeline
 from ..records.writing import replace_file
 
 
@@ -47,7 +48,8 @@ CHANGEABLE = {
     "dataloader_num_workers", "strict", "mixed_precision", "gradient_checkpointing", "compile",
     "nonfinite_patience", "validation_split",
     "train_batch_size", "gradient_accumulation_steps", "dataset_name", "dataset_config_name",
-    "train_data_dir", "split", "image_column", "label_column", "pretrained_model_name_or_path",
+    "train_data_dir", "split", "image_column", "label_column", "condition_column",
+    "pretrained_model_name_or_path",
     "teacher_model_name_or_path", "fid_num_inference_steps",
 }  # fmt: skip
 
@@ -56,7 +58,7 @@ LEFT = (
     ".checkpoint-*.partial", "best", ".best.*.partial", "samples", "samples.png", "ema", "logs", "log.jsonl",
     "log.png", "arguments.yaml", LOCK, RUN, f".{RUN}.*.partial", "model_index.json", "unet", "scheduler",
     "guidance_unet", "README.md", "evaluation.json", "robustness.json", "robustness.png", "noise.png",
-    *list_code(PFGMPPPipeline, {}),
+    *list_code(PFGMPPPipeline, {}), *list_code(PFGMPPRestorationPipeline, {}),
 )  # fmt: skip
 MARKS = (RUN, "arguments.yaml", "log.jsonl", "model_index.json")  # each of them marks the folder of a run
 

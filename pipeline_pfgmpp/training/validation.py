@@ -3,7 +3,7 @@
 import torch
 from accelerate import Accelerator
 
-from ..data import ImageDataset, ImageStream
+from ..data import ImageDataset, ImageStream, split_pairs
 from ..records.digests import derive_seed
 from .config import TrainingConfig
 from .log import LossMeter
@@ -55,6 +55,7 @@ class ValidationLoss:
         if isinstance(data, ImageDataset):
             count = min(count, len(data))
         batch, _ = next(data.batches(count, config.seed))
+        self.condition_channels = data.condition_channels
         self.images = training_data.normalize(batch["images"])
         self.labels = batch["class_labels"] if has_classes else None
 
@@ -74,15 +75,16 @@ class ValidationLoss:
         world = self.accelerator.num_processes
         rng = torch.Generator(device)
         for start in range(0, len(self.images), self.images_per_pass):
-            images = self.images[start : start + self.images_per_pass]
+            pairs = self.images[start : start + self.images_per_pass].to(device)
+            images, conditioning = split_pairs(pairs, self.condition_channels)
             rng.manual_seed(derive_seed(self.config.seed, "validation", start))
             perturbation = self.loss.draw(tuple(images.shape), rng, device)
             part = slice(self.accelerator.process_index, None, world)
-            conditioning = {}
             if self.labels is not None:
                 labels = self.labels[start : start + self.images_per_pass]
-                conditioning["class_labels"] = labels[part].to(device)
-            loss = self.loss(unet, images[part].to(device), perturbation[part], **conditioning)
+                conditioning["class_labels"] = labels.to(device)
+            own = {name: values[part] for name, values in conditioning.items()}
+            loss = self.loss(unet, images[part], perturbation[part], **own)
             self.meter.add(loss, perturbation[part].sigma)
         means = self.meter.read(self.accelerator)
         return {f"validation_{name}": value for name, value in means.items()}
@@ -102,6 +104,11 @@ def check_validation_data(
     Raises:
         ValueError: They differ.
     """
+    if data.condition_channels != training_data.condition_channels:
+        raise ValueError(
+            f"The validation data have degraded images of {data.condition_channels} channels, but those that"
+            f" are trained on have {training_data.condition_channels} (0 is none)."
+        )
     ours = (data.channels, *data.size)
     theirs = (training_data.channels, *training_data.size)
     if ours != theirs:
