@@ -99,6 +99,51 @@ def format_solvers(results: dict[str, Any]) -> str:
     return format_table(header, rows)
 
 
+def format_few_calls(results: dict[str, Any]) -> str:
+    """Format quality against the number of calls: a row per way of drawing."""
+    rows = []
+    first = results["rows"][0]
+    for row in results["rows"]:
+        distances = []
+        for D, baseline in first["distances"].items():
+            distance = row["distances"].get(D)
+            distances.append("" if distance is None else f"{distance:.1f} ({distance / baseline:.2f})")
+        error = ""
+        if row["errors"]:
+            squares = [value**2 for value in row["errors"].values()]
+            error = f"{(sum(squares) / len(squares)) ** 0.5:.4f}"
+        rows.append([row["line"], str(row["calls"]), *distances, error])
+    dimensions = [f"D = {D}" for D in first["distances"]]
+    header = ["solver or network", "calls", *dimensions, "RMSE to a fine solution"]
+    return format_table(header, rows)
+
+
+def format_strange_noise(results: dict[str, Any]) -> str:
+    """Format the peak signal-to-noise ratio after one call, by the kind of noise and D."""
+    rows = []
+    for row in results["rows"]:
+        after = [format_values(values) for values in row["after"].values()]
+        before = f"{sum(row['before']) / len(row['before']):.2f}"
+        rows.append([f"{row['noise']}, {row['size']:g}", row["network"], before, *after])
+    dimensions = [f"D = {D}" for D in results["rows"][0]["after"]]
+    return format_table(["noise and its size", "network", "PSNR before, dB", *dimensions], rows)
+
+
+def format_consistency(results: dict[str, Any]) -> str:
+    """Format the comparison of objectives for few calls: a row per network and number of calls."""
+    first = results["rows"][0]
+    dimensions = list(first["distances"]["1"])
+    reference = results["rows"][1]["cpu_seconds"]
+    rows = [["half of the images", "", "", "", *[f"{results['half_of_the_data']:.3f}"] * len(dimensions)]]
+    for row in results["rows"]:
+        relative = f"{row['cpu_seconds'] / reference:.2f}" if "cpu_seconds" in row else ""
+        for calls, distances in row["distances"].items():
+            cells = [f"{distances[D]:.3f}" for D in dimensions]
+            rows.append([row["name"], str(row["steps"]), relative, calls, *cells])
+    header = ["network", "steps", "CPU time", "calls", *(f"D = {D}" for D in dimensions)]
+    return format_table(header, rows)
+
+
 def format_sampling(results: dict[str, Any]) -> str:
     """Format the cost of sampling over the bare calls of the network, one column per network."""
     cases = results["cases"]

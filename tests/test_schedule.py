@@ -10,7 +10,7 @@ from conftest import make_tiny_pipeline
 from diffusers import DiffusionPipeline
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, commands
-from pipeline_pfgmpp.generation import noise_levels
+from pipeline_pfgmpp.generation import load_samples, noise_levels
 from pipeline_pfgmpp.generation.noise_levels import (
     GAP,
     ORDERS,
@@ -266,6 +266,19 @@ def test_whoever_loads_the_model_samples_with_the_levels(copied, capsys):
     search_in(copied, capsys)
     assert (copied / "scheduler" / "scheduler_config.json").read_text() == config
     assert len(list((copied.parent / "outputs" / "schedule").iterdir())) == 1
+
+
+def test_a_spacing_that_is_asked_for_comes_before_the_levels(copied):
+    write_levels(copied / "scheduler" / "scheduler_config.json", "euler", [50.0, 3.0])
+    command = ["sample", str(copied), "--solver-type", "euler", "--num-inference-steps", "2"]
+    command += ["--num-images", "1", "--output"]
+    commands.main([*command, "searched.npz"])
+    commands.main([*command, "spaced.npz", "--rho", "7"])
+    searched, settings = load_samples("searched.npz")
+    assert settings["scheduler"]["sigmas"] == {"euler": {"2": [50.0, 3.0]}}
+    spaced, settings = load_samples("spaced.npz")
+    assert settings["scheduler"]["sigmas"] is None
+    assert not torch.equal(searched, spaced)
 
 
 def test_levels_that_are_not_better_are_not_written(copied, capsys, monkeypatch):

@@ -125,12 +125,13 @@ EXACT = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def one_process(fashion_mnist, tmp_path_factory):
-    """Eight steps of 16 images, in one pass of one process."""
+@pytest.fixture(scope="module", params=["perturbation", "consistency"])
+def one_process(request, fashion_mnist, tmp_path_factory):
+    """The arguments of eight steps of 16 images, and their result in one pass of one process."""
+    arguments = [*EXACT, fashion_mnist, "--objective", request.param]
     folder = tmp_path_factory.mktemp("one") / "out"
-    train(*EXACT, fashion_mnist, "--train_batch_size", "16", "--output_dir", folder)
-    return folder
+    train(*arguments, "--train_batch_size", "16", "--output_dir", folder)
+    return arguments, folder
 
 
 def largest_difference(one, other):
@@ -138,10 +139,11 @@ def largest_difference(one, other):
     return max((tensor - other[name]).abs().max().item() for name, tensor in weights(one).items())
 
 
-def test_two_processes_train_as_one(one_process, fashion_mnist, tmp_path):
-    train(*EXACT, fashion_mnist, "--output_dir", tmp_path / "out", launcher=TORCHRUN)
-    assert largest_difference(one_process, tmp_path / "out") < 1e-4
-    logs = [read_log(one_process), read_log(tmp_path / "out")]
+def test_two_processes_train_as_one(one_process, tmp_path):
+    arguments, folder = one_process
+    train(*arguments, "--output_dir", tmp_path / "out", launcher=TORCHRUN)
+    assert largest_difference(folder, tmp_path / "out") < 1e-4
+    logs = [read_log(folder), read_log(tmp_path / "out")]
     assert [len(entries) for entries in logs] == [2, 2]
     for one, two in zip(*logs):
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)
@@ -166,10 +168,11 @@ def test_configurations_of_accelerate(path):
         assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] == UNetBlock.__name__
 
 
-def test_accumulated_passes_train_as_one(one_process, fashion_mnist, tmp_path):
+def test_accumulated_passes_train_as_one(one_process, tmp_path):
+    arguments, folder = one_process
     again = ["--gradient_accumulation_steps", "2", "--gradient_checkpointing", "--train_batch_size", "8"]
-    train(*EXACT, fashion_mnist, *again, "--output_dir", tmp_path / "out")
-    assert largest_difference(one_process, tmp_path / "out") < 1e-5
+    train(*arguments, *again, "--output_dir", tmp_path / "out")
+    assert largest_difference(folder, tmp_path / "out") < 1e-5
 
 
 @pytest.fixture(scope="module")

@@ -276,8 +276,12 @@ def get_scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         `dict`: Arguments of [`PFGMPPScheduler`]; without those that were not given.
     """
-    names = ("solver_type", "sigma_schedule", "rho", "sigma_min")
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    spacing = ("sigma_schedule", "rho", "sigma_min")
+    names = ("solver_type", *spacing)
+    settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if not settings.keys().isdisjoint(spacing):
+        settings["sigmas"] = None  # a spacing that is asked for comes before levels that the model lists
+    return settings
 
 
 def load_pipeline(
@@ -344,7 +348,9 @@ def _check_kind(pipeline: Any, model: str, restores: bool) -> None:
 
     kind: Any = PFGMPPRestorationPipeline if restores else PFGMPPPipeline
     if isinstance(pipeline, PFGMPPRestorationPipeline) and not restores:
-        raise ValueError(f"{model} restores images and generates none: use `pfgmpp restore`.")
+        raise ValueError(
+            f"{model} restores images and generates none: use `pfgmpp restore` or `pfgmpp evaluate-restoration`."
+        )
     if isinstance(pipeline, PFGMPPPipeline) and restores:
         raise ValueError(f"{model} generates images and restores none: use `pfgmpp sample`.")
     if not isinstance(pipeline, kind):
@@ -398,23 +404,41 @@ def load_real_images(data: str, split: str, pipeline: PFGMPPPipeline) -> torch.T
     """
     from accelerate import PartialState
 
-    from ..data import ImageDecoder, convert_to_bytes, load_images, open_dataset
-    from ..pixels import EIGHT_BITS, SIXTEEN_BITS
+    from ..data import convert_to_bytes, load_images, open_dataset
 
     config = pipeline.unet.config
-    value_range = pipeline.config.get("value_range")
     state = PartialState(cpu=pipeline.device.type == "cpu")
     with state.main_process_first():  # it fills the cache that the others read
         dataset = open_dataset(data, split=split)
-        depth = ImageDecoder(dataset, config.sample_size, channels=config.in_channels).value_range
-        if value_range is not None and depth is not None:
-            is_depth = tuple(value_range) in (EIGHT_BITS, SIXTEEN_BITS)
-            if is_depth or value_range[1] > depth[1]:
-                value_range = None  # integers have the range of their own depth
+        value_range = choose_value_range(dataset, pipeline, channels=config.in_channels)
         real = load_images(
             dataset, config.sample_size, labels=False, channels=config.in_channels, value_range=value_range
         )
     return convert_to_bytes(real.images, real.value_range)
+
+
+def choose_value_range(dataset: Any, pipeline: Any, **options: Any) -> tuple[float, float] | None:
+    """
+    Choose the values of black and white in images that are compared with those of a model.
+
+    Args:
+        dataset (`datasets.Dataset`): The data set.
+        pipeline ([`PFGMPPPipeline`] or [`PFGMPPRestorationPipeline`]): The model.
+        options: How the data set is read, as for [`ImageDecoder`].
+
+    Returns:
+        `tuple[float, float]` or `None`: The model's range; None where integers have that of their depth.
+    """
+    from ..data import ImageDecoder
+    from ..pixels import EIGHT_BITS, SIXTEEN_BITS
+
+    value_range = pipeline.config.get("value_range")
+    depth = ImageDecoder(dataset, pipeline.unet.config.sample_size, **options).value_range
+    if value_range is not None and depth is not None:
+        is_depth = tuple(value_range) in (EIGHT_BITS, SIXTEEN_BITS)
+        if is_depth or value_range[1] > depth[1]:
+            return None
+    return value_range
 
 
 def load_metrics(
