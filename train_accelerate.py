@@ -59,8 +59,8 @@ from pipeline_pfgmpp.training.inputs import (
 )
 from pipeline_pfgmpp.training.objective import (
     OBJECTIVES,
-    SCHEDULER_OPTIONS,
     add_objective_arguments,
+    choose_scheduler_options,
     create_loss,
     load_teacher,
 )
@@ -421,7 +421,7 @@ def build_scheduler(
     dimensions: DimensionRange | None,
 ) -> PFGMPPScheduler:
     """Build a scheduler; what is not given stays as in the pretrained one."""
-    options = dict(SCHEDULER_OPTIONS[args.objective])
+    options = choose_scheduler_options(args, pretrained)
     if args.D:
         options["D"] = args.D.middle
     if dimensions:

@@ -1,5 +1,6 @@
 """Consistency models: the loss, its teacher, the sampler, and the Trainer with them."""
 
+import argparse
 import dataclasses
 import math
 
@@ -13,6 +14,7 @@ from pipeline_pfgmpp.commands import main
 from pipeline_pfgmpp.data import ImageDataset
 from pipeline_pfgmpp.training import ConsistencyLoss, DimensionRange, Teacher, Trainer, TrainingConfig
 from pipeline_pfgmpp.training.loss import denoise
+from pipeline_pfgmpp.training.objective import choose_scheduler_options
 
 
 DIMENSIONS = [4, 64, 2048, None]
@@ -386,6 +388,20 @@ def make_trainer(folder, **options):
     options = {"max_train_steps": 4, "train_batch_size": 4, "sample_steps": 4, "logging_steps": 1, **options}
     loss = ConsistencyLoss(scheduler, dimensions=DimensionRange(16, math.inf), num_stages=2)
     return Trainer(unet, scheduler, ImageDataset(images), TrainingConfig(folder, **options), loss=loss)
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [("perturbation", ("heun", None, None)), ("consistency", ("consistency", 2, None))],
+)
+def test_an_objective_samples_its_network_in_its_own_way(objective, expected):
+    own = {"solver_type": "consistency", "default_steps": 4, "sigmas": {"consistency": {"4": [80, 9, 2, 1]}}}
+    pretrained = PFGMPPPipeline(make_unet(), PFGMPPScheduler(D=64, **own))
+    options = choose_scheduler_options(argparse.Namespace(objective=objective), pretrained)
+    config = PFGMPPScheduler.from_config(pretrained.scheduler.config, **options).config
+    assert (config.solver_type, config.default_steps, config.sigmas) == expected
+    denoiser = PFGMPPPipeline(make_unet(), PFGMPPScheduler(D=64, solver_type="dpmpp_3m"))
+    assert choose_scheduler_options(argparse.Namespace(objective="perturbation"), denoiser) == {}
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(fresh_accelerator, tmp_path):

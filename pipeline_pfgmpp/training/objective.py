@@ -17,11 +17,6 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "perturbation": {"P_mean": -1.2, "P_std": 1.2},
     "consistency": {"P_mean": -1.1, "P_std": 2.0},
 }
-# The entries of the result's scheduler that an objective changes.
-SCHEDULER_OPTIONS: dict[str, dict[str, Any]] = {
-    "perturbation": {},
-    "consistency": {"solver_type": "consistency", "default_steps": 2, "s_churn": 0.0, "sigmas": None},
-}
 
 
 def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +63,25 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         default=1.0,
         help="how strongly the teacher is guided; 1 for not at all (default: %(default)s)",
     )
+
+
+def choose_scheduler_options(args: argparse.Namespace, pretrained: PFGMPPPipeline | None) -> dict[str, Any]:
+    """
+    Choose what the objective changes in the scheduler: a consistency model is sampled in its own way, and a
+    denoiser that is trained from one is not.
+
+    Args:
+        args (`argparse.Namespace`): The arguments of train_accelerate.py.
+        pretrained ([`PFGMPPPipeline`], *optional*): What is fine-tuned.
+
+    Returns:
+        `dict`: Entries of the scheduler's configuration.
+    """
+    if args.objective == "consistency":
+        return {"solver_type": "consistency", "default_steps": 2, "s_churn": 0.0, "sigmas": None}
+    if pretrained is not None and pretrained.scheduler.config.get("solver_type") == "consistency":
+        return {"solver_type": "heun", "default_steps": None, "sigmas": None}
+    return {}
 
 
 def load_teacher(args: argparse.Namespace, accelerator: Accelerator) -> PFGMPPPipeline | None:
