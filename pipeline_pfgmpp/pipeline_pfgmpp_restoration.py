@@ -15,7 +15,7 @@ $w\,F(y, y, \sigma_a) + (1 - w)\,y$: one call of the network.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -234,8 +234,7 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
                 f"`start_sigma` and `blend` need degraded images of as many channels as the restored ones,"
                 f" {restored_channels}, but `image` has {channels}."
             )
-        is_deterministic = config.get("solver_type") in DETERMINISTIC and not config.get("s_churn")
-        if repeats > 1 and start_sigma is not None and is_deterministic:
+        if repeats > 1 and start_sigma is not None and is_deterministic(config):
             raise ValueError(
                 f"`num_images_per_condition` must be 1 with `start_sigma` and the solver"
                 f" {config.solver_type!r}, which draw nothing at random, but is {repeats}."
@@ -264,6 +263,19 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
         # The levels are those of this call, and the configuration is the model's.
         scheduler.register_to_config(**config)
         return scheduler
+
+
+def is_deterministic(config: Mapping[str, Any]) -> bool:
+    """
+    Tell whether a scheduler adds no noise on the way, so that the same start always has the same end.
+
+    Args:
+        config (`Mapping[str, Any]`): The scheduler's configuration.
+
+    Returns:
+        `bool`: Whether it is known to add none.
+    """
+    return config.get("solver_type") in DETERMINISTIC and not config.get("s_churn")
 
 
 def _check_tile_size(tile_size: Any, divisor: int) -> int | None:

@@ -15,6 +15,7 @@ from conftest import ROOT, make_tiny_pipeline
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from packages import link_requirements, read_requirements
 from packaging.requirements import Requirement
+from test_restoration import make_pipeline
 
 from pipeline_pfgmpp.commands import COMMANDS, extras
 from pipeline_pfgmpp.training import PowerFunctionEMA
@@ -90,6 +91,8 @@ def workplace(tmp_path, fashion_mnist):
         up_block_types=("UpBlock2D",),
     )
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
+    make_pipeline().save_pretrained(tmp_path / "restoring")
+    np.save(tmp_path / "scan.npy", np.zeros((8, 8)))
     write_run(tmp_path / "run")
     write_idx_files(tmp_path / "idx")
     return tmp_path
@@ -132,6 +135,7 @@ def list_command_lines(data):
         None: [
             ["sample", "model", "--columns", "2", "--rows", "1", "--num-inference-steps", "2"],
             ["sample", "model", "--num-images", "2", "--num-inference-steps", "2", "--output", "many.npz"],
+            ["restore", "restoring", "scan.npy", "--output", "restored", "--num-inference-steps", "2"],
             ["convert", "--from-diffusers", "ddpm", "converted"],
             ["push", "model", "org/model", "--dry-run"],
             ["info", "model"],
@@ -195,7 +199,8 @@ def test_the_package_alone_runs_its_commands_and_names_the_extras_of_others(
         )
     assert [code for code, _ in results[len(others) :]] == [0] * len(own), results
     written = {path.name for path in workplace.iterdir()} - {path.name for path in before}
-    assert written == {"samples.png", "many.npz", "converted", "outputs"}  # the search keeps its state there
+    # The search keeps its state in outputs.
+    assert written == {"samples.png", "many.npz", "restored", "converted", "outputs"}
 
 
 @pytest.mark.parametrize("extra", ["evaluate", "plot", "train"])

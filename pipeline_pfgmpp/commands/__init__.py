@@ -15,10 +15,12 @@ from . import (
     convert,
     data,
     evaluate,
+    evaluate_restoration,
     field_lines,
     info,
     plot,
     push,
+    restore,
     robustness,
     sample,
     schedule,
@@ -30,8 +32,10 @@ from .parsing import CommandParser
 
 COMMANDS = {
     "sample": sample,
+    "restore": restore,
     "convert": convert,
     "evaluate": evaluate,
+    "evaluate-restoration": evaluate_restoration,
     "robustness": robustness,
     "verify": verify,
     "push": push,

@@ -5,6 +5,7 @@ import importlib.util
 
 # The modules of each extra, which are named like the packages in setup.cfg.
 MODULES = {
+    "dicom": ("pydicom",),
     "evaluate": ("datasets", "matplotlib", "torchmetrics", "transformers"),
     "plot": ("matplotlib",),
     "train": ("datasets", "matplotlib", "torchmetrics"),
@@ -13,6 +14,7 @@ MODULES = {
 EXTRAS = {
     "data": "train",
     "evaluate": "evaluate",
+    "evaluate-restoration": "train",
     "field-lines": "plot",
     "plot": "plot",
     "robustness": "evaluate",
