@@ -295,6 +295,8 @@ def test_presets_are_the_published_recipes_and_can_be_overridden(preset):
     required = [*REQUIRED, "--preset", preset]
     if preset in TUNING:
         required += ["--pretrained_model_name_or_path", "model"]
+    if preset == "ppfm-ct":
+        required += ["--condition_column", "low"]
     args = parse(*required)
     for name, value in RECIPES[preset].items():
         assert getattr(args, name) == value

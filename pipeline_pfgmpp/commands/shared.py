@@ -349,7 +349,8 @@ def _check_kind(pipeline: Any, model: str, restores: bool) -> None:
     kind: Any = PFGMPPRestorationPipeline if restores else PFGMPPPipeline
     if isinstance(pipeline, PFGMPPRestorationPipeline) and not restores:
         raise ValueError(
-            f"{model} restores images and generates none: use `pfgmpp restore` or `pfgmpp evaluate-restoration`."
+            f"{model} restores images and generates none: use `pfgmpp restore` or"
+            " `pfgmpp evaluate-restoration`."
         )
     if isinstance(pipeline, PFGMPPPipeline) and restores:
         raise ValueError(f"{model} generates images and restores none: use `pfgmpp sample`.")

@@ -58,7 +58,7 @@ LEFT = (
     ".checkpoint-*.partial", "best", ".best.*.partial", "samples", "samples.png", "ema", "logs", "log.jsonl",
     "log.png", "arguments.yaml", LOCK, RUN, f".{RUN}.*.partial", "model_index.json", "unet", "scheduler",
     "guidance_unet", "README.md", "evaluation.json", "robustness.json", "robustness.png", "noise.png",
-    *list_code(PFGMPPPipeline, {}), *list_code(PFGMPPRestorationPipeline, {}),
+    *{**list_code(PFGMPPPipeline, {}), **list_code(PFGMPPRestorationPipeline, {})},
 )  # fmt: skip
 MARKS = (RUN, "arguments.yaml", "log.jsonl", "model_index.json")  # each of them marks the folder of a run
 

@@ -1,0 +1,195 @@
+r"""
+How near restored images come to the truth.
+
+With values in [0, 1], an image x of n values and the truth y,
+
+$$\mathrm{PSNR} = -10 \log_{10} \tfrac1n \lVert x - y \rVert^2 \text{ dB},$$
+
+and SSIM is the structural similarity in windows of 11 pixels (Wang et al., 2004,
+https://doi.org/10.1109/TIP.2003.819861). Both are computed for each image and averaged over images.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from tqdm.auto import tqdm
+
+from ..data import Degrader, ImageDataset, split_pairs
+from ..data.transforms import make_generator
+from ..generation import split_batches
+from ..generation.generate import check_finite_images
+from ..images import UNIT
+from ..pipeline_pfgmpp_restoration import PFGMPPRestorationPipeline
+from ..records.dimensions import format_dimension
+
+
+WINDOW = 11  # of SSIM, in pixels
+
+
+class Pair(NamedTuple):
+    """
+    A degraded image and the truth.
+
+    Args:
+        degraded (`torch.Tensor` of shape `(C', H, W)`): The degraded image, in [0, 1] or near it.
+        truth (`torch.Tensor` of shape `(C, H, W)`): The image that it was, in [0, 1].
+    """
+
+    degraded: torch.Tensor
+    truth: torch.Tensor
+
+
+def list_pairs(data: ImageDataset, degradation: Sequence[str] | None = None, seed: int = 0) -> list[Pair]:
+    """
+    List pairs, whole and in their order.
+
+    Args:
+        data ([`ImageDataset`]): Pairs, or images that are to be degraded.
+        degradation (`Sequence[str]`, *optional*): Degradations that make the pairs, as for [`Degrader`].
+        seed (`int`, defaults to 0): Seed of the degradations.
+
+    Returns:
+        `list[Pair]`: The pairs.
+
+    Raises:
+        ValueError: There are neither pairs nor degradations, or an image is smaller than 11 x 11 pixels.
+    """
+    degrader = Degrader(degradation) if degradation else None
+    channels = data.condition_channels
+    pairs = []
+    for number, image in enumerate(data.images):
+        if degrader is not None:
+            degraded = degrader(image, data.value_range, make_generator(seed, number))
+            image = torch.cat([image, degraded])
+            channels = data.channels
+        truth, condition = split_pairs(data.normalize(image[None]) / 2 + 0.5, channels)
+        if not condition:
+            raise ValueError("The images have no degraded versions: name their column, or degradations.")
+        if min(truth.shape[2:]) < WINDOW:
+            size = "x".join(map(str, truth.shape[2:]))
+            raise ValueError(f"SSIM needs at least {WINDOW}x{WINDOW} pixels, but an image has {size}.")
+        pairs.append(Pair(condition["condition"][0], truth[0]))
+    return pairs
+
+
+def measure_distances(images: torch.Tensor, truth: torch.Tensor) -> dict[str, list[float]]:
+    """
+    Measure how near images come to the truth.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch, C, H, W)`): The images; values outside [0, 1] are clipped.
+        truth (`torch.Tensor` of shape `(batch, C, H, W)`): What they should be, in [0, 1].
+
+    Returns:
+        `dict[str, list[float]]`: `psnr` in dB and `ssim` of each image.
+    """
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    images = images.clamp(0, 1).to(truth)
+    psnr = peak_signal_noise_ratio(images, truth, data_range=1.0, dim=(1, 2, 3), reduction="none")
+    ssim = structural_similarity_index_measure(images, truth, data_range=1.0, reduction="none")
+    return {"psnr": psnr.reshape(-1).tolist(), "ssim": ssim.reshape(-1).tolist()}  # type: ignore[union-attr]
+
+
+def evaluate_restoration(
+    pipeline: PFGMPPRestorationPipeline,
+    pairs: Sequence[Pair],
+    dimensions: Sequence[float],
+    numbers_of_steps: Sequence[int],
+    batch_size: int = 16,
+    seed: int = 0,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """
+    Restore images at each D and number of steps, and measure how near they come to the truth.
+
+    Args:
+        pipeline ([`PFGMPPRestorationPipeline`]): The model, on its device.
+        pairs (`Sequence[Pair]`): Degraded images and the truth.
+        dimensions (`Sequence[float]`): Augmented dimensions; `inf` is infinity.
+        numbers_of_steps (`Sequence[int]`): Numbers of steps of the solver.
+        batch_size (`int`, defaults to 16): Images per call of the pipeline; they are of one size.
+        seed (`int`, defaults to 0): Image i is restored with the seed `seed` + i.
+        settings: Further arguments of the pipeline's call, such as `start_sigma` and `blend`.
+
+    Returns:
+        `list[dict]`: The degraded images, if they have the channels of the restored ones, and an entry per D
+            and number of steps: `D` as text, `steps`, `calls` of the network, and the mean `psnr` and `ssim`.
+
+    Raises:
+        ValueError: An argument does not fit the pipeline, or an image has values that are not finite.
+    """
+    entries: list[dict[str, Any]] = []
+    if pairs[0].degraded.shape == pairs[0].truth.shape:
+        parts = [measure_distances(pair.degraded[None], pair.truth[None]) for pair in pairs]
+        entries.append({"images": "degraded", **_average(parts)})
+    pipeline.set_progress_bar_config(disable=True)
+    for D in dimensions:
+        for steps in numbers_of_steps:
+            own = {**settings, "D": D, "num_inference_steps": steps}
+            name = f"D = {format_dimension(D)}, {steps} steps"
+            restored = _restore(pipeline, pairs, batch_size, seed, name, own)
+            parts = [
+                measure_distances(images, torch.stack([pairs[number].truth for number in numbers]))
+                for numbers, images in restored
+            ]
+            entry = {"D": format_dimension(D), "steps": steps, "calls": pipeline.num_timesteps}
+            entries.append({**entry, **_average(parts)})
+    return entries
+
+
+def _restore(
+    pipeline: PFGMPPRestorationPipeline,
+    pairs: Sequence[Pair],
+    batch_size: int,
+    seed: int,
+    name: str,
+    settings: dict[str, Any],
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Restore images in batches of one size, and yield their numbers and the images in [0, 1]."""
+    low, high = pipeline.config.get("value_range") or UNIT
+    ordered = sorted(range(len(pairs)), key=lambda number: tuple(pairs[number].truth.shape))
+    groups = groupby(ordered, key=lambda number: tuple(pairs[number].truth.shape))
+    with tqdm(total=len(pairs), desc=name, unit="image") as progress:
+        for _, group in groups:
+            for numbers in split_batches(list(group), batch_size):
+                degraded = torch.stack([pairs[number].degraded for number in numbers])
+                images = pipeline(
+                    image=low + (high - low) * degraded,
+                    generator=[torch.Generator().manual_seed(seed + number) for number in numbers],
+                    output_type="pt",
+                    **settings,
+                ).images
+                check_finite_images(images, numbers)
+                yield numbers, (images.cpu().float() - low) / (high - low)
+                progress.update(len(numbers))
+
+
+def _average(parts: Sequence[dict[str, list[float]]]) -> dict[str, float]:
+    """Average over images."""
+    means = {}
+    for metric in parts[0]:
+        values = [value for part in parts for value in part[metric]]
+        means[metric] = sum(values) / len(values)
+    return means
+
+
+def format_restoration(entries: Sequence[dict[str, Any]]) -> str:
+    """
+    Format an evaluation as a Markdown table.
+
+    Args:
+        entries (`Sequence[dict]`): From [`evaluate_restoration`].
+
+    Returns:
+        `str`: The table.
+    """
+    rows = ["| images | steps | calls | PSNR, dB | SSIM |", "|---|---|---|---|---|"]
+    for entry in entries:
+        name = entry.get("images") or f"D = {entry['D']}"
+        steps = entry.get("steps", "")
+        calls = entry.get("calls", "")
+        rows.append(f"| {name} | {steps} | {calls} | {entry['psnr']:.2f} | {entry['ssim']:.4f} |")
+    return "\n".join(rows) + "\n"
