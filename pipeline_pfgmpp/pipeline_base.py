@@ -17,7 +17,7 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.utils import logging
 
-from .arguments import check_integer
+from .arguments import check_integer, describe
 from .code_files import copy_files, list_code, unlink_links
 from .conditioning import (
     ClassLabels,
@@ -211,10 +211,16 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         """Call a callback; return the tensors and the scale that it changes, and whether it interrupts."""
         with _CALLBACKS:
             self._show_state(scheduler, guidance_scale, num_timesteps)
-            changed = callback(self, step, t, tensors) or {}
+            changed = callback(self, step, t, tensors)
             interrupted = self._interrupt
             self._interrupt = False
-            return changed, self._guidance_scale, interrupted
+            guidance_scale = self._guidance_scale
+        if changed is not None and not isinstance(changed, dict):
+            raise ValueError(
+                "`callback_on_step_end` must return a dictionary of the tensors that it replaces, or None,"
+                f" but returned {describe(changed)}."
+            )
+        return changed or {}, guidance_scale, interrupted
 
     @property
     def _value_range(self) -> tuple[float, float] | None:

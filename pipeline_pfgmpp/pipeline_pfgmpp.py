@@ -10,7 +10,6 @@ generate, followed up they invert, and the volume change along them gives the li
 
 import copy
 import math
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -45,10 +44,6 @@ from .pipeline_checks import (
 from .pixels import read_picture  # noqa: F401 - likewise
 from .scheduler_config import PortableConfig  # noqa: F401 - likewise
 from .scheduling_pfgmpp import PFGMPPScheduler
-
-
-# Callbacks run one at a time, since each finds the state of its own call on the pipeline.
-_CALLBACKS = threading.RLock()
 
 
 class PFGMPPPipeline(PFGMPPBasePipeline):
@@ -231,12 +226,8 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
             if callback_on_step_end is not None:
                 if "latents" in callback_on_step_end_tensor_inputs:
                     tensors["latents"] = latents
-                with _CALLBACKS:
-                    self._show_state(scheduler, guidance_scale, len(timesteps))
-                    changed = callback_on_step_end(self, step, t, tensors) or {}
-                    guidance_scale = self._guidance_scale
-                    interrupted = self._interrupt
-                    self._interrupt = False
+                state = (scheduler, step, t, tensors, guidance_scale, len(timesteps))
+                changed, guidance_scale, interrupted = self._call_back(callback_on_step_end, *state)
                 latents = changed.get("latents", latents)
         if mask is not None:
             latents = torch.where(mask, latents, start)

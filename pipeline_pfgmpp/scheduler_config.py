@@ -2,7 +2,7 @@
 """The scheduler's configuration: which values are allowed, and how other schedulers read it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -139,11 +139,9 @@ def check_levels(name: str, levels: Any) -> torch.Tensor:
     Raises:
         ValueError: They are not a decreasing list of positive numbers.
     """
-    try:
-        steps = torch.as_tensor(levels, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError):
-        steps = torch.empty(0)
-    is_list = steps.ndim == 1 and len(steps) > 0
+    numbers = [read_number(level) for level in levels] if isinstance(levels, Iterable) else []
+    is_list = len(numbers) > 0 and None not in numbers
+    steps = torch.tensor(numbers if is_list else [], dtype=torch.float64)
     is_inside = bool(((steps >= SMALLEST) & (steps <= LARGEST)).all())
     if not (is_list and is_inside and bool((steps.diff() < 0).all())):
         raise ValueError(f"{name} must be a decreasing list of positive noise levels, but are {levels}.")

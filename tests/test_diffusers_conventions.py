@@ -98,6 +98,12 @@ def test_the_guidance_scale_is_read_at_each_call_of_the_network():
     assert batches == [2, 1, 1]
 
 
+def test_a_callback_returns_a_dictionary_or_nothing():
+    assert len(sample(pipeline(), callback_on_step_end=lambda *state: None)) == 1
+    with pytest.raises(ValueError, match="`callback_on_step_end` must return a dictionary"):
+        sample(pipeline(), callback_on_step_end=lambda pipe, step, timestep, tensors: tensors["latents"])
+
+
 def test_a_callback_cannot_guide_a_network_that_has_no_guide():
     pipe = pipeline()
 

@@ -238,6 +238,7 @@ def test_custom_noise_levels_and_timesteps(solver_type, form):
         {"num_inference_steps": 3, "sigmas": [3.0, 1.0]},
         {"sigmas": []},
         {"sigmas": [1.0, 3.0]},
+        {"sigmas": [3.0, True]},
         {"sigmas": [3.0, 0.0]},
         {"sigmas": [float("nan")]},
     ],
