@@ -125,7 +125,7 @@ def test_checkpoints_of_another_run_are_refused_wherever_they_are(finished, tmp_
         "--train_batch_size", "4", "--gradient_accumulation_steps", "2", "--gradient_checkpointing",
     )  # fmt: skip
     assert end == ""
-    assert "The learning rate falls to 0 at step 3, no longer at 2." in output
+    assert "The run and its schedules end at step 3, no longer at 2." in output
     assert json.loads(output.strip().splitlines()[-1])["steps"] == 3
     assert read_run(tmp_path / "elsewhere")["--D"] == "64"
     missing = folder / "checkpoint-9"

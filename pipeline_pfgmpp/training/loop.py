@@ -338,8 +338,8 @@ class Trainer:
             return
         steps = self.config.max_train_steps
         planned = before["--max_train_steps"]
-        if self.config.lr_scheduler in ("cosine", "linear") and planned != steps:
-            self.accelerator.print(f"The learning rate falls to 0 at step {steps}, no longer at {planned}.")
+        if planned != steps:
+            self.accelerator.print(f"The run and its schedules end at step {steps}, no longer at {planned}.")
 
     def step(self) -> None:
         """Run one optimisation step: all forward and backward passes, and one update of the weights."""
