@@ -118,6 +118,15 @@ def format_few_calls(results: dict[str, Any]) -> str:
     return format_table(header, rows)
 
 
+def format_few_calls_time(results: dict[str, Any]) -> str:
+    """Format the time of the pipeline over one bare call, one column per batch size."""
+    batches = results["results"]
+    names = batches[0]["over_bare_call"]
+    rows = [[name, *(f"{batch['over_bare_call'][name]:.2f}" for batch in batches)] for name in names]
+    header = ["time over one bare call of the network", *(f"batch of {b['batch_size']}" for b in batches)]
+    return format_table(header, rows)
+
+
 def format_strange_noise(results: dict[str, Any]) -> str:
     """Format the peak signal-to-noise ratio after one call, by the kind of noise and D."""
     rows = []
