@@ -31,6 +31,7 @@ CODE = {
     "images.py": "images.py",
     "likelihood.py": "likelihood.py",
     "noise.py": "noise.py",
+    "pipeline_base.py": "pipeline_base.py",
     "pipeline_checks.py": "pipeline_checks.py",
     "pixels.py": "pixels.py",
     "scheduler_config.py": "scheduler_config.py",
