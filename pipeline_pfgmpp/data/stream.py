@@ -112,8 +112,7 @@ class ImageStream:
         Raises:
             ValueError: All their pixels have the same value.
         """
-        images = self.decoder(enumerate(islice(self.decoder.dataset, SAMPLED)))
-        check_contrast(image[: self.channels] for image in images if image is not None)
+        check_contrast(image[: self.channels] for image in self._read_first())
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Scale images from the range of the data to [-1, 1], as float32."""
@@ -124,10 +123,10 @@ class ImageStream:
         """Whether the images are usual ones of 8 bits, and not data with a range of their own."""
         return self.decoder.dtype == torch.uint8
 
-    def _read_first(self) -> list[torch.Tensor]:
-        """Decode the first images of the stream that can be read."""
+    def _read_first(self) -> Iterator[torch.Tensor]:
+        """Decode the first images of the stream that can be read, whole."""
         images = self.decoder(enumerate(islice(self.decoder.dataset, SAMPLED)))
-        return [image for image in images if image is not None]
+        return (image for image in images if image is not None)
 
     def digest(self) -> str:
         """Digest the class names and the first 64 rows as they are stored."""
@@ -149,8 +148,11 @@ class ImageStream:
         return digest.hexdigest()
 
     def sigma_data(self) -> float:
-        """Compute the standard deviation of the first 2,000 images in [-1, 1]."""
-        images = [image[: self.channels] for image in self._read_first()]
+        """Compute the standard deviation of the first 2,000 images, or of a crop of each, in [-1, 1]."""
+        images = [
+            self.transform.crop(image[: self.channels], make_generator(0, number)).clone()  # a view holds all
+            for number, image in enumerate(self._read_first())
+        ]
         return measure_deviation(images, self.value_range)
 
     def batches(

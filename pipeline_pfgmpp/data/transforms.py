@@ -50,11 +50,28 @@ class ImageTransform:
         Returns:
             `torch.Tensor`: The crop; with a degrader, of twice as many channels.
         """
-        if self.crop_size is not None:
-            image = crop_randomly(image, self.crop_size, generator)
+        image = self.crop(image, generator)
         if self.degrader is None:
             return image
         return torch.cat([image, self.degrader(image, value_range, generator)])
+
+    def crop(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """
+        Crop an image at a random place, if images are cropped.
+
+        Args:
+            image (`torch.Tensor` of shape `(C, H, W)`): An image of at least the size of the crop.
+            generator (`torch.Generator`): Source of randomness.
+
+        Returns:
+            `torch.Tensor` of shape `(C, *crop_size)`: The crop, a view of the image.
+        """
+        if self.crop_size is None:
+            return image
+        height, width = self.crop_size
+        top = int(torch.randint(image.shape[1] - height + 1, (), generator=generator))
+        left = int(torch.randint(image.shape[2] - width + 1, (), generator=generator))
+        return image[:, top : top + height, left : left + width]
 
 
 def make_transform(decoder: ImageDecoder, degradation: Sequence[str] | None) -> ImageTransform:
@@ -109,24 +126,3 @@ def make_generator(seed: int, *place: int) -> torch.Generator:
         `torch.Generator`: The generator, which depends on nothing else.
     """
     return torch.Generator().manual_seed(derive_seed(seed, "transform", *place))
-
-
-def crop_randomly(image: torch.Tensor, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-    """
-    Crop an image at a random place.
-
-    Args:
-        image (`torch.Tensor` of shape `(C, H, W)`): An image of at least this size.
-        size (`tuple[int, int]`): Height and width of the crop.
-        generator (`torch.Generator`): Source of randomness.
-
-    Returns:
-        `torch.Tensor` of shape `(C, *size)`: The crop, a view of the image.
-    """
-    starts = [
-        int(torch.randint(whole - part + 1, (), generator=generator))
-        for whole, part in zip(image.shape[1:], size)
-    ]
-    top, left = starts
-    height, width = size
-    return image[:, top : top + height, left : left + width]

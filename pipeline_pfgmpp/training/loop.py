@@ -62,7 +62,7 @@ from .run import (
 from .samples import choose_shown_pairs, draw_grid_of_samples, locate_grid
 from .schedule import compute_learning_rate_factor
 from .signals import record_signals
-from .validation import ValidationLoss
+from .validation import create_validation_loss
 
 
 class Trainer:
@@ -147,11 +147,8 @@ class Trainer:
         )
         self.pipeline.set_progress_bar_config(disable=True)
         self.frechet_distance = create_frechet_distance(data, config, self.accelerator)
-        self.validation: ValidationLoss | None = None
-        if validation_data is not None:
-            has_classes = bool(self.class_names)
-            own = (self.loss, config, has_classes, self.accelerator)
-            self.validation = ValidationLoss(validation_data, data, *own)
+        settings = (self.loss, config, bool(self.class_names), self.accelerator)
+        self.validation = create_validation_loss(validation_data, data, *settings)
         self.shown_pairs = choose_shown_pairs(validation_data or data, config)
 
     def _open_folder(self) -> None:

@@ -90,6 +90,32 @@ class ValidationLoss:
         return {f"validation_{name}": value for name, value in means.items()}
 
 
+def create_validation_loss(
+    data: ImageDataset | ImageStream | None,
+    training_data: ImageDataset | ImageStream,
+    loss: PFGMPPLoss,
+    config: TrainingConfig,
+    has_classes: bool,
+    accelerator: Accelerator,
+) -> ValidationLoss | None:
+    """
+    Create the loss on the validation data, if there are any.
+
+    Args:
+        data ([`ImageDataset`] or [`ImageStream`], *optional*): The images for validation.
+        training_data, loss, config, has_classes, accelerator: As for [`ValidationLoss`].
+
+    Returns:
+        [`ValidationLoss`] or `None`: The loss.
+
+    Raises:
+        ValueError: As [`ValidationLoss`].
+    """
+    if data is None:
+        return None
+    return ValidationLoss(data, training_data, loss, config, has_classes, accelerator)
+
+
 def check_validation_data(
     data: ImageDataset | ImageStream, training_data: ImageDataset | ImageStream, has_classes: bool
 ) -> None:
