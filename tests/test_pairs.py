@@ -20,6 +20,7 @@ from pipeline_pfgmpp.data import (
     ImageStream,
     ImageTransform,
     load_images,
+    open_dataset,
     register_degradation,
     split_pairs,
 )
@@ -223,6 +224,21 @@ def test_pairs_share_their_range():
     assert data.images[1].unique().tolist() == [65535]
 
 
+def test_pairs_of_arrays_are_named_by_a_csv_file(tmp_path):
+    folder = tmp_path / "table"
+    folder.mkdir()
+    arrays = [np.random.default_rng(seed).normal(0, 500, (1, 9, 7)).astype(np.float32) for seed in range(4)]
+    for number, array in enumerate(arrays):
+        np.save(tmp_path / f"{number}.npy", array)
+    rows = ["full,low", *(f"{tmp_path}/{number}.npy,{tmp_path}/{number + 2}.npy" for number in range(2))]
+    (folder / "train.csv").write_text("\n".join(rows))
+    data = load_images(open_dataset(str(folder)), (9, 7), image_column="full", condition_column="low")
+    assert data.value_range == (min(map(np.min, arrays)), max(map(np.max, arrays)))
+    images, condition = split_pairs(data.images, data.condition_channels)
+    np.testing.assert_array_equal(images.numpy(), arrays[:2])
+    np.testing.assert_array_equal(condition["condition"].numpy(), arrays[2:])
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_images_of_every_size_are_cropped(streaming):
     sizes = [(8, 8), (8, 20), (30, 9), (11, 13)]
@@ -327,7 +343,8 @@ def test_pairs_that_cannot_be_used_are_one_sentence(streaming, options, message)
         open_data(dataset, **options)
 
 
-def test_a_row_whose_sizes_differ_is_named(capsys):
+def test_a_row_whose_sizes_differ_is_named(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)  # nothing is decoded yet
     clean = [to_picture(image) for image in make_images(3)]
     low = [clean[0], clean[1].resize((5, 6)), clean[2]]
     options = {"image_column": "clean", "condition_column": "low"}
@@ -458,8 +475,12 @@ def test_a_grid_of_grey_images_that_become_coloured():
 @pytest.mark.parametrize(
     ("network", "options", "message"),
     [
-        ({"condition_channels": 0}, {}, "degraded images of 3 channels, but the network takes 0"),
-        ({"condition_channels": 1}, {}, "degraded images of 3 channels, but the network takes 1"),
+        (
+            {"condition_channels": 0},
+            {},
+            "hold degraded images of 3 channels, but the network takes no degraded",
+        ),
+        ({"condition_channels": 1}, {}, "3 channels, but the network takes degraded images of 1 channel "),
         ({}, {"fid_steps": 2}, "`fid_steps` must be 0 for pairs"),
         ({}, {"reference_batch_size": 8}, "`reference_batch_size` must be left out for pairs"),
     ],
@@ -470,7 +491,7 @@ def test_what_does_not_fit_pairs_is_refused(network, options, message, tmp_path)
 
 
 def test_validation_data_without_degraded_images_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="validation data have degraded images of 0 channels"):
+    with pytest.raises(ValueError, match="The validation data hold no degraded images, but those"):
         make_trainer(tmp_path, make_degraded(), validation_data=ImageDataset(make_images()))
 
 

@@ -73,6 +73,19 @@ def describe_images(
     )
 
 
+def describe_condition(channels: int) -> str:
+    """
+    Describe degraded images in a phrase.
+
+    Args:
+        channels (`int`): Their channels; 0 if there are none.
+
+    Returns:
+        `str`: Such as "degraded images of 1 channel".
+    """
+    return f"degraded images of {_count_channels(channels)}" if channels else "no degraded images"
+
+
 def _count_channels(count: int) -> str:
     return f"{count} {'channel' if count == 1 else 'channels'}"
 

@@ -11,6 +11,7 @@ from diffusers import ModelMixin
 
 from ..conditioning import get_sample_size
 from ..data import ImageDataset, ImageStream
+from ..data.images import describe_condition
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..pipeline_pfgmpp_restoration import PFGMPPRestorationPipeline
 from ..scheduling_pfgmpp import PFGMPPScheduler
@@ -129,8 +130,8 @@ def check_images(
     condition_channels = unet.config.get("condition_channels") or 0
     if data.condition_channels != condition_channels:
         raise ValueError(
-            f"The data have degraded images of {data.condition_channels} channels, but the network takes"
-            f" {condition_channels} (`condition_channels`; 0 is none)."
+            f"The data hold {describe_condition(data.condition_channels)}, but the network takes"
+            f" {describe_condition(condition_channels)} (`condition_channels`)."
         )
     if condition_channels:
         if config.reference_batch_size:

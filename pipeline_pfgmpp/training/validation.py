@@ -4,6 +4,7 @@ import torch
 from accelerate import Accelerator
 
 from ..data import ImageDataset, ImageStream, split_pairs
+from ..data.images import describe_condition
 from ..records.digests import derive_seed
 from .config import TrainingConfig
 from .log import LossMeter
@@ -132,8 +133,8 @@ def check_validation_data(
     """
     if data.condition_channels != training_data.condition_channels:
         raise ValueError(
-            f"The validation data have degraded images of {data.condition_channels} channels, but those that"
-            f" are trained on have {training_data.condition_channels} (0 is none)."
+            f"The validation data hold {describe_condition(data.condition_channels)}, but those that are"
+            f" trained on hold {describe_condition(training_data.condition_channels)}."
         )
     ours = (data.channels, *data.size)
     theirs = (training_data.channels, *training_data.size)
