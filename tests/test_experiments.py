@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import re
 import runpy
 import sys
@@ -9,6 +10,10 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+
+from pipeline_pfgmpp import PFGMPPScheduler, PFGMPPUNet2DModel
+from pipeline_pfgmpp.training import DimensionRange, PFGMPPLoss
+from pipeline_pfgmpp.training.loss import Perturbation, denoise
 
 
 EXPERIMENTS = ROOT / "experiments"
@@ -174,3 +179,116 @@ def test_the_transcription_computes_what_the_network_computes(load_script):
     with torch.no_grad():
         expected = unet(x, c_noise).sample
         torch.testing.assert_close(benchmark.Transcription(unet)(x, c_noise), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def consistency_study(load_script, monkeypatch, one_thread):
+    """The study of objectives, with random images in place of scikit-learn's digits."""
+    study = load_script("experiments", "consistency")
+    rng = torch.Generator().manual_seed(0)
+    digits = torch.rand(80, 1, 8, 8, generator=rng) * 2 - 1
+    monkeypatch.setattr(study, "load_digit_images", lambda: digits)
+    return study
+
+
+class Waves(torch.nn.Module):
+    """An embedding in the type of its input; that of the network is in float32."""
+
+    def forward(self, timestep):
+        return (timestep[:, None] * torch.linspace(0.5, 3, 16).to(timestep)).cos()
+
+
+def make_digit_network():
+    torch.manual_seed(0)
+    options = {"model_channels": 16, "num_blocks": 1, "channel_mult": (1,), "attn_resolutions": ()}
+    network = PFGMPPUNet2DModel(4, 1, 1, dropout=0.0, d_conditioning=True, **options)
+    for parameter in network.parameters():  # the published start leaves out whole branches
+        torch.nn.init.normal_(parameter, std=0.2)
+    return network
+
+
+@pytest.mark.filterwarnings("ignore:The Fréchet distance of:UserWarning")
+def test_a_study_of_objectives_resumes(consistency_study, load_script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(consistency_study, "RESULTS", tmp_path)
+    arguments = ["--pretraining_steps", "2", "--passes", "16", "--batch_size", "8", "--num_images", "8"]
+    monkeypatch.setattr(sys, "argv", ["consistency.py", *arguments])
+    monkeypatch.setattr(consistency_study, "DIMENSIONS", [16.0, math.inf])
+    consistency_study.main()
+    measurement = json.loads((tmp_path / "consistency.json").read_text(encoding="utf-8"))
+    assert measurement["command"] == " ".join(["python experiments/consistency.py", *arguments])
+    rows = measurement["results"]["rows"]
+    assert [row["steps"] for row in rows] == [2, 4, 2, 2]
+    assert [list(row["distances"]) for row in rows] == [["35", "1"], *[["1", "2", "4"]] * 3]
+    tables = load_script("experiments", "tables")
+    assert tables.format_consistency(measurement["results"]) in capsys.readouterr().out
+
+    def refuse(*args):
+        raise AssertionError("It trains or draws again.")
+
+    monkeypatch.setattr(consistency_study.Study, "optimize", refuse)
+    monkeypatch.setattr(consistency_study.Study, "draw", refuse)
+    consistency_study.main()
+    resumed = json.loads((tmp_path / "consistency.json").read_text(encoding="utf-8"))
+    assert resumed["results"] == measurement["results"]
+
+
+def test_the_tangent_is_the_derivative_along_the_line(consistency_study):
+    network = make_digit_network().double()
+    network.map_noise = Waves()
+    scheduler = PFGMPPScheduler(sigma_data=0.7)
+    rng = torch.Generator().manual_seed(0)
+    images = torch.rand(4, 1, 4, 4, generator=rng, dtype=torch.float64)
+    noise = torch.randn(images.shape, generator=rng, dtype=torch.float64)
+    t = torch.tensor([0.01, 0.3, 2.0, 50.0], dtype=torch.float64)
+    D = torch.tensor([16.0, 128.0, 2048.0, math.inf], dtype=torch.float64)
+    perturbation = Perturbation(t, D, noise, t)
+
+    def move(t):
+        return denoise(network, scheduler, images + t.view(-1, 1, 1, 1) * noise, t, D)
+
+    x = images + t.view(-1, 1, 1, 1) * noise
+    end, slope = consistency_study.compute_tangent(network, scheduler, x, perturbation)
+    h = 1e-5 * t
+    with torch.no_grad():
+        torch.testing.assert_close(end, move(t), rtol=1e-9, atol=1e-9)
+        difference = (move(t + h) - move(t - h)) / (2 * h).view(-1, 1, 1, 1)
+    torch.testing.assert_close(slope, difference, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("solver", "levels"),
+    [
+        ({"solver_type": "heun"}, [80, 12.53, 12.53, 1, 1]),
+        ({"solver_type": "consistency", "sigmas": {"consistency": {"2": [80.0, 0.8]}}}, [80, 0.8]),
+    ],
+)
+def test_images_are_drawn_in_as_many_calls(consistency_study, monkeypatch, solver, levels):
+    monkeypatch.setattr(sys, "argv", ["consistency.py", "--num_images", "2"])
+    study = consistency_study.Study(torch.randn(4, 1, 4, 4), consistency_study.parse_arguments())
+    study.scheduler = PFGMPPScheduler(sigma_min=1.0)
+    network = make_digit_network()
+    called = []
+    network.register_forward_pre_hook(lambda _, inputs: called.append((4 * inputs[1]).exp().flatten()[0]))
+    assert study.draw(network, 16.0, str(len(levels)), **solver).shape == (2, 1, 4, 4)
+    assert torch.stack(called).tolist() == pytest.approx(levels, rel=0.01)
+
+
+@pytest.mark.parametrize(("progress", "denoises"), [(0.0, True), (1.0, False)])
+def test_continuous_time_begins_as_a_denoiser(consistency_study, progress, denoises):
+    """For one image, the gradient then has the direction of that of the squared error."""
+    network = make_digit_network()
+    dimensions = DimensionRange(16, math.inf)
+    loss = consistency_study.ContinuousLoss(PFGMPPScheduler(sigma_data=0.7), 0.5, dimensions)
+    rng = torch.Generator().manual_seed(1)
+    image = torch.rand(1, 1, 4, 4, generator=rng)
+    perturbation = loss.draw(image.shape, rng, progress=progress)
+
+    def compute_gradient(value):
+        gradients = torch.autograd.grad(value.sum(), list(network.parameters()), allow_unused=True)
+        return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+
+    ours = compute_gradient(loss(network, image, perturbation))
+    error = PFGMPPLoss(loss.scheduler)(network, image, perturbation)
+    cosine = torch.cosine_similarity(ours, compute_gradient(error), dim=0).item()
+    assert (cosine > 0.9999) == denoises
