@@ -143,7 +143,20 @@ def list_command_lines(data):
             ["schedule", "model", "--num-inference-steps", "2", "--D", "16", "--num-latents", "2"],
         ],
         "plot": [["plot", "run"], ["field-lines", "pictures"]],
-        "train": [["data", "fashion-mnist", "idx", "data"], train],
+        "train": [
+            ["data", "fashion-mnist", "idx", "data"],
+            train,
+            [
+                "evaluate-restoration",
+                "restoring",
+                *few[:-1],
+                "2",
+                "--degradation",
+                "jpeg",
+                "--start-sigma",
+                "1",
+            ],
+        ],
         "evaluate": [
             ["evaluate", "model", *few, "--num-inference-steps", "2", "--D", "16", "--write"],
             ["verify", "model", *few],
