@@ -514,7 +514,7 @@ def train(args: argparse.Namespace) -> None:
     if not unet.config.get("d_conditioning"):
         dimensions = None
     scheduler = build_scheduler(args, data, pretrained, dimensions)
-    teacher = load_teacher(args, accelerator)
+    teacher = load_teacher(args, accelerator, data.condition_channels)
     if teacher:
         name = args.teacher_model_name_or_path
         record.identity["teacher"] = {"name": name, "digest": digest_weights(teacher)}

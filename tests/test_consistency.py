@@ -9,7 +9,13 @@ import scipy.stats
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
-from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
+from pipeline_pfgmpp import (
+    EmpiricalDenoiser,
+    PFGMPPPipeline,
+    PFGMPPRestorationPipeline,
+    PFGMPPScheduler,
+    PFGMPPUNet2DModel,
+)
 from pipeline_pfgmpp.commands import main
 from pipeline_pfgmpp.data import ImageDataset
 from pipeline_pfgmpp.training import ConsistencyLoss, DimensionRange, Teacher, Trainer, TrainingConfig
@@ -312,6 +318,22 @@ def test_the_teacher_takes_the_step_of_heun(guidance_scale):
          callback_on_step_end=keep, callback_on_step_end_tensor_inputs=names)  # fmt: skip
     torch.testing.assert_close(end[:2], steps[1]["latents"][:2], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(end[2], steps[0]["pred_original_sample"][2], rtol=1e-4, atol=1e-5)
+
+
+def test_a_teacher_that_restores_sees_the_degraded_images():
+    scheduler = PFGMPPScheduler(D=64, sigma_min=0.5)
+    pipe = PFGMPPRestorationPipeline(make_unet(condition_channels=1), scheduler)
+    degraded = torch.rand(2, 1, 8, 8, generator=generator()) * 2 - 1
+    levels = {"sigma": torch.full((2,), 2.0), "target_sigma": torch.full((2,), 0.5)}
+    drawn = dataclasses.replace(ConsistencyLoss(scheduler).draw((2, 1, 8, 8), generator()), **levels)
+    end = Teacher(pipe).step(degraded, drawn, condition=degraded)
+
+    steps = []
+    pipe(
+        degraded / 2 + 0.5, num_inference_steps=2, start_sigma=2.0,
+        callback_on_step_end=lambda pipe, step, t, tensors: steps.append(tensors["latents"]),
+    )  # fmt: skip
+    torch.testing.assert_close(end, steps[1], rtol=1e-4, atol=1e-5)
 
 
 def test_a_teacher_of_another_d_is_refused():

@@ -70,6 +70,7 @@ class Teacher:
         x: torch.Tensor,
         perturbation: Perturbation,
         class_labels: torch.Tensor | None = None,
+        condition: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Take a step of Heun's method from t to r, or of Euler's to r = 0.
@@ -78,26 +79,35 @@ class Teacher:
             x (`torch.Tensor` of shape `(batch, C, H, W)`): Samples at t.
             perturbation ([`Perturbation`]): Holds t, r and D.
             class_labels (`torch.Tensor` of shape `(batch,)`, *optional*): Their classes.
+            condition (`torch.Tensor`, *optional*): The degraded images that they are restored from.
 
         Returns:
             `torch.Tensor`: The samples at r.
         """
         t = perturbation.sigma.view(-1, 1, 1, 1)
         r = perturbation.target_sigma.view(-1, 1, 1, 1)
-        slope = self._compute_slope(x, t, perturbation.D, class_labels)
+        conditions = (perturbation.D, class_labels, condition)
+        slope = self._compute_slope(x, t, *conditions)
         end = x + (r - t) * slope
         is_last = r == 0
-        end_slope = self._compute_slope(end, torch.where(is_last, t, r), perturbation.D, class_labels)
+        end_slope = self._compute_slope(end, torch.where(is_last, t, r), *conditions)
         return torch.where(is_last, end, x + (r - t) * (slope + end_slope) / 2)
 
     def _compute_slope(
-        self, x: torch.Tensor, sigma: torch.Tensor, D: Any, class_labels: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        D: Any,
+        class_labels: torch.Tensor | None,
+        condition: torch.Tensor | None,
     ) -> torch.Tensor:
         """Compute (x - F) / sigma."""
         model_input = self.scheduler.precondition_inputs(x, sigma)
         c_noise = self.scheduler.precondition_noise(sigma.flatten())
         if self.guidance_scale == 1:
-            output = call_network(self.unet, model_input, c_noise, class_labels, D)
+            if condition is not None:
+                condition = self.scheduler.precondition_inputs(condition, sigma)
+            output = call_network(self.unet, model_input, c_noise, class_labels, D, condition)
         else:
             # Only in this form is there a row for "no class".
             labels = torch.nn.functional.one_hot(class_labels, count_classes(self.unet)).to(x)
@@ -208,7 +218,8 @@ class ConsistencyLoss(PFGMPPLoss):
             if self.teacher is None:
                 target = images + r.view(-1, 1, 1, 1) * perturbation.noise
             else:
-                target = self.teacher.step(x, perturbation, conditioning.get("class_labels"))
+                labels = conditioning.get("class_labels")
+                target = self.teacher.step(x, perturbation, labels, conditioning.get("condition"))
             end = denoise(unet, self.scheduler, target, torch.where(r > 0, r, t), D, **conditioning)
             target = torch.where(r.view(-1, 1, 1, 1) > 0, end, target)
         difference = denoise(unet, self.scheduler, x, t, D, **conditioning) - target

@@ -84,19 +84,22 @@ def choose_scheduler_options(args: argparse.Namespace, pretrained: PFGMPPPipelin
     return {}
 
 
-def load_teacher(args: argparse.Namespace, accelerator: Accelerator) -> PFGMPPPipeline | None:
+def load_teacher(
+    args: argparse.Namespace, accelerator: Accelerator, condition_channels: int
+) -> PFGMPPPipeline | None:
     """
     Load the pipeline to distil, if there is one.
 
     Args:
         args (`argparse.Namespace`): The arguments of train_accelerate.py.
         accelerator (`Accelerator`): Where it will compute.
+        condition_channels (`int`): Channels of the degraded images of the data; 0 for none.
 
     Returns:
         [`PFGMPPPipeline`] or `None`: The teacher.
 
     Raises:
-        ValueError: It cannot be loaded, or is no denoiser.
+        ValueError: It cannot be loaded, is no denoiser, or does not fit the data.
     """
     name = args.teacher_model_name_or_path
     if name is None:
@@ -106,6 +109,14 @@ def load_teacher(args: argparse.Namespace, accelerator: Accelerator) -> PFGMPPPi
         raise ValueError(
             f"--teacher_model_name_or_path must be a denoiser, but {name} is a consistency model."
         )
+    own_channels = teacher.unet.config.get("condition_channels") or 0
+    if own_channels != condition_channels:
+        raise ValueError(
+            f"--teacher_model_name_or_path {name} takes degraded images of {own_channels} channels, but the"
+            f" data have {condition_channels}."
+        )
+    if own_channels and args.guidance_scale != 1:
+        raise ValueError("--guidance_scale must be 1 for a teacher that restores images.")
     return teacher.to(accelerator.device)
 
 
