@@ -18,7 +18,7 @@ help:
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/pfgmpp sample model_cards/pfgmpp-fashion-mnist --D 16,128,2048,inf --noise 0,0.2 --output outputs/demo.png
+	$(BIN)/pfgmpp sample model_cards/pfgmpp-fashion-mnist-fast --D 16,128,2048,inf --noise 0,0.3 --output outputs/demo.png
 
 space: .venv/installed
 	cd space && ../$(BIN)/python app.py

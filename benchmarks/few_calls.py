@@ -50,7 +50,8 @@ def measure(batch_size: int, repeats: int) -> dict[str, float]:
             pipe.scheduler = scheduler
             pipe(batch_size, num_inference_steps=steps, D=128, class_labels=0)
 
-        contenders[f"{solver}, {len(scheduler.timesteps)} calls"] = draw
+        calls = len(scheduler.timesteps)
+        contenders[f"{solver}, {calls} {'call' if calls == 1 else 'calls'}"] = draw
     times = time_rounds(contenders, repeats, f"Batch of {batch_size}")
     ratios = {}
     for name, values in times.items():

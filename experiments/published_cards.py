@@ -185,11 +185,15 @@ def describe_collection() -> dict[str, Any]:
         kind = "class-conditional" if checkpoint.num_classes else "unconditional"
         note = f"{DATA_NAMES[checkpoint.dataset]}, {kind}, D = {format_dimension(checkpoint.D)}"
         items.append({"item_id": f"org/{checkpoint.name}", "item_type": "model", "note": note})
-    bundled = {"item_id": "org/pfgmpp-fashion-mnist", "item_type": "model", "note": "Fashion-MNIST, bundled"}
+    notes = {
+        "pfgmpp-fashion-mnist": "Fashion-MNIST, bundled",
+        "pfgmpp-fashion-mnist-fast": "Fashion-MNIST, bundled, two calls per image",
+    }
+    bundled = [{"item_id": f"org/{name}", "item_type": "model", "note": note} for name, note in notes.items()]
     return {
         "title": "PFGM++ by augmented dimension",
         "description": "Poisson flow generative models from D = 1 (PFGM) to infinity (diffusion).",
-        "items": [bundled, *items],
+        "items": [*bundled, *items],
     }
 
 

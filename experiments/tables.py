@@ -1,5 +1,6 @@
 """Markdown tables of the report, from the JSON that the studies and the benchmarks write."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def format_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     text = [f"| {' | '.join(cells)} |" for cells in lines]
     text[1] = text[1].replace(" ", "")
-    return "\n".join(line.replace("|  |", "| |") for line in text)
+    return "\n".join(re.sub(r"\|  (?=\|)", "| ", line) for line in text)
 
 
 def format_values(values: list[float] | str) -> str:

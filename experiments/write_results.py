@@ -5,7 +5,7 @@ Write RESULTS.md, the report of everything that was measured.
 
 The prose is in results.md.jinja. The figures come from results/*.json, which the studies and the
 benchmarks write (with `--json experiments/results/NAME.json`), and from evaluation.json and
-robustness.json of the bundled model. Runs from before the studies wrote JSON are kept with the digits
+robustness.json of the bundled models. Runs from before the studies wrote JSON are kept with the digits
 that they printed; what `pfgmpp verify` prints is copied by hand.
 """
 
@@ -27,6 +27,7 @@ from pipeline_pfgmpp.records.writing import replace_file
 FOLDER = Path(__file__).parent
 REPORT = FOLDER / "RESULTS.md"
 MODEL = FOLDER.parent / "model_cards" / "pfgmpp-fashion-mnist"
+FAST_MODEL = FOLDER.parent / "model_cards" / "pfgmpp-fashion-mnist-fast"
 
 
 def read_measurements() -> dict[str, dict[str, Any]]:
@@ -34,11 +35,11 @@ def read_measurements() -> dict[str, dict[str, Any]]:
     return {path.stem: read_measurement(path) for path in sorted(tables.RESULTS.glob("*.json"))}
 
 
-def find_robustness_command() -> str:
-    """Find the command that measured robustness.json in the card of the model."""
-    match = re.search(r"^pfgmpp robustness .*$", (MODEL / "README.md").read_text(), re.MULTILINE)
+def find_robustness_command(model: Path) -> str:
+    """Find the command that measured robustness.json in the card of a model."""
+    match = re.search(r"^pfgmpp robustness .*$", (model / "README.md").read_text(), re.MULTILINE)
     if match is None:
-        raise ValueError(f"The card in {MODEL} does not say which `pfgmpp robustness` command measured it.")
+        raise ValueError(f"The card in {model} does not say which `pfgmpp robustness` command measured it.")
     return match[0]
 
 
@@ -61,7 +62,10 @@ def render_report() -> str:
         tables=tables,
         evaluation=json.loads((MODEL / "evaluation.json").read_text()),
         robustness=json.loads((MODEL / "robustness.json").read_text()),
-        robustness_command=find_robustness_command(),
+        robustness_command=find_robustness_command(MODEL),
+        fast_evaluation=json.loads((FAST_MODEL / "evaluation.json").read_text()),
+        fast_robustness=json.loads((FAST_MODEL / "robustness.json").read_text()),
+        fast_robustness_command=find_robustness_command(FAST_MODEL),
         format_evaluation=format_evaluation,
         format_robustness=format_robustness,
         format_verified=format_verified,

@@ -18,6 +18,7 @@ PAGES = ["README.md", *(f"docs/{name}" for name in GUIDES)]
 # What a clean checkout holds of what the pages use.
 USED = [
     "model_cards/pfgmpp-fashion-mnist",
+    "model_cards/pfgmpp-fashion-mnist-fast",
     "space",
     "pipeline_pfgmpp",
     "tests/fixtures/fashion_mnist",

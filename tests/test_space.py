@@ -178,7 +178,11 @@ def list_texts(page):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("sample", {"model": "../../etc/passwd"}, "The model must be one of: Fashion-MNIST."),
+        (
+            "sample",
+            {"model": "../../etc/passwd"},
+            "The model must be one of: Fashion-MNIST, Fashion-MNIST in two calls.",
+        ),
         ("sample", {"count": 10**6}, "The number of images must be a whole number from 1 to 64"),
         ("sample", {"count": "many"}, "The number of images must be a whole number from 1 to 64"),
         ("sample", {"steps": 0}, "The number of steps must be a whole number from 1 to 100"),
@@ -282,7 +286,7 @@ def test_the_environment_names_models(monkeypatch):
     assert list(offered) == ["org/one", "org/two"]
     assert offered["org/two"].sources == {None: "org/two"}
     monkeypatch.delenv("SPACE_MODELS")
-    assert list(models.read_models()) == [NAME]
+    assert list(models.read_models()) == [NAME, f"{NAME} in two calls"]
 
 
 def test_another_kind_of_pipeline_is_refused(monkeypatch):
