@@ -42,9 +42,7 @@ def train(*args, check=True, launcher=None):
     if launcher is None:
         result = run_training(*SMALL, *args)
     else:
-        env = {**os.environ, "ACCELERATE_USE_CPU": "1"}
-        if launcher is TORCHRUN:
-            env["OMP_NUM_THREADS"] = "1"
+        env = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
         command = [*launcher, "train_accelerate.py", *SMALL, *map(str, args)]
         result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     if check:
