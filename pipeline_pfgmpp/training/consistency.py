@@ -48,6 +48,7 @@ class Teacher:
 
     def __init__(self, pipeline: PFGMPPPipeline, guidance_scale: float = 1.0):
         self.unet = pipeline.unet.eval()
+        self.dtype = pipeline.unet.dtype
         self.guidance_unet = pipeline.guidance_unet
         self.scheduler = pipeline.scheduler
         self.guidance_scale = check_guidance(guidance_scale, self.unet, self.guidance_unet)
@@ -102,7 +103,7 @@ class Teacher:
         condition: torch.Tensor | None,
     ) -> torch.Tensor:
         """Compute (x - F) / sigma."""
-        model_input = self.scheduler.precondition_inputs(x, sigma)
+        model_input = self.scheduler.precondition_inputs(x, sigma).to(self.dtype)
         c_noise = self.scheduler.precondition_noise(sigma.flatten())
         if self.guidance_scale == 1:
             if condition is not None:
