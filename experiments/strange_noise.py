@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from pipeline_pfgmpp import PFGMPPPipeline
 from pipeline_pfgmpp.data import load_images
+from pipeline_pfgmpp.data.degradations import add_gaussian_noise, add_poisson_noise
 from pipeline_pfgmpp.records.commands import format_command
 from pipeline_pfgmpp.records.dimensions import format_dimension
 from pipeline_pfgmpp.records.measurements import write_measurement
@@ -32,17 +33,11 @@ from pipeline_pfgmpp.records.measurements import write_measurement
 DIMENSIONS = [16, 128, 2048, math.inf]
 
 
-def add_gaussian(images: torch.Tensor, size: float, generator: torch.Generator) -> torch.Tensor:
-    """Add noise of this standard deviation."""
-    return images + size * torch.randn(images.shape, generator=generator)
-
-
-def add_poisson(images: torch.Tensor, size: float, generator: torch.Generator) -> torch.Tensor:
-    """Count photons: the variance of a count is its mean, so bright pixels are noisier."""
+def count_photons(images: torch.Tensor, size: float, generator: torch.Generator) -> torch.Tensor:
+    """Count as many photons as make noise of this size; bright pixels are noisier."""
     brightness = (images + 1) / 2
     photons = 4 * brightness.mean() / size**2  # of a white pixel
-    counts = torch.poisson(brightness * photons, generator=generator)
-    return counts / photons * 2 - 1
+    return add_poisson_noise(brightness, photons.item(), generator) * 2 - 1
 
 
 def add_salt_and_pepper(images: torch.Tensor, size: float, generator: torch.Generator) -> torch.Tensor:
@@ -53,8 +48,8 @@ def add_salt_and_pepper(images: torch.Tensor, size: float, generator: torch.Gene
 
 
 NOISES: dict[str, Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]] = {
-    "Gaussian": add_gaussian,
-    "Poisson": add_poisson,
+    "Gaussian": add_gaussian_noise,
+    "Poisson": count_photons,
     "salt and pepper": add_salt_and_pepper,
 }
 
