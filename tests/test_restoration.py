@@ -546,8 +546,9 @@ def test_networks_and_pipelines_of_the_other_kind_are_refused(tmp_path, capsys):
         )
     with pytest.raises(ValueError, match="This network needs a `condition`"):
         PFGMPPPipeline(restoring.unet, restoring.scheduler)(num_inference_steps=1)
-    restoring.save_pretrained(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        main(["sample", str(tmp_path), "--output", str(tmp_path / "grid.png")])
-    assert stop.value.code == 1
-    assert "restores images and generates none" in capsys.readouterr().err
+    for pipe in (restoring, PFGMPPPipeline(restoring.unet, restoring.scheduler)):
+        pipe.save_pretrained(tmp_path / type(pipe).__name__)
+        with pytest.raises(SystemExit) as stop:
+            main(["sample", str(tmp_path / type(pipe).__name__), "--output", str(tmp_path / "grid.png")])
+        assert stop.value.code == 1
+        assert "restores images and generates none" in capsys.readouterr().err

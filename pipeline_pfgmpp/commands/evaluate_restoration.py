@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .parsing import (
-    LARGEST_SEED,
     make_integer_parser,
     make_list_parser,
-    make_number_parser,
     parse_dimensions,
-    parse_positive,
 )
 from .shared import (
     add_batch_size_argument,
+    add_entry_arguments,
+    add_seed_argument,
     add_variant_argument,
     check_dimensions,
     choose_value_range,
@@ -78,23 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="numbers of steps of the solver, such as 1,4,18 (default: the model's)",
     )
     add("--solver-type", help="the solver, as in pfgmpp restore (default: the model's)")
-    add(
-        "--start-sigma",
-        type=parse_positive,
-        help="noise level at which to enter at the degraded image itself (default: start from the prior)",
-    )
-    add(
-        "--blend",
-        type=make_number_parser("a number from 0 to 1", lambda blend: 0 <= blend <= 1),
-        default=1.0,
-        help="weight of the restored image after each step (default: %(default)s)",
-    )
-    add(
-        "--seed",
-        type=make_integer_parser(0, LARGEST_SEED),
-        default=0,
-        help="seed of the degradations, and of the first image (default: %(default)s)",
-    )
+    add_entry_arguments(parser)
+    add_seed_argument(parser, "the degradations, and of the first image")
     add_variant_argument(parser)
     add_batch_size_argument(parser, 16)
     add(

@@ -12,15 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .parsing import (
-    LARGEST_SEED,
-    make_integer_parser,
-    make_number_parser,
-    parse_dimension,
-    parse_positive,
-)
+from .parsing import make_integer_parser, parse_dimension
 from .shared import (
     add_batch_size_argument,
+    add_entry_arguments,
+    add_seed_argument,
     add_solver_arguments,
     check_dimensions,
     choose_class,
@@ -44,19 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="PNG, TIFF, .npy or DICOM files, or folders that are searched for them",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="the folder of the restored files")
-    parser.add_argument(
-        "--start-sigma",
-        type=parse_positive,
-        help="noise level at which to enter the field lines at the degraded image itself (default: start from"
-        " the prior, which gives samples of the posterior)",
-    )
-    parser.add_argument(
-        "--blend",
-        type=make_number_parser("a number from 0 to 1", lambda blend: 0 <= blend <= 1),
-        default=1.0,
-        help="weight of the restored image after each step; the rest is the degraded one"
-        " (default: %(default)s)",
-    )
+    add_entry_arguments(parser)
     parser.add_argument(
         "--D",
         type=parse_dimension,
@@ -77,12 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " too (default: %(default)s)",
     )
     add_solver_arguments(parser)
-    parser.add_argument(
-        "--seed",
-        type=make_integer_parser(0, LARGEST_SEED),
-        default=0,
-        help="seed of the first sample of each file (default: %(default)s)",
-    )
+    add_seed_argument(parser, "the first sample of each file")
     add_batch_size_argument(parser, 1)
 
 

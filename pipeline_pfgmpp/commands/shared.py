@@ -35,12 +35,7 @@ def add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
     """
     add_solver_arguments(parser)
     add_guidance_argument(parser)
-    parser.add_argument(
-        "--seed",
-        type=make_integer_parser(0, LARGEST_SEED),
-        default=0,
-        help="seed of the first image (default: %(default)s)",
-    )
+    add_seed_argument(parser, "the first image")
     add_batch_size_argument(parser, 64)
 
 
@@ -107,6 +102,44 @@ def add_guidance_argument(parser: argparse.ArgumentParser) -> None:
         type=make_number_parser("a number from 0 to 100", lambda scale: 0 <= scale <= 100),
         default=1.0,
         help="scale of guidance; 1 means no guidance (default: %(default)s)",
+    )
+
+
+def add_entry_arguments(parser: argparse.ArgumentParser) -> None:
+    """
+    Add the arguments that say where a degraded image enters the field lines, and how much of it stays.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The parser of a command that restores images.
+    """
+    parser.add_argument(
+        "--start-sigma",
+        type=parse_positive,
+        help="noise level at which to enter the field lines at the degraded image itself (default: start from"
+        " the prior, which gives samples of the posterior)",
+    )
+    parser.add_argument(
+        "--blend",
+        type=make_number_parser("a number from 0 to 1", lambda blend: 0 <= blend <= 1),
+        default=1.0,
+        help="weight of the restored image after each step; the rest is the degraded one"
+        " (default: %(default)s)",
+    )
+
+
+def add_seed_argument(parser: argparse.ArgumentParser, owner: str) -> None:
+    """
+    Add the argument that chooses the random numbers.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The parser of a command that draws at random.
+        owner (`str`): What the seed belongs to, for the help.
+    """
+    parser.add_argument(
+        "--seed",
+        type=make_integer_parser(0, LARGEST_SEED),
+        default=0,
+        help=f"seed of {owner} (default: %(default)s)",
     )
 
 
@@ -347,15 +380,16 @@ def _check_kind(pipeline: Any, model: str, restores: bool) -> None:
     from ..pipeline_pfgmpp_restoration import PFGMPPRestorationPipeline
 
     kind: Any = PFGMPPRestorationPipeline if restores else PFGMPPPipeline
-    if isinstance(pipeline, PFGMPPRestorationPipeline) and not restores:
+    if not isinstance(pipeline, (PFGMPPPipeline, PFGMPPRestorationPipeline)):
+        raise ValueError(f"{model} is a {type(pipeline).__name__}, but must be a {kind.__name__}.")
+    is_conditioned = bool(pipeline.unet.config.get("condition_channels"))
+    if not restores and (is_conditioned or not isinstance(pipeline, kind)):
         raise ValueError(
             f"{model} restores images and generates none: use `pfgmpp restore` or"
             " `pfgmpp evaluate-restoration`."
         )
-    if isinstance(pipeline, PFGMPPPipeline) and restores:
+    if restores and not isinstance(pipeline, kind):
         raise ValueError(f"{model} generates images and restores none: use `pfgmpp sample`.")
-    if not isinstance(pipeline, kind):
-        raise ValueError(f"{model} is a {type(pipeline).__name__}, but must be a {kind.__name__}.")
 
 
 def _list_remote_variants(model: str) -> list[str | None]:

@@ -158,10 +158,8 @@ def restore_to_files(
             progress.update()
 
         for batch in _read_batches(pipeline, record, max(1, batch_size // num_samples), refuse):
-            seeds = list(range(seed, seed + num_samples))
-            images = _restore(
-                pipeline, batch, split_batches(seeds, max(1, batch_size // len(batch))), settings
-            )
+            chunks = split_batches(seeds, max(1, batch_size // len(batch)))
+            images = _restore(pipeline, batch, chunks, settings)
             record.write()
             for work, samples in zip(batch, images):
                 try:
