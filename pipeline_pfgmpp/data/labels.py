@@ -39,7 +39,8 @@ def find_label_column(
         `str` or `None`: Its name; None if there is none.
 
     Raises:
-        ValueError: There is no such column, or there are several `ClassLabel`s to choose from.
+        ValueError: There is no such column, or there are several `ClassLabel`s, none of which is called
+            `label`.
     """
     import datasets
 
@@ -49,9 +50,9 @@ def find_label_column(
             raise ValueError(f"`label_column` is {wanted!r}, but the data set has the columns {columns}.")
         return wanted
     names = [name for name in columns if isinstance(dataset.features[name], datasets.ClassLabel)]
-    if len(names) > 1:
+    if len(names) > 1 and "label" not in names:
         raise ValueError(f"The data set has several label columns, {names}; name one with `label_column`.")
-    if names:
+    if len(names) == 1:
         return names[0]
     return "label" if "label" in columns else None
 
