@@ -107,7 +107,7 @@ def make_emoji(args: argparse.Namespace) -> None:
     """
     from ..data.emoji import convert_emoji
 
-    counts = convert_emoji(args.font, args.names, args.output, args.size)
+    counts = convert_emoji(args.font, args.names, args.output, args.size, args.command_line)
     print(
         f"Wrote {counts['train']} train emoji and {counts['validation']} validation emoji, and left out"
         f" {counts['left_out']} that the font does not have: {args.output}"

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import PIL.features
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
-from PIL import features
 from tqdm.auto import tqdm
 
 from ..records.writing import replace_file
@@ -59,7 +59,7 @@ their names, groups and subgroups. Made with `pipeline-pfgmpp`:
 
 ```bash
 sudo apt-get install fonts-noto-color-emoji unicode-data
-pfgmpp data emoji --size {size}
+{command}
 ```
 
 | column | what it holds |
@@ -189,7 +189,7 @@ class EmojiFont:
 
     def __init__(self, path: str | os.PathLike):
         package = "such as that of Debian's package fonts-noto-color-emoji"
-        if not features.check("raqm"):
+        if not PIL.features.check("raqm"):
             raise ValueError("Pillow needs raqm to compose emoji: install Debian's package libfribidi0.")
         if not Path(path).is_file():
             raise ValueError(
@@ -201,7 +201,8 @@ class EmojiFont:
             raise ValueError(f"{path} must be a colour bitmap font, {package}: {error}") from None
         self.advance = self.font.getlength("😀")
         self.box = self.font.getbbox("😀")
-        if not self._is_coloured("😀"):
+        red, green, blue = self._draw("😀").split()
+        if red == green == blue:
             raise ValueError(f"{path} must be a font with colours, {package}.")
         self.unknown = {self._draw(text).tobytes() for text in (NEVER_ASSIGNED, UNKNOWN_FLAG)}
 
@@ -233,13 +234,13 @@ class EmojiFont:
         PIL.ImageDraw.Draw(image).text(corner, text, fill="black", font=self.font, embedded_color=True)
         return image
 
-    def _is_coloured(self, text: str) -> bool:
-        red, green, blue = self._draw(text).split() if self.advance else [None] * 3
-        return red != green or green != blue
-
 
 def convert_emoji(
-    font: str | os.PathLike, names: str | os.PathLike, output: str | os.PathLike, size: int = 64
+    font: str | os.PathLike,
+    names: str | os.PathLike,
+    output: str | os.PathLike,
+    size: int = 64,
+    command: str = "pfgmpp data emoji",
 ) -> dict[str, int]:
     """
     Write `train.parquet`, `validation.parquet` and the data set's card, `README.md`.
@@ -251,27 +252,31 @@ def convert_emoji(
         names (`str` or `os.PathLike`): Unicode's emoji-test.txt.
         output (`str` or `os.PathLike`): Folder to write to; it is created if it is missing.
         size (`int`, defaults to 64): Height and width of the pictures, in pixels.
+        command (`str`, defaults to `"pfgmpp data emoji"`): The command that made the data set, for its card.
 
     Returns:
         `dict[str, int]`: Number of emoji in each split, and as `left_out` the number of those that the font
             does not have.
 
     Raises:
-        ValueError: A file is missing or not what it should be, or no emoji is left for a split.
+        ValueError: A file is missing or not what it should be, `output` is a file, or no emoji is left for a
+            split.
     """
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"The output {output} must be a folder, but is a file.")
     emoji = read_emoji_test(names)
     splits = _draw_splits(emoji, EmojiFont(font), size)
     for split, rows in splits.items():
         if not rows:
             raise ValueError(f"No emoji of {names} that {font} can draw falls into the {split} split.")
-    folder = Path(output)
     features = _make_features(emoji)
     with contextlib.ExitStack() as stack:
         for split, rows in splits.items():
             partial = stack.enter_context(replace_file(folder / f"{split}.parquet"))
             _make_dataset(rows, features).to_parquet(partial)
         partial = stack.enter_context(replace_file(folder / "README.md"))
-        partial.write_text(_write_card(splits, features, font, names, size), encoding="utf-8")
+        partial.write_text(_write_card(splits, features, font, names, size, command), encoding="utf-8")
     sizes = {split: len(rows) for split, rows in splits.items()}
     return {**sizes, "left_out": len(emoji) - sum(sizes.values())}
 
@@ -330,6 +335,7 @@ def _write_card(
     font: str | os.PathLike,
     names: str | os.PathLike,
     size: int,
+    command: str,
 ) -> str:
     """Write the card, with the header that the Hub and `datasets` read."""
     import datasets
@@ -354,6 +360,7 @@ def _write_card(
     text = CARD.format(
         count=sum(map(len, splits.values())),
         size=size,
+        command=command,
         groups=len(features["label"].names),
         subgroups=len(features["subgroup"].names),
         name=splits["train"][0]["name"],
