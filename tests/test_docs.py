@@ -21,6 +21,7 @@ USED = [
     "model_cards/pfgmpp-fashion-mnist-fast",
     "space",
     "pipeline_pfgmpp",
+    "tests/fixtures/emoji",
     "tests/fixtures/fashion_mnist",
     "Makefile",
 ]
