@@ -10,6 +10,7 @@ OUTPUT = "data/fashion-mnist"
 EMOJI_FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 EMOJI_NAMES = "/usr/share/unicode/emoji/emoji-test.txt"
 EMOJI_OUTPUT = "data/emoji"
+CT_OUTPUT = "data/low-dose-ct"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +73,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=64,
         help="height and width of the pictures, which have 136 pixels in the font (default: %(default)s)",
     )
+    low_dose_ct = data_sets.add_parser(
+        "low-dose-ct",
+        help="simulated CT: phantoms at full and at low dose",
+        description="Draw random phantoms, and reconstruct them from many and from few photons. This needs"
+        " scikit-image, from the extra ct.",
+    )
+    low_dose_ct.set_defaults(make=make_low_dose_ct)
+    low_dose_ct.add_argument(
+        "output", nargs="?", default=CT_OUTPUT, help="folder for the parquet files (default: %(default)s)"
+    )
+    for option, least, default, help in (
+        ("--train", 1, 480, "pairs to train on"),
+        ("--validation", 1, 40, "pairs to choose settings on"),
+        ("--test", 1, 60, "pairs in each of the three splits for tests"),
+        ("--size", 32, 128, "height and width of the slices in pixels"),
+    ):
+        low_dose_ct.add_argument(
+            option, type=make_integer_parser(least), default=default, help=f"{help} (default: %(default)s)"
+        )
+    low_dose_ct.add_argument(
+        "--seed",
+        type=make_integer_parser(0),
+        default=0,
+        help="seed of phantoms and photons (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -111,4 +137,19 @@ def make_emoji(args: argparse.Namespace) -> None:
     print(
         f"Wrote {counts['train']} train emoji and {counts['validation']} validation emoji, and left out"
         f" {counts['left_out']} that the font does not have: {args.output}"
+    )
+
+
+def make_low_dose_ct(args: argparse.Namespace) -> None:
+    """
+    Simulate CT.
+
+    Args:
+        args (`argparse.Namespace`): Arguments of `pfgmpp data low-dose-ct`.
+    """
+    from ..data.low_dose_ct import convert_phantoms
+
+    counts = convert_phantoms(args.output, args.train, args.validation, args.test, args.size, seed=args.seed)
+    print(
+        f"Wrote {sum(counts.values())} pairs of slices, of which {counts['train']} to train on: {args.output}"
     )

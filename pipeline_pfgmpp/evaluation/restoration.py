@@ -9,6 +9,7 @@ and SSIM is the structural similarity in windows of 11 pixels (Wang et al., 2004
 https://doi.org/10.1109/TIP.2003.819861). Both are computed for each image and averaged over images.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -130,7 +131,7 @@ def evaluate_restoration(
         for steps in numbers_of_steps:
             own = {**settings, "D": D, "num_inference_steps": steps}
             name = f"D = {format_dimension(D)}, {steps} steps"
-            restored = _restore(pipeline, pairs, batch_size, seed, name, own)
+            restored = restore_pairs(pipeline, pairs, batch_size, seed, name, own)
             parts = [
                 measure_distances(images, torch.stack([pairs[number].truth for number in numbers]))
                 for numbers, images in restored
@@ -140,7 +141,72 @@ def evaluate_restoration(
     return entries
 
 
-def _restore(
+class Entry(NamedTuple):
+    """
+    Where one call enters the field lines, and how much of its result counts.
+
+    Args:
+        start_sigma (`float`): Noise level at which the degraded image is taken for a noisy one.
+        blend (`float`): Weight of the restored image, in [0, 1].
+        rmse (`float`): Root mean square error with them, where white minus black is 1.
+    """
+
+    start_sigma: float
+    blend: float
+    rmse: float
+
+
+def choose_entry(
+    pipeline: PFGMPPRestorationPipeline,
+    pairs: Sequence[Pair],
+    sigmas: Sequence[float],
+    D: float | None = None,
+    batch_size: int = 16,
+) -> Entry:
+    r"""
+    Choose `start_sigma` and `blend` of one call on images whose truth is known.
+
+    With the restored images F, the degraded ones y and the truth x, the best blend at a noise level is
+
+    $$w = \frac{\langle F - y, x - y \rangle}{\lVert F - y \rVert^2},$$
+
+    limited to [0, 1]. The level with the least error wins.
+
+    Args:
+        pipeline ([`PFGMPPRestorationPipeline`]): The model, on its device.
+        pairs (`Sequence[Pair]`): Degraded images and the truth.
+        sigmas (`Sequence[float]`): Noise levels to try.
+        D (`float`, *optional*): Augmented dimension; by default the model's.
+        batch_size (`int`, defaults to 16): Images per call of the pipeline.
+
+    Returns:
+        [`Entry`]: The choice.
+
+    Raises:
+        ValueError: An argument does not fit the pipeline, or an image has values that are not finite.
+    """
+    pipeline.set_progress_bar_config(disable=True)
+    entries = []
+    for sigma in sigmas:
+        settings = {"D": D, "start_sigma": sigma, "num_inference_steps": 1}
+        products = torch.zeros(3, dtype=torch.float64)
+        count = 0
+        for numbers, images in restore_pairs(
+            pipeline, pairs, batch_size, 0, f"start_sigma {sigma:g}", settings
+        ):
+            degraded = torch.stack([pairs[number].degraded for number in numbers])
+            change = (images - degraded).double()
+            wanted = (torch.stack([pairs[number].truth for number in numbers]) - degraded).double()
+            products += torch.stack([(change * wanted).sum(), change.square().sum(), wanted.square().sum()])
+            count += wanted.numel()
+        both, ours, theirs = products.tolist()
+        blend = min(max(both / ours, 0.0), 1.0) if ours else 1.0
+        error = max(theirs - 2 * blend * both + blend**2 * ours, 0.0)
+        entries.append(Entry(sigma, blend, math.sqrt(error / count)))
+    return min(entries, key=lambda entry: entry.rmse)
+
+
+def restore_pairs(
     pipeline: PFGMPPRestorationPipeline,
     pairs: Sequence[Pair],
     batch_size: int,
@@ -148,7 +214,24 @@ def _restore(
     name: str,
     settings: dict[str, Any],
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Restore images in batches of one size, and yield their numbers and the images in [0, 1]."""
+    """
+    Restore images in batches of one size.
+
+    Args:
+        pipeline ([`PFGMPPRestorationPipeline`]): The model, on its device.
+        pairs (`Sequence[Pair]`): Degraded images and the truth.
+        batch_size (`int`): Images per call of the pipeline.
+        seed (`int`): Image i is restored with the seed `seed` + i.
+        name (`str`): What the progress bar says.
+        settings (`dict`): Further arguments of the pipeline's call.
+
+    Yields:
+        `tuple[list[int], torch.Tensor]`: The numbers of the pairs of a batch, and the restored images in
+            [0, 1], of shape `(batch, C, H, W)`.
+
+    Raises:
+        ValueError: An argument does not fit the pipeline, or an image has values that are not finite.
+    """
     low, high = pipeline.config.get("value_range") or UNIT
     ordered = sorted(range(len(pairs)), key=lambda number: tuple(pairs[number].truth.shape))
     groups = groupby(ordered, key=lambda number: tuple(pairs[number].truth.shape))
