@@ -31,9 +31,10 @@ class PFGMPPLikelihoodOutput(BaseOutput):
 
     Args:
         log_likelihood (`torch.Tensor` of shape `(batch,)`): Log-density of the images in [-1, 1]^N,
-            in nats.
+            in nats; that of their latents if the pipeline has an autoencoder.
         bits_per_dim (`torch.Tensor` of shape `(batch,)`): Bits per dimension of the images at the levels of
-            their data, see [`count_levels`]; at 256 levels of their range for data without levels.
+            their data, see [`count_levels`]; at 256 levels of their range for data without levels. With an
+            autoencoder, bits per value of the latents, by their density as the network sees them.
         standard_error (`torch.Tensor` of shape `(batch,)`): Standard error of `log_likelihood` over
             the repeats, in nats; NaN if there is only one.
     """
@@ -155,7 +156,7 @@ def integrate_divergence(
 
 
 def summarize_estimates(
-    estimates: torch.Tensor, dims: int, levels: int = EIGHT_BIT_LEVELS
+    estimates: torch.Tensor, dims: int, levels: int | None = EIGHT_BIT_LEVELS
 ) -> PFGMPPLikelihoodOutput:
     """
     Average repeated estimates of the log-likelihood.
@@ -163,7 +164,8 @@ def summarize_estimates(
     Args:
         estimates (`torch.Tensor` of shape `(repeats, batch)`): The estimates, in nats.
         dims (`int`): The N of the images.
-        levels (`int`, defaults to 256): Levels of their data.
+        levels (`int` or `None`, defaults to 256): Levels of their data; None for latents, whose density is
+            what it is.
 
     Returns:
         [`PFGMPPLikelihoodOutput`]: Nats, bits per dimension and the standard error.
@@ -172,8 +174,9 @@ def summarize_estimates(
     standard_error = torch.full_like(mean, math.nan)
     if len(estimates) > 1:
         standard_error = estimates.std(0) / math.sqrt(len(estimates))
+    level_bits = 0.0 if levels is None else math.log2((levels - 1) / 2)
     return PFGMPPLikelihoodOutput(
         log_likelihood=mean,
-        bits_per_dim=math.log2((levels - 1) / 2) - mean / (dims * math.log(2)),
+        bits_per_dim=level_bits - mean / (dims * math.log(2)),
         standard_error=standard_error,
     )

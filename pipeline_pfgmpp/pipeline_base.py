@@ -31,6 +31,7 @@ from .conditioning import (
     prepare_class_labels,
 )
 from .images import Images, check_value_range, prepare_images
+from .latents import count_image_channels, decode_latents, encode_images, get_factor
 from .noise import parse_dimension
 from .pipeline_checks import check_components, check_scheduler
 from .scheduler_config import get_default_steps
@@ -46,14 +47,14 @@ class PFGMPPBasePipeline(DiffusionPipeline):
     Base of the pipelines: a network that denoises at any noise level, and a scheduler.
 
     Args:
-        unet, scheduler, guidance_unet, id2label, value_range: As in [`PFGMPPPipeline`].
+        unet, scheduler, guidance_unet, vae, id2label, value_range: As in [`PFGMPPPipeline`].
 
     Raises:
         ValueError: The components do not fit each other; the message names what differs.
     """
 
-    model_cpu_offload_seq = "unet->guidance_unet"
-    _optional_components = ["guidance_unet"]
+    model_cpu_offload_seq = "unet->guidance_unet->vae"
+    _optional_components = ["guidance_unet", "vae"]
     _callback_tensor_inputs = ["latents", "pred_original_sample"]
 
     def __init__(
@@ -61,12 +62,13 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         unet: ModelMixin,
         scheduler: SchedulerMixin,
         guidance_unet: ModelMixin | None = None,
+        vae: ModelMixin | None = None,
         id2label: dict | None = None,
         value_range: tuple[float, float] | list[float] | None = None,
     ):
         super().__init__()
-        check_components(unet, scheduler, guidance_unet)
-        self.register_modules(unet=unet, scheduler=scheduler, guidance_unet=guidance_unet)
+        check_components(unet, scheduler, guidance_unet, vae)
+        self.register_modules(unet=unet, scheduler=scheduler, guidance_unet=guidance_unet, vae=vae)
         self.register_to_config(
             id2label=check_class_names(id2label, count_classes(unet)),
             value_range=check_value_range(value_range),
@@ -150,6 +152,42 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         return count_classes(self.unet)
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of images, in pixels: those of latents, times the factor of the `vae`."""
+        height, width = get_sample_size(self.unet)
+        factor = get_factor(self.vae)
+        return height * factor, width * factor
+
+    @property
+    def image_channels(self) -> int:
+        """Number of channels of images: the network's own without a `vae`."""
+        return count_image_channels(self.vae, self.unet.config.in_channels)
+
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """
+        Encode images to what the network sees.
+
+        Args:
+            images (`torch.Tensor` of shape `(batch, channels, height, width)`): Images in [-1, 1].
+
+        Returns:
+            `torch.Tensor`: The mean of their latents; without a `vae` the images themselves.
+        """
+        return encode_images(self.vae, images).mean
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """
+        Decode what the network makes.
+
+        Args:
+            latents (`torch.Tensor` of shape `(batch, channels, height, width)`): The latents.
+
+        Returns:
+            `torch.Tensor`: Images in about [-1, 1]; without a `vae` the latents themselves.
+        """
+        return decode_latents(self.vae, latents)
+
+    @property
     def guidance_scale(self) -> float:
         """
         The guidance scale of the current call. A callback that sets `pipe._guidance_scale` changes it
@@ -231,7 +269,7 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         if device.type != "cpu":
             return
         layout = torch.channels_last
-        for network in filter(None, (self.unet, self.guidance_unet)):
+        for network in filter(None, (self.unet, self.guidance_unet, self.vae)):
             # Sharded and quantised weights are of other types, with layouts of their own.
             weights = (w for w in network.parameters() if type(w.data) is torch.Tensor and w.ndim == 4)
             for weight in weights:
@@ -245,8 +283,7 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         return "D" in inspect.signature(self.scheduler.step).parameters
 
     def _prepare_images(self, images: Images, name: str) -> torch.Tensor:
-        size = get_sample_size(self.unet)
-        return prepare_images(images, name, self.unet.config.in_channels, size, self._value_range)
+        return prepare_images(images, name, self.image_channels, self.image_size, self._value_range)
 
     def _prepare_labels(
         self, class_labels: ClassLabels, batch_size: int, generator: Any, device: torch.device

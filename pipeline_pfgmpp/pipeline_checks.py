@@ -11,6 +11,7 @@ from diffusers.utils import logging
 from .arguments import check_choice, check_integer, check_number, check_tensor, describe
 from .conditioning import get_sample_size
 from .images import OUTPUT_TYPES
+from .latents import check_autoencoder
 
 
 logger = logging.get_logger(__name__)
@@ -58,7 +59,7 @@ def check_is_denoiser(scheduler: Any, action: str) -> None:
         )
 
 
-def check_components(unet: Any, scheduler: Any, guidance_unet: Any | None) -> None:
+def check_components(unet: Any, scheduler: Any, guidance_unet: Any | None, vae: Any | None) -> None:
     """
     Refuse components that do not fit each other.
 
@@ -66,6 +67,7 @@ def check_components(unet: Any, scheduler: Any, guidance_unet: Any | None) -> No
         unet (`ModelMixin`): The network.
         scheduler (`SchedulerMixin`): The scheduler.
         guidance_unet (`ModelMixin`, *optional*): The network that guides.
+        vae (`ModelMixin`, *optional*): The autoencoder.
 
     Raises:
         ValueError: They do not fit; the message names what differs.
@@ -82,6 +84,7 @@ def check_components(unet: Any, scheduler: Any, guidance_unet: Any | None) -> No
             f"`unet` must return as many channels as it takes, but takes {channels} and returns"
             f" {unet.config.out_channels}."
         )
+    _check_latents(unet, vae)
     if guidance_unet is None:
         return
     if get_sample_size(guidance_unet) != get_sample_size(unet):
@@ -94,6 +97,18 @@ def check_components(unet: Any, scheduler: Any, guidance_unet: Any | None) -> No
             f"`in_channels` is {guidance_unet.config.in_channels} in `guidance_unet` but {channels} in"
             " `unet`."
         )
+
+
+def _check_latents(unet: Any, vae: Any | None) -> None:
+    """Refuse an autoencoder whose latents the network does not take."""
+    check_autoencoder(vae)
+    if vae is None:
+        return
+    made = vae.config.latent_channels
+    for name in ("in_channels", "condition_channels"):
+        taken = unet.config.get(name) or made
+        if taken != made:
+            raise ValueError(f"`{name}` of `unet` is {taken}, but `vae` makes latents of {made} channels.")
 
 
 def check_batch_size(batch_size: Any, latents: Any, unet: Any) -> int:
@@ -146,19 +161,18 @@ def check_interval(name: str, interval: Any) -> tuple[float, float]:
     return low, high
 
 
-def check_output_type(output_type: Any, unet: Any) -> None:
+def check_output_type(output_type: Any, channels: int) -> None:
     """
-    Refuse a form of images that does not exist, or that cannot hold the network's channels.
+    Refuse a form of images that does not exist, or that cannot hold their channels.
 
     Args:
         output_type (`str`): The form.
-        unet (`ModelMixin`): The network.
+        channels (`int`): The channels of the images.
 
     Raises:
         ValueError: It is no such form.
     """
     check_choice("output_type", output_type, OUTPUT_TYPES)
-    channels = unet.config.in_channels
     if output_type == "pil" and channels > 4:
         raise ValueError(
             f"`output_type` must be one of {OUTPUT_TYPES[1:]} for images of {channels} channels, since a"
@@ -208,21 +222,21 @@ def check_editing(image: torch.Tensor | None, strength: Any, mask_image: Any, ba
     return strength
 
 
-def check_sizes(image: torch.Tensor, latents: torch.Tensor) -> None:
+def check_sizes(image: torch.Tensor, latents: torch.Tensor, factor: int) -> None:
     """
     Refuse an image and latents of different sizes.
 
     Args:
         image (`torch.Tensor` of shape `(batch, channels, height, width)`): The image to edit.
         latents (`torch.Tensor` of shape `(batch, channels, height, width)`): Unit noise.
+        factor (`int`): Pixels per latent along each side.
 
     Raises:
         ValueError: The sizes differ.
     """
-    if image.shape[2:] != latents.shape[2:]:
-        raise ValueError(
-            f"`image` is of size {tuple(image.shape[2:])}, but `latents` of {tuple(latents.shape[2:])}."
-        )
+    size = tuple(side * factor for side in latents.shape[2:])
+    if tuple(image.shape[2:]) != size:
+        raise ValueError(f"`image` is of size {tuple(image.shape[2:])}, but `latents` of {size}.")
 
 
 def warn_of_nonfinite(samples: torch.Tensor) -> None:

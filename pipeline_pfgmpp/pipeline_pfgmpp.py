@@ -20,6 +20,7 @@ from .arguments import check_choice, check_generator, check_integer, check_numbe
 from .code_files import copy_files  # noqa: F401 - diffusers copies only what this file itself imports
 from .conditioning import ClassLabels, check_guidance, find_output, get_sample_size
 from .images import Images, convert_samples, prepare_mask
+from .latents import get_factor, shrink_mask
 from .likelihood import (
     PFGMPPLikelihoodOutput,
     count_levels,
@@ -60,6 +61,9 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
             infinity.
         guidance_unet (`ModelMixin`, *optional*): A weaker network for the same task, for autoguidance
             (https://huggingface.co/papers/2406.02507).
+        vae ([`~diffusers.AutoencoderKL`], [`~diffusers.AutoencoderTiny`], [`~diffusers.AutoencoderDC`] or
+            another autoencoder of diffusers for images, *optional*): With it, whatever is an image outside
+            is a latent inside, scaled and shifted as its configuration says.
         id2label (`dict[int, str]`, *optional*): Names of the classes. If it lacks a class, the network
             was not trained on that class, which is then neither drawn nor accepted.
         value_range (`tuple[float, float]`, *optional*): The data's own values of black and white, such as
@@ -113,11 +117,11 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
                 deterministic. With a list, one per image, image i depends on generator i alone.
             latents (`torch.Tensor` of shape `(batch, channels, height, width)`, *optional*): Unit
                 noise to start from, as from [`PFGMPPScheduler.sample_noise`]. The pipeline
-                multiplies it by `init_noise_sigma`.
+                multiplies it by `init_noise_sigma`. Its shape is the network's, also with a `vae`.
             output_type (`str`, defaults to `"pil"`): `"pil"`; `"np"` of shape (batch, height,
                 width, channels) in [0, 1]; `"pt"` of shape (batch, channels, height, width) in [0,
-                1]; `"latent"`, the sample itself in about [-1, 1]. `"np"` and `"pt"` are in the
-                pipeline's `value_range` if it has one.
+                1]; `"latent"`, the sample itself in about [-1, 1] or, with a `vae`, the latent. `"np"`
+                and `"pt"` are in the pipeline's `value_range` if it has one.
             return_dict (`bool`, defaults to `True`): Whether to return an `ImagePipelineOutput` or
                 a tuple.
             callback_on_step_end (`Callable`, *optional*): Called as `callback(pipe, step, timestep,
@@ -140,7 +144,8 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
             strength (`float`, defaults to 1.0): How far to perturb `image`, in (0, 1]: the fraction
                 of the steps that are taken.
             mask_image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`, *optional*): Where to
-                repaint: pixels brighter than the middle, or True. The rest of `image` is kept.
+                repaint: pixels brighter than the middle, or True. The rest of `image` is kept as it is.
+                With a `vae`, a latent is repainted if any of its pixels is.
             temperature (`float`, defaults to 1.0): Factor on the norm of the prior's samples
                 (https://huggingface.co/papers/2209.11178, sec. 4); below 1 images vary less.
 
@@ -161,20 +166,20 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
         ```
         """
         # 1. Check the arguments
-        start: torch.Tensor | None = None
+        pixels: torch.Tensor | None = None
         if image is not None:
-            start = self._prepare_images(image, "image")
+            pixels = self._prepare_images(image, "image")
             if latents is None and batch_size == 1:
-                batch_size = len(start)
+                batch_size = len(pixels)
         batch_size = check_batch_size(batch_size, latents, self.unet)
         check_generator(generator, batch_size)
         D = self._choose_dimension(D, batch_size)
         guidance_scale = check_guidance(guidance_scale, self.unet, self.guidance_unet)
         low, high = check_interval("guidance_interval", guidance_interval)
-        check_output_type(output_type, self.unet)
+        check_output_type(output_type, self.image_channels)
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         temperature = check_number("temperature", temperature, "be positive", 0, exclude_low=True)
-        strength = check_editing(start, strength, mask_image, batch_size)
+        strength = check_editing(pixels, strength, mask_image, batch_size)
 
         # 2. Choose the noise levels, on a copy of the scheduler that no other call shares
         device = self._execution_device
@@ -191,16 +196,16 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
         if latents is None:
             latents = sample_noise(shape, D, generator, device, dtype, scheduler.config.get("max_noise_norm"))
         noise = latents.to(device, dtype) * temperature
-        mask = None
+        start = pixel_mask = mask = None
         latents = sigma * noise
-        if start is not None:
-            start = start.to(device, dtype)
-            check_sizes(start, noise)
+        if pixels is not None:
+            pixels = pixels.to(device, dtype)
+            check_sizes(pixels, noise, get_factor(self.vae))
             if mask_image is not None:
-                mask = prepare_mask(mask_image, start, batch_size)
-            # At full strength nothing of the repainted part remains.
-            remaining = start if mask is None or strength < 1 else torch.where(mask, 0.0, start)
-            latents = remaining + latents
+                pixel_mask = prepare_mask(mask_image, pixels, batch_size)
+                mask = shrink_mask(self.vae, pixel_mask)
+            start = self._encode_start(pixels, pixel_mask, mask, strength)
+            latents = start + latents
 
         # 4. Follow the field lines
         predict = self._make_predictor(scheduler, labels, D)
@@ -234,12 +239,37 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
         self._show_state(scheduler, guidance_scale, len(timesteps))
 
         # 5. Turn the samples into images
+        images = self._convert_latents(latents, output_type, pixels, pixel_mask)
         self.maybe_free_model_hooks()
-        warn_of_nonfinite(latents)
-        images = convert_samples(latents, output_type, self._value_range)
         if not return_dict:
             return (images,)
         return ImagePipelineOutput(images=images)
+
+    def _encode_start(
+        self,
+        pixels: torch.Tensor,
+        pixel_mask: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        strength: float,
+    ) -> torch.Tensor:
+        """Encode the images to start from; at full strength nothing of the repainted part remains."""
+        if pixel_mask is None or mask is None or strength < 1:
+            return self.encode_images(pixels)
+        return torch.where(mask, 0.0, self.encode_images(torch.where(pixel_mask, 0.0, pixels)))
+
+    def _convert_latents(
+        self,
+        latents: torch.Tensor,
+        output_type: str,
+        pixels: torch.Tensor | None,
+        pixel_mask: torch.Tensor | None,
+    ) -> Any:
+        """Convert latents to images, of which the part that is kept is that of the original."""
+        images = latents if output_type == "latent" else self.decode_latents(latents)
+        warn_of_nonfinite(images)
+        if output_type != "latent" and pixel_mask is not None:
+            images = torch.where(pixel_mask, images, pixels)
+        return convert_samples(images, output_type, self._value_range)
 
     @torch.no_grad()
     def invert(
@@ -271,9 +301,9 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
             ValueError: An argument does not fit the network or the others; the message names it.
         """
         check_is_denoiser(self.scheduler, "invert")
-        x = self._prepare_images(images, "images")
-        D = self._choose_dimension(D, len(x))
-        x, labels, scheduler = self._prepare_reverse(x, num_inference_steps, class_labels)
+        pixels = self._prepare_images(images, "images")
+        D = self._choose_dimension(D, len(pixels))
+        x, labels, scheduler = self._prepare_reverse(pixels, num_inference_steps, class_labels)
         predict = self._make_predictor(scheduler, labels, D)
         for t in self.progress_bar(scheduler.timesteps):
             x = scheduler.step(predict(x, t), t, x, return_dict=False)[0]
@@ -295,6 +325,8 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
         Estimate the likelihood of images by the change of volume along their field lines; see
         [`~pipeline_pfgmpp.likelihood`].
 
+        With a `vae` it is that of the images' latents, which says nothing of how well these decode.
+
         Args:
             images (`PIL.Image.Image`, list of them, `np.ndarray` or `torch.Tensor`): Images as in
                 [`__call__`]'s `image`.
@@ -309,10 +341,12 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
                 the mean and its error.
             dequantize (`bool`, defaults to `True`): Whether to spread each level, of 256 or one per integer
                 in `value_range`, over its width, so that the density bounds the probability of levels.
+                Latents have no levels, and stay what they are.
             generator (`torch.Generator`, *optional*): Source of dequantisation and directions.
 
         Returns:
-            [`PFGMPPLikelihoodOutput`]: Nats, bits per dimension and the standard error.
+            [`PFGMPPLikelihoodOutput`]: Nats, bits per dimension (per value of a latent with a `vae`), and the
+                standard error.
 
         Raises:
             ValueError: An argument does not fit the network or the others; the message names it.
@@ -323,11 +357,11 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
         check_generator(generator, None)
         original = self._prepare_images(images, "images")
         D = self._choose_dimension(D, len(original))
-        levels = count_levels(self._value_range, dequantize)
+        levels = count_levels(self._value_range, dequantize) if self.vae is None else None
         estimates = []
         for _ in range(num_repeats):
             x, labels, scheduler = self._prepare_reverse(original, num_inference_steps, class_labels)
-            if dequantize:
+            if dequantize and levels is not None:
                 x = spread_levels(x, generator, levels)
             probes = make_probes(x, trace, generator)
             predict = self._make_predictor(scheduler, labels, D)
@@ -338,14 +372,14 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
         return summarize_estimates(torch.stack(estimates), x[0].numel(), levels)
 
     def _prepare_reverse(
-        self, x: torch.Tensor, num_inference_steps: int, class_labels: ClassLabels
+        self, pixels: torch.Tensor, num_inference_steps: int, class_labels: ClassLabels
     ) -> tuple[torch.Tensor, torch.Tensor | None, PFGMPPScheduler]:
-        """Return images at the smallest noise level, their classes and a scheduler that leads up."""
+        """Return latents at the smallest noise level, their classes and a scheduler that leads up."""
         check_scheduler(self.scheduler)
         num_inference_steps = check_integer("num_inference_steps", num_inference_steps, "be at least 2", 2)
         device = self._execution_device
         self._arrange_weights(device)
-        x = x.to(device, torch.promote_types(self.unet.dtype, torch.float32))
+        x = self.encode_images(pixels.to(device, torch.promote_types(self.unet.dtype, torch.float32)))
         without = class_labels is None
         labels = None if without else self._prepare_labels(class_labels, len(x), None, device)
         scheduler = PFGMPPScheduler.from_config(self.scheduler.config, solver_type="heun", s_churn=0.0)

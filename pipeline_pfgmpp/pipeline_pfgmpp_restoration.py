@@ -26,6 +26,7 @@ from .arguments import check_generator, check_integer, check_number
 from .code_files import copy_files  # noqa: F401 - diffusers copies only what this file itself imports
 from .conditioning import ClassLabels, call_network
 from .images import Images, convert_samples, prepare_images
+from .latents import count_image_channels, get_factor
 from .noise import sample_noise
 from .pipeline_base import PFGMPPBasePipeline
 from .pipeline_checks import check_callback, check_output_type, warn_of_nonfinite
@@ -44,8 +45,15 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
     r"""
     Pipeline that restores degraded images by a network that is conditioned on them.
 
-    Its components are those of [`PFGMPPPipeline`]; the network has `condition_channels`.
+    Its components are those of [`PFGMPPPipeline`]; the network has `condition_channels`. With a `vae` the
+    condition is encoded, the noise levels are those of latents, and what is restored is decoded.
     """
+
+    @property
+    def condition_channels(self) -> int:
+        """Number of channels of degraded images; 0 for a network that restores none."""
+        channels = self.unet.config.get("condition_channels") or 0
+        return channels and count_image_channels(self.vae, channels)
 
     @torch.no_grad()
     def __call__(
@@ -96,7 +104,8 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
                 stochastic solvers. With a list, one per restored image, image i depends on generator i
                 alone.
             output_type (`str`, defaults to `"pil"`): As in [`PFGMPPPipeline.__call__`]. `"latent"` alone
-                keeps what lies outside the range of values.
+                keeps what lies outside the range of values. With a `vae` it is the latent, of as many rows
+                and columns as the image begins.
             return_dict (`bool`, defaults to `True`): Whether to return an `ImagePipelineOutput` or a tuple.
             callback_on_step_end (`Callable`, *optional*), callback_on_step_end_tensor_inputs (`list[str]`):
                 As in [`PFGMPPPipeline.__call__`]. `latents` are of the size to which images are padded.
@@ -106,7 +115,8 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
                 other, in pixels; None calls it on whole images. Neighbouring tiles overlap by a quarter.
                 What lies within a sixteenth of the side of a cut is not used, so a network that sees no
                 farther gives the same image as without tiles. Group normalisation and attention see the
-                whole tile: choose at least the size that the network was trained on.
+                whole tile: choose at least the size that the network was trained on. A `vae` sees whole
+                images, unless `vae.enable_tiling()` says otherwise.
 
         Returns:
             `ImagePipelineOutput` or `tuple`: The restored images, of the size of the degraded ones.
@@ -123,12 +133,13 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
         height, width = degraded.shape[2:]
         check_generator(generator, batch_size)
         D = self._choose_dimension(D, len(degraded))
-        check_output_type(output_type, self.unet)
+        check_output_type(output_type, self.image_channels)
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         blend = check_number("blend", blend, "lie in [0, 1]", 0, 1)
-        self._check_entry(start_sigma, blend, degraded.shape[1], repeats)
+        self._check_entry(start_sigma, blend, repeats)
         divisor = 2 ** (len(self.unet.config.channel_mult) - 1)
-        tile_size = _check_tile_size(tile_size, divisor)
+        factor = get_factor(self.vae)
+        tile_size = _check_tile_size(tile_size, divisor, factor)
 
         # 2. Choose the noise levels, on a scheduler that no other call shares
         device = self._execution_device
@@ -144,7 +155,8 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
             labels = None if labels is None else labels.repeat_interleave(repeats, 0)
         if isinstance(D, torch.Tensor) and D.ndim:
             D = D.repeat_interleave(repeats)
-        degraded = _pad_by_reflection(degraded.to(device, dtype), divisor).repeat_interleave(repeats, 0)
+        degraded = _pad_by_reflection(degraded.to(device, dtype), divisor * factor)
+        degraded = self.encode_images(degraded).repeat_interleave(repeats, 0)
         latents = degraded
         if start_sigma is None:
             shape = (batch_size, self.unet.config.in_channels, *degraded.shape[2:])
@@ -181,9 +193,12 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
         self._show_state(scheduler, 1.0, num_calls)
 
         # 5. Turn the samples into images
+        images = latents[..., : -(-height // factor), : -(-width // factor)]
+        if output_type != "latent":
+            images = self.decode_latents(latents)[..., :height, :width]
         self.maybe_free_model_hooks()
-        warn_of_nonfinite(latents)
-        images = convert_samples(latents[..., :height, :width], output_type, self._value_range)
+        warn_of_nonfinite(images)
+        images = convert_samples(images, output_type, self._value_range)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _make_restorer(
@@ -211,7 +226,7 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
 
     def _prepare_degraded(self, image: Images) -> torch.Tensor:
         """Convert degraded images to a tensor in about [-1, 1], or refuse them."""
-        channels = self.unet.config.get("condition_channels")
+        channels = self.condition_channels
         if not channels:
             raise ValueError(
                 "`unet` must be conditioned on an image to restore others, but its `condition_channels` is 0."
@@ -225,9 +240,10 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
             )
         return degraded
 
-    def _check_entry(self, start_sigma: float | None, blend: float, channels: int, repeats: int) -> None:
+    def _check_entry(self, start_sigma: float | None, blend: float, repeats: int) -> None:
         """Refuse an entry at the degraded image that is not possible, or that makes equal samples."""
         config = self.scheduler.config
+        channels = self.unet.config.condition_channels
         restored_channels = self.unet.config.in_channels
         if channels != restored_channels and (blend < 1 or start_sigma is not None):
             raise ValueError(
@@ -278,15 +294,16 @@ def is_deterministic(config: Mapping[str, Any]) -> bool:
     return config.get("solver_type") in DETERMINISTIC and not config.get("s_churn")
 
 
-def _check_tile_size(tile_size: Any, divisor: int) -> int | None:
-    """Return the side of tiles, or refuse it."""
+def _check_tile_size(tile_size: Any, divisor: int, factor: int) -> int | None:
+    """Return the side of tiles of latents, or refuse that of images."""
     if tile_size is None:
         return None
+    divisor *= factor
     requirement = f"be a multiple of {divisor} and at least {2 * divisor} for this network"
     number = check_integer("tile_size", tile_size, requirement, 2 * divisor)
     if number % divisor:
         raise ValueError(f"`tile_size` must {requirement}, but is {tile_size}.")
-    return number
+    return number // factor
 
 
 def _pad_by_reflection(images: torch.Tensor, divisor: int) -> torch.Tensor:

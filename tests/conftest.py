@@ -29,6 +29,7 @@ CODE = {
     "code_files.py": "code_files.py",
     "conditioning.py": "conditioning.py",
     "images.py": "images.py",
+    "latents.py": "latents.py",
     "likelihood.py": "likelihood.py",
     "noise.py": "noise.py",
     "pipeline_base.py": "pipeline_base.py",

@@ -136,17 +136,18 @@ def _load_data(args: argparse.Namespace, pipeline: Any) -> ImageDataset:
 
     dataset = open_dataset(args.data, split=args.split)
     dataset = dataset.select(range(min(args.num_images, len(dataset))))
-    config = pipeline.unet.config
-    options = {"image_column": args.image_column, "channels": config.in_channels}
+    channels = pipeline.image_channels
+    condition_channels = pipeline.condition_channels
+    options = {"image_column": args.image_column, "channels": channels}
     if args.condition_column is not None:
         options |= {
             "condition_column": args.condition_column,
-            "condition_channels": config.condition_channels,
+            "condition_channels": condition_channels,
         }
-    elif config.condition_channels != config.in_channels:
+    elif condition_channels != channels:
         raise ValueError(
-            f"--degradation makes images of {config.in_channels} channels, but the network restores them from"
-            f" {config.condition_channels}: give --condition-column."
+            f"--degradation makes images of {channels} channels, but the network restores them from"
+            f" {condition_channels}: give --condition-column."
         )
     value_range = choose_value_range(dataset, pipeline, **options)
     # Images of every size that are to be cropped, even to one pixel, are kept whole.

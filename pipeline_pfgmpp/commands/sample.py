@@ -178,7 +178,7 @@ def sample_grid(args: argparse.Namespace) -> None:
             f"--output must end in .png for a grid, but is {args.output}; --num-images draws many images."
         )
     pipeline = _load_pipeline(args)
-    channels = pipeline.unet.config.in_channels
+    channels = pipeline.image_channels
     if channels not in PICTURE_MODES:
         raise ValueError(
             f"A grid shows images of 1, 3 or 4 channels, but {args.model} has {channels}: draw them into an"

@@ -441,13 +441,13 @@ def load_real_images(data: str, split: str, pipeline: PFGMPPPipeline) -> torch.T
 
     from ..data import convert_to_bytes, load_images, open_dataset
 
-    config = pipeline.unet.config
+    channels = pipeline.image_channels
     state = PartialState(cpu=pipeline.device.type == "cpu")
     with state.main_process_first():  # it fills the cache that the others read
         dataset = open_dataset(data, split=split)
-        value_range = choose_value_range(dataset, pipeline, channels=config.in_channels)
+        value_range = choose_value_range(dataset, pipeline, channels=channels)
         real = load_images(
-            dataset, config.sample_size, labels=False, channels=config.in_channels, value_range=value_range
+            dataset, pipeline.image_size, labels=False, channels=channels, value_range=value_range
         )
     return convert_to_bytes(real.images, real.value_range)
 
@@ -468,7 +468,7 @@ def choose_value_range(dataset: Any, pipeline: Any, **options: Any) -> tuple[flo
     from ..pixels import EIGHT_BITS, SIXTEEN_BITS
 
     value_range = pipeline.config.get("value_range")
-    depth = ImageDecoder(dataset, pipeline.unet.config.sample_size, **options).value_range
+    depth = ImageDecoder(dataset, pipeline.image_size, **options).value_range
     if value_range is not None and depth is not None:
         is_depth = tuple(value_range) in (EIGHT_BITS, SIXTEEN_BITS)
         if is_depth or value_range[1] > depth[1]:

@@ -92,7 +92,7 @@ def sample_to_files(
     state = PartialState(cpu=pipeline.device.type == "cpu")
     output = Path(output).resolve()
     packed = output.suffix == ".npz"
-    channels = pipeline.unet.config.in_channels
+    channels = pipeline.image_channels
     is_deep = not _is_eight_bits(pipeline)
     suffix = ".png" if channels in PICTURE_MODES and not (packed and is_deep) else ".npy"
     if suffix == ".npy" and not packed:

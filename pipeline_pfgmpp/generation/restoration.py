@@ -272,16 +272,15 @@ def _read_batches(
 def _prepare(pipeline: PFGMPPRestorationPipeline, name: str, source: Path, digest: str) -> Work:
     """Read a file, and refuse what does not fit the model."""
     image = read_image_file(source)
-    config = pipeline.unet.config
     channels = image.values.shape[-1]
-    if channels != config.condition_channels:
+    taken = pipeline.condition_channels
+    if channels != taken:
+        raise ValueError(f"{source} has {channels} channels, but the model restores images of {taken}.")
+    returned = pipeline.image_channels
+    if not image.can_hold(returned):
         raise ValueError(
-            f"{source} has {channels} channels, but the model restores images of {config.condition_channels}."
-        )
-    if not image.can_hold(config.in_channels):
-        raise ValueError(
-            f"{source} cannot hold a restored image, which has {config.in_channels} channels; convert it to"
-            " a .npy file."
+            f"{source} cannot hold a restored image, which has {returned} channels; convert it to a"
+            " .npy file."
         )
     low, high = _choose_range(pipeline, image)
     smallest = image.values.min()
@@ -318,6 +317,8 @@ def _restore(
             output_type="latent",
             **settings,
         ).images
+        height, width = degraded.shape[1:3]
+        samples = pipeline.decode_latents(samples)[..., :height, :width]
         samples = samples.cpu().double().permute(0, 2, 3, 1).numpy()
         parts.append(samples.reshape(len(batch), len(chunk), *samples.shape[1:]))
     return np.concatenate(parts, axis=1)
