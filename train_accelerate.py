@@ -24,12 +24,12 @@ from accelerate.utils import set_seed
 from diffusers import ModelMixin
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
-from pipeline_pfgmpp.conditioning import get_sample_size
 from pipeline_pfgmpp.data import ImageDataset, ImageStream
 from pipeline_pfgmpp.generation import list_classes
 from pipeline_pfgmpp.hub import push_to_hub
+from pipeline_pfgmpp.latents import get_factor
 from pipeline_pfgmpp.records.commands import format_command
-from pipeline_pfgmpp.records.digests import digest_weights
+from pipeline_pfgmpp.records.digests import digest_network, digest_weights
 from pipeline_pfgmpp.training import (
     INHERITED,
     RECIPES,
@@ -41,6 +41,7 @@ from pipeline_pfgmpp.training import (
     Trainer,
     TrainingConfig,
     adapt_network,
+    choose_autoencoder,
     choose_classes,
     create_accelerator,
     identify_run,
@@ -83,6 +84,11 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         "--new_classes",
         action="store_true",
         help="replace the classes of the pretrained network by those of the data, or by none",
+    )
+    add(
+        "--vae_model_name_or_path",
+        help="autoencoder whose latents the network learns, for large images: its folder or Hub id, or those"
+        " of a pipeline with a `vae` (default: that of the pretrained network, or none)",
     )
     add(
         "--D",
@@ -338,7 +344,7 @@ def load_model(args: argparse.Namespace, accelerator: Accelerator) -> PFGMPPPipe
     if name is None:
         return None
     pipeline = load_pretrained(name, accelerator)
-    height, width = get_sample_size(pipeline.unet)
+    height, width = pipeline.image_size
     size = height if height == width else (height, width)
     if args.resolution not in (None, size):
         option = "resolution" if args.crop_size is None else "crop_size"
@@ -346,7 +352,7 @@ def load_model(args: argparse.Namespace, accelerator: Accelerator) -> PFGMPPPipe
             f"--{option} is {format_size(args.resolution)}, but the network of {name} is for"
             f" {height}x{width} pixels: give that, or train a new network."
         )
-    channels = pipeline.unet.config.in_channels
+    channels = pipeline.image_channels
     if args.channels not in (None, channels):
         raise ValueError(
             f"--channels is {args.channels}, but the network of {name} takes {channels}: leave it out, or"
@@ -355,17 +361,22 @@ def load_model(args: argparse.Namespace, accelerator: Accelerator) -> PFGMPPPipe
     args.resolution = size
     args.channels = channels
     if args.condition_column:
-        args.condition_channels = pipeline.unet.config.get("condition_channels") or None
+        args.condition_channels = getattr(pipeline, "condition_channels", None)
     if args.preset not in TUNING:
         accelerator.print(f"--preset {args.preset} only gives the recipe: the network is the pretrained one.")
     return pipeline
 
 
-def check_resolution(args: argparse.Namespace) -> None:
-    """Raise an error, before data are loaded, if the levels of the new network do not divide its size."""
+def check_resolution(args: argparse.Namespace, vae: ModelMixin | None) -> None:
+    """Raise an error, before data are loaded, if the new network cannot take images of that size."""
+    factor = get_factor(vae)
+    sides = [args.resolution] if isinstance(args.resolution, int) else args.resolution
     try:
+        if any(side % factor for side in sides):
+            raise ValueError(f"the autoencoder needs sides that {factor} divides.")
+        size = [side // factor for side in sides]
         with torch.device("meta"):
-            PFGMPPUNet2DModel.from_preset(args.preset, sample_size=args.resolution)
+            PFGMPPUNet2DModel.from_preset(args.preset, sample_size=size if len(size) == 2 else size[0])
     except ValueError as error:
         name = "resolution" if args.crop_size is None else "crop_size"
         raise ValueError(
@@ -376,9 +387,10 @@ def check_resolution(args: argparse.Namespace) -> None:
 def build_network(args: argparse.Namespace, data: ImageDataset | ImageStream) -> tuple[ModelMixin, list[str]]:
     """Build a new network, and name its classes, if it has any."""
     class_names = (data.class_names or []) if args.class_conditional else []
+    height, width = data.size
     unet = PFGMPPUNet2DModel.from_preset(
         args.preset,
-        sample_size=args.resolution,
+        sample_size=height if height == width else (height, width),
         in_channels=data.channels,
         out_channels=data.channels,
         condition_channels=data.condition_channels,
@@ -446,7 +458,7 @@ def check_inputs(args: argparse.Namespace) -> None:
             "--overwrite_output_dir removes the checkpoints that --resume_from_checkpoint latest looks for."
         )
     needed = [args.pretrained_model_name_or_path, args.teacher_model_name_or_path]
-    needed += [args.train_data_dir, args.dataset_name]
+    needed += [args.vae_model_name_or_path, args.train_data_dir, args.dataset_name]
     if args.resume_from_checkpoint:
         needed.append(find_checkpoint(args.resume_from_checkpoint, args.output_dir))
     for path in needed:
@@ -490,6 +502,7 @@ def train(args: argparse.Namespace) -> None:
         source=source,
         dataset_id=None if Path(source).exists() else source,
         pretrained=args.pretrained_model_name_or_path,
+        autoencoder=args.vae_model_name_or_path,
         command=format_command("accelerate launch train_accelerate.py", sys.argv[1:]),
     )
     # May the run use the folder? The trainer asks again once it knows data and network.
@@ -498,10 +511,14 @@ def train(args: argparse.Namespace) -> None:
     warn_of_long_warmup(config, images_per_step, accelerator)
 
     pretrained = load_model(args, accelerator)
+    vae = choose_autoencoder(args, accelerator, pretrained)
+    if vae is not None:
+        name = args.vae_model_name_or_path or args.pretrained_model_name_or_path
+        record.identity["autoencoder"] = {"name": name, "digest": digest_network(vae)}
     if pretrained is None:
-        check_resolution(args)
-    data, record.identity["data"] = load_data(args, accelerator, pretrained)
-    validation_data = load_validation_data(args, accelerator, pretrained, data)
+        check_resolution(args, vae)
+    data, record.identity["data"] = load_data(args, accelerator, pretrained, vae)
+    validation_data = load_validation_data(args, accelerator, pretrained, data, vae)
     if pretrained:
         record.identity["pretrained model"] = {
             "name": record.pretrained,
@@ -514,7 +531,7 @@ def train(args: argparse.Namespace) -> None:
     if not unet.config.get("d_conditioning"):
         dimensions = None
     scheduler = build_scheduler(args, data, pretrained, dimensions)
-    teacher = load_teacher(args, accelerator, data.condition_channels)
+    teacher = load_teacher(args, accelerator, data)
     if teacher:
         name = args.teacher_model_name_or_path
         record.identity["teacher"] = {"name": name, "digest": digest_weights(teacher)}

@@ -216,6 +216,14 @@ class DimensionEmbedding(nn.Module):
 
 
 # Options of the published networks (https://huggingface.co/papers/2206.00364, table 7) and of our own.
+_ADM: dict[str, Any] = {
+    "model_type": "DhariwalUNet",
+    "model_channels": 192,
+    "channel_mult": (1, 2, 3, 4),
+    "num_blocks": 3,
+    "dropout": 0.1,
+    "label_dim": 1000,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar10-ncsnpp": {
         "sample_size": 32,
@@ -226,16 +234,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "cifar10-ddpmpp": {"sample_size": 32},
     "ffhq64-ddpmpp": {"sample_size": 64, "channel_mult": (1, 2, 2, 2), "dropout": 0.05},
-    "imagenet64-adm": {
-        "sample_size": 64,
-        "model_type": "DhariwalUNet",
-        "model_channels": 192,
-        "channel_mult": (1, 2, 3, 4),
-        "num_blocks": 3,
-        "attn_resolutions": (32, 16, 8),
-        "dropout": 0.1,
-        "label_dim": 1000,
-    },
+    "imagenet64-adm": {**_ADM, "sample_size": 64, "attn_resolutions": (32, 16, 8)},
+    "imagenet256-latent": {**_ADM, "in_channels": 4, "out_channels": 4, "attn_resolutions": (16, 8)},
     "ppfm-ct": {  # https://huggingface.co/papers/2312.09754
         "sample_size": 256,
         "in_channels": 1,

@@ -7,6 +7,7 @@ from .cache import load_images
 from .decoding import ImageDecoder
 from .degradations import DEGRADATIONS, Degrader, register_degradation
 from .images import ImageDataset, convert_to_bytes, prefetch
+from .latents import LatentDataset, load_latents
 from .sources import open_dataset
 from .stream import ImageStream
 from .transforms import ImageTransform, split_pairs
@@ -19,8 +20,10 @@ __all__ = [
     "ImageDecoder",
     "ImageStream",
     "ImageTransform",
+    "LatentDataset",
     "convert_to_bytes",
     "load_images",
+    "load_latents",
     "open_dataset",
     "prefetch",
     "register_degradation",

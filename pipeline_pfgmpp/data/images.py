@@ -10,9 +10,10 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
+from diffusers import ModelMixin
 
 from ..images import normalize
 from ..pixels import EIGHT_BITS
@@ -176,7 +177,19 @@ def _check_shapes(
             )
 
 
-class ImageDataset(torch.utils.data.Dataset):
+class ImageSource:
+    """What a training run asks of its images: by default they are no latents, and nothing mirrors them."""
+
+    vae: ModelMixin | None = None  # the autoencoder that latents are from
+    flips = False  # whether an image is mirrored at random each time that it is read
+
+    @property
+    def pixels(self) -> Any:
+        """The images that a person sees: these, unless they are latents."""
+        return self
+
+
+class ImageDataset(ImageSource, torch.utils.data.Dataset):
     """
     Images in memory, or in a file that is mapped into it.
 

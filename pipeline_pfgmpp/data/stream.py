@@ -13,7 +13,7 @@ from ..images import normalize
 from ..pixels import EIGHT_BITS
 from ..records.digests import derive_seed
 from .decoding import ImageDecoder, report
-from .images import check_contrast, describe_images, measure_deviation, measure_range
+from .images import ImageSource, check_contrast, describe_images, measure_deviation, measure_range
 from .labels import MISSING, find_label_column, read_class_names
 from .transforms import make_generator, make_transform
 
@@ -34,7 +34,7 @@ class _Place(NamedTuple):
     taken: int = 0  # images already taken from the window
 
 
-class ImageStream:
+class ImageStream(ImageSource):
     """
     Images of a data set that is read while it is trained on.
 

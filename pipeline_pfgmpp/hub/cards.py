@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 
 from ..conditioning import get_sample_size
+from ..latents import count_image_channels, get_factor
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..records.dimensions import describe_dimensions
 from ..records.sizes import format_size
@@ -28,7 +29,9 @@ TEMPLATE = """---
 {{ kind }} at {{ size }} pixels{{ channels }} with
 [PFGM++](https://huggingface.co/papers/2302.04265) at {{ dimension }}, as a diffusers pipeline.
 N = {{ data_dimensions }} data dimensions, {{ parameters }} parameters.
-{% if few_steps %}
+{% if latents %}
+The network works on latents: {{ latents }}
+{% endif %}{% if few_steps %}
 This is a consistency model: one call of the network makes an image, and by default it is called
 {{ few_steps }} times.
 {% endif %}
@@ -112,6 +115,8 @@ def build_card(
     has_picture: bool = False,
     limits: str = LIMITS,
     few_steps: int | None = None,
+    vae: ModelMixin | None = None,
+    sigma_data: float | None = None,
     **metadata: Any,
 ) -> ModelCard:
     """
@@ -129,6 +134,8 @@ def build_card(
         limits (`str`): Text of the section "Limits".
         few_steps (`int`, *optional*): Calls of the network that a consistency model makes by default; None
             for a denoiser.
+        vae (`ModelMixin`, *optional*): The autoencoder.
+        sigma_data (`float`, *optional*): The standard deviation of the data, which is stated for latents.
         metadata: Further entries of the front matter, such as `license` and `base_model`.
 
     Returns:
@@ -136,6 +143,8 @@ def build_card(
     """
     config = unet.config
     height, width = get_sample_size(unet)
+    factor = get_factor(vae)
+    channels = count_image_channels(vae, config.in_channels)
     any_D = bool(config.get("d_conditioning"))
     restores = bool(config.get("condition_channels"))
     kind = "Image restoration, trained"
@@ -155,8 +164,9 @@ def build_card(
         kind=kind,
         command="" if restores else f"From the command line: `pfgmpp sample {name}`. ",
         call=RESTORING_CALL if restores else CALL,
-        size=format_size(height, width),
-        channels="" if config.in_channels in (1, 3) else f" of {config.in_channels} channels",
+        size=format_size(height * factor, width * factor),
+        channels="" if channels in (1, 3) else f" of {channels} channels",
+        latents=_describe_latents(unet, vae, sigma_data),
         any_D=any_D,
         dimension=describe_dimensions(D, any_D, D_range),
         data_dimensions=f"{config.in_channels * height * width:,}",
@@ -171,6 +181,18 @@ def build_card(
     )
     card.text = card.text.rstrip() + "\n"  # the template engine drops the last line's end
     return card
+
+
+def _describe_latents(unet: ModelMixin, vae: ModelMixin | None, sigma_data: float | None) -> str:
+    """Describe latents in a sentence after a colon; nothing without an autoencoder."""
+    if vae is None:
+        return ""
+    size = format_size(*get_sample_size(unet))
+    return (
+        f"{unet.config.in_channels} channels of {size}, which the `{type(vae).__name__}` in `vae`"
+        f" ({vae.num_parameters():,} parameters)\nencodes and decodes. Their standard deviation, σ_data, is"
+        f" {sigma_data:g}."
+    )
 
 
 def _describe_licence(licence: str | list[str] | None, name: str | None, link: str | None) -> str:
@@ -211,6 +233,8 @@ def write_model_card(
         D_range=scheduler.get("D_range"),
         has_picture=(folder / "samples.png").is_file(),
         few_steps=get_default_steps(pipeline.scheduler) if is_consistency else None,
+        vae=pipeline.vae,
+        sigma_data=scheduler.sigma_data,
         **metadata,
     )
     card.save(folder / "README.md")

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..latents import LEVELS, find_factor
 from ..records.sizes import format_size
 from ..records.weights import list_folder_variants, list_variants
 from .reading import (
@@ -23,7 +24,9 @@ from .reading import (
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 NETWORK = "unet/config.json"
+AUTOENCODER = "vae/config.json"
 CARD = "README.md"
+MAX_LEVELS = 16  # of an autoencoder
 MAX_NAMES = 100  # classes or data sets that are listed by name
 
 
@@ -63,7 +66,7 @@ def _download(repo_id: str) -> tuple[Path, Sequence[str | None]]:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    names = [INDEX, SCHEDULER, NETWORK, CARD]
+    names = [INDEX, SCHEDULER, NETWORK, AUTOENCODER, CARD]
     variants = None
     try:
         for file in HfApi().get_paths_info(repo_id, names):
@@ -84,7 +87,9 @@ def _describe(folder: Path, variants: Sequence[str | None]) -> dict[str, str]:
     scheduler = read_object(folder, SCHEDULER)
     unet = read_object(folder, NETWORK)
     card = read_metadata(read_text(folder, CARD)) if (folder / CARD).exists() else {}
-    network = list_components(index)["unet"][1]
+    components = list_components(index)
+    network = components["unet"][1]
+    vae = read_object(folder, AUTOENCODER) if "vae" in components else None
     parameters = build_network(network, unet, NETWORK).num_parameters()
     sigma_min = get_number(scheduler, "sigma_min", SCHEDULER)
     sigma_max = get_number(scheduler, "sigma_max", SCHEDULER)
@@ -93,12 +98,17 @@ def _describe(folder: Path, variants: Sequence[str | None]) -> dict[str, str]:
     rows = {
         "D": _describe_dimension(scheduler, unet),
         "noise levels": f"{sigma_min:g} to {sigma_max:g}, data {sigma_data:g}",
-        "images": _describe_images(index, unet),
+        "images": _describe_images(index, unet, vae),
         "network": f"{network}, {parameters:,} parameters",
         "classes": _join_names(classes.values(), f"`id2label` in {INDEX}") or "none",
         "trained on": _read_card_entry(card, "datasets"),
         "licence": _read_card_entry(card, "license"),
     }
+    if vae is not None:
+        height, width = _read_size(unet)
+        channels = get_entry(unet, "in_channels", int, NETWORK)
+        shape = f"{format_size(height, width)}, {channels} channels"
+        rows["autoencoder"] = f"{components['vae'][1]}, latents of {shape}"
     if variants not in ([], [None]):
         rows["variants"] = _join_names((str(variant) for variant in variants if variant), "variants")
         if None not in variants:
@@ -131,14 +141,31 @@ def _format_dimension(entries: Mapping[str, Any], name: str, file: str) -> str:
     return format_dimension(get_number(entries, name, file))
 
 
-def _describe_images(index: Mapping[str, Any], unet: Mapping[str, Any]) -> str:
-    """Describe size and channels, and the range of values if it is not that of 8 bits."""
+def _read_size(unet: Mapping[str, Any]) -> tuple[int, int]:
+    """Read height and width of what the network makes."""
     size = get_entry(unet, "sample_size", (int, list), NETWORK)
     sides = size if isinstance(size, list) else [size, size]
     if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
         raise ValueError(f"`sample_size` in {NETWORK} must be one or two whole numbers.")
-    height, width = sides
+    return sides[0], sides[1]
+
+
+def _read_factor(vae: Mapping[str, Any] | None) -> int:
+    """Read by what factor the autoencoder, if there is one, shrinks the sides of images."""
+    if vae is not None:
+        name = next((name for name in LEVELS if name in vae), LEVELS[-1])
+        levels = get_entry(vae, name, list, AUTOENCODER)
+        if not 1 <= len(levels) <= MAX_LEVELS:
+            raise ValueError(f"`{name}` in {AUTOENCODER} must hold 1 to {MAX_LEVELS} entries.")
+    return find_factor(vae)
+
+
+def _describe_images(index: Mapping[str, Any], unet: Mapping[str, Any], vae: Mapping[str, Any] | None) -> str:
+    """Describe size and channels, and the range of values if it is not that of 8 bits."""
+    height, width = (side * _read_factor(vae) for side in _read_size(unet))
     channels = get_entry(unet, "in_channels", int, NETWORK)
+    if vae is not None:
+        channels = get_entry(vae, "in_channels", int, AUTOENCODER)
     colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
     description = f"{format_size(height, width)}, {colours}"
     value_range = get_entry(index, "value_range", (list, type(None)), INDEX, None)

@@ -43,12 +43,32 @@ def digest_weights(pipeline: DiffusionPipeline) -> str:
     """
     digest = hashlib.sha256()
     for part, component in sorted(pipeline.components.items()):
-        if not isinstance(component, torch.nn.Module):
-            continue
-        for name, tensor in sorted(component.state_dict().items()):
-            digest.update(f"{part} {name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy())
+        if isinstance(component, torch.nn.Module):
+            _add_weights(digest, part, component)
     return digest.hexdigest()[:16]
+
+
+def digest_network(network: Any) -> str:
+    """
+    Digest the configuration and the weights of a network, wherever they come from.
+
+    Args:
+        network (`ModelMixin`): The network.
+
+    Returns:
+        `str`: The digest, in which weights count as float32.
+    """
+    described = json.dumps(_describe_component(network), sort_keys=True, default=str)
+    digest = hashlib.sha256(described.encode())
+    _add_weights(digest, "", network)
+    return digest.hexdigest()[:16]
+
+
+def _add_weights(digest: Any, part: str, network: torch.nn.Module) -> None:
+    """Add names, shapes and values of a network's weights to a digest."""
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{part} {name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy())
 
 
 def _describe_component(component: Any) -> dict:
@@ -65,7 +85,7 @@ def describe(pipeline: DiffusionPipeline, **settings: Any) -> dict:
         settings: Arguments of its call.
 
     Returns:
-        `dict`: The settings, the configurations of scheduler and network, digest and type of the
+        `dict`: The settings, the configurations of scheduler, network and autoencoder, digest and type of the
             weights, and the version of this package, as JSON represents them.
     """
     description = {
@@ -76,6 +96,8 @@ def describe(pipeline: DiffusionPipeline, **settings: Any) -> dict:
         "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
         "version": __version__,
     }
+    if pipeline.components.get("vae") is not None:
+        description["autoencoder"] = _describe_component(pipeline.vae)
     return json.loads(json.dumps(description))
 
 

@@ -1,6 +1,7 @@
 """Training: the loop, and everything that it consists of."""
 
 from .augment import Augmentation
+from .autoencoder import choose_autoencoder
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainingConfig
 from .consistency import ConsistencyLoss, Teacher
@@ -47,6 +48,7 @@ __all__ = [
     "TrainingConfig",
     "UncertaintyWeighting",
     "adapt_network",
+    "choose_autoencoder",
     "choose_classes",
     "compute_learning_rate_factor",
     "create_accelerator",

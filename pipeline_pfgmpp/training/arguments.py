@@ -143,6 +143,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.validation_split is not None and args.validation_split == args.split:
         raise ValueError(f"--validation_split {args.split} is the split that is trained on")
     _check_pairs(args)
+    if args.vae_model_name_or_path:
+        check_encoded(args)
     if args.reference_batch_size and args.class_conditional:
         raise ValueError(
             "--reference_batch_size needs a network without classes: its field is that of all images"
@@ -159,6 +161,25 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--new_classes needs --pretrained_model_name_or_path")
     if args.D.low != args.D.high and not args.d_conditioning:
         raise ValueError(f"--D {args.D} is a range, which needs --d_conditioning")
+
+
+def check_encoded(args: argparse.Namespace) -> None:
+    """
+    Check that images stay what they are, so that they can be encoded once.
+
+    Args:
+        args (`argparse.Namespace`): The arguments of train_accelerate.py.
+
+    Raises:
+        ValueError: An argument changes each image whenever it is read.
+    """
+    for name in ("streaming", "crop_size", "degradation", "augment", "random_turn"):
+        if getattr(args, name):
+            rule = "be 0" if name == "augment" else "be left out"
+            raise ValueError(
+                f"--{name} must {rule} with an autoencoder, which encodes images once, as they are"
+                " (a preset may have set it)"
+            )
 
 
 def _check_pairs(args: argparse.Namespace) -> None:

@@ -46,7 +46,7 @@ class FrechetDistance:
         accelerator: Accelerator,
         num_inference_steps: Sequence[int] = (),
     ):
-        batches = [batch["images"] for batch, _ in islice(data.batches(500), 20)]
+        batches = [batch["images"] for batch, _ in islice(data.pixels.batches(500), 20)]
         real_images = convert_to_bytes(torch.cat(batches), data.value_range)
         self.accelerator = accelerator
         self.num_inference_steps = num_inference_steps

@@ -4,8 +4,9 @@ import argparse
 from typing import Any
 
 from accelerate import Accelerator
+from diffusers import ModelMixin
 
-from ..data import DEGRADATIONS, ImageDataset, ImageStream, load_images, open_dataset
+from ..data import DEGRADATIONS, ImageDataset, ImageStream, load_images, load_latents, open_dataset
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from .validation import MOST_IMAGES
 
@@ -142,6 +143,7 @@ def load_data(
     args: argparse.Namespace,
     accelerator: Accelerator,
     pretrained: PFGMPPPipeline | None,
+    vae: ModelMixin | None = None,
     purpose: str = "Training",
 ) -> tuple[ImageDataset | ImageStream, dict[str, str]]:
     """
@@ -153,6 +155,7 @@ def load_data(
         args (`argparse.Namespace`): The arguments of train_accelerate.py.
         accelerator (`Accelerator`): The processes, of which the main one decodes the images.
         pretrained ([`PFGMPPPipeline`], *optional*): The pipeline to fine-tune.
+        vae (`ModelMixin`, *optional*): The autoencoder that encodes the images.
         purpose (`str`, defaults to `"Training"`): What the images are for, in what is printed.
 
     Returns:
@@ -193,6 +196,8 @@ def load_data(
             else:
                 data = load_images(dataset, args.resolution, **options)
             data.check_contrast()
+            if vae is not None and isinstance(data, ImageDataset):  # check_encoded has refused streams
+                data = load_latents(data, vae, args.random_flip, accelerator.device)
             digest = data.digest()
     except (ValueError, OSError) as error:
         raise ValueError(f"The data set {source} cannot be used: {error}") from None
@@ -209,6 +214,7 @@ def load_validation_data(
     accelerator: Accelerator,
     pretrained: PFGMPPPipeline | None,
     data: ImageDataset | ImageStream,
+    vae: ModelMixin | None = None,
 ) -> ImageDataset | ImageStream | None:
     """
     Load the images of `--validation_split`, in the way that those that are trained on were loaded.
@@ -218,6 +224,7 @@ def load_validation_data(
         accelerator (`Accelerator`): The processes, of which the main one decodes the images.
         pretrained ([`PFGMPPPipeline`], *optional*): The pipeline to fine-tune.
         data ([`ImageDataset`] or [`ImageStream`]): The images that are trained on.
+        vae (`ModelMixin`, *optional*): The autoencoder that encodes the images.
 
     Returns:
         [`ImageDataset`], [`ImageStream`] or `None`: The images; None without `--validation_split`.
@@ -229,9 +236,10 @@ def load_validation_data(
         return None
     changed = {
         "split": args.validation_split,
-        "channels": data.channels,
-        "condition_channels": data.condition_channels if args.condition_column else None,
+        "channels": data.pixels.channels,
+        "condition_channels": data.pixels.condition_channels if args.condition_column else None,
+        "random_flip": False,
         "shuffle_window": MOST_IMAGES,  # more of a stream is not read
     }
     of_split = argparse.Namespace(**vars(args) | changed)
-    return load_data(of_split, accelerator, pretrained, purpose="Validation")[0]
+    return load_data(of_split, accelerator, pretrained, vae, purpose="Validation")[0]

@@ -75,7 +75,8 @@ class Trainer:
     Args:
         unet (`ModelMixin`): The network. It is trained in place.
         scheduler ([`PFGMPPScheduler`]): Owns D, sigma_data and the preconditioning.
-        data ([`ImageDataset`] or [`ImageStream`]): The images, of the network's size and channels.
+        data ([`ImageDataset`] or [`ImageStream`]): The images or, from [`load_latents`], their latents, of
+            the network's size and channels.
         config ([`TrainingConfig`]): The settings.
         class_names (`list[str]`, *optional*): Names of the network's classes; by default those of the
             data.
@@ -144,6 +145,7 @@ class Trainer:
             scheduler,
             id2label=choose_offered_classes(self.class_names, data, trained_classes),
             value_range=None if data.is_eight_bits else data.value_range,
+            vae=data.vae if data.vae is None else data.vae.to(self.device),
         )
         self.pipeline.set_progress_bar_config(disable=True)
         self.frechet_distance = create_frechet_distance(data, config, self.accelerator)
@@ -377,7 +379,7 @@ class Trainer:
         transforms = None
         if self.augmentation:
             transforms = self.augmentation.draw(count, self.rng, self.device)
-        moves = (self.config.random_flip, self.config.random_turn)
+        moves = (self.config.random_flip and not self.data.flips, self.config.random_turn)
         symmetries = draw_symmetries(count, *moves, self.rng, self.device)
         return StepDraws(perturbation, transforms, symmetries)
 

@@ -5,8 +5,10 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from ..data import ImageDataset, ImageStream
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..scheduling_pfgmpp import PFGMPPScheduler
+from .autoencoder import is_same_autoencoder
 from .consistency import ConsistencyLoss, Teacher
 from .finetune import load_pretrained
 from .loss import DimensionRange, PFGMPPLoss
@@ -85,7 +87,7 @@ def choose_scheduler_options(args: argparse.Namespace, pretrained: PFGMPPPipelin
 
 
 def load_teacher(
-    args: argparse.Namespace, accelerator: Accelerator, condition_channels: int
+    args: argparse.Namespace, accelerator: Accelerator, data: ImageDataset | ImageStream
 ) -> PFGMPPPipeline | None:
     """
     Load the pipeline to distil, if there is one.
@@ -93,7 +95,7 @@ def load_teacher(
     Args:
         args (`argparse.Namespace`): The arguments of train_accelerate.py.
         accelerator (`Accelerator`): Where it will compute.
-        condition_channels (`int`): Channels of the degraded images of the data; 0 for none.
+        data ([`ImageDataset`] or [`ImageStream`]): The data.
 
     Returns:
         [`PFGMPPPipeline`] or `None`: The teacher.
@@ -110,11 +112,13 @@ def load_teacher(
             f"--teacher_model_name_or_path must be a denoiser, but {name} is a consistency model."
         )
     own_channels = teacher.unet.config.get("condition_channels") or 0
-    if own_channels != condition_channels:
+    if own_channels != data.condition_channels:
         raise ValueError(
             f"--teacher_model_name_or_path {name} takes degraded images of {own_channels} channels, but the"
-            f" data have {condition_channels}."
+            f" data have {data.condition_channels}."
         )
+    if not is_same_autoencoder(teacher.vae, data.vae):
+        raise ValueError(f"--teacher_model_name_or_path {name} must have the autoencoder of this run.")
     if own_channels and args.guidance_scale != 1:
         raise ValueError("--guidance_scale must be 1 for a teacher that restores images.")
     return teacher.to(accelerator.device)

@@ -140,6 +140,8 @@ def check_images(
             raise ValueError(
                 "`fid_steps` must be 0 for pairs: a network that restores images generates none of its own."
             )
+    if data.vae is not None:
+        _check_latents(data, config)
     if config.random_turn and data.size[0] != data.size[1]:
         raise ValueError(
             f"`random_turn` needs square images, but these have {'x'.join(map(str, data.size))} pixels."
@@ -154,6 +156,18 @@ def check_images(
             f" {height}x{width}."
         )
     return channels, height, width
+
+
+def _check_latents(data: ImageDataset | ImageStream, config: TrainingConfig) -> None:
+    """Refuse to move latents, since a moved image has others."""
+    for name in ("random_turn", "augment"):
+        if getattr(config, name):
+            raise ValueError(f"`{name}` must be left out for latents: a moved image has others.")
+    if config.random_flip != data.flips:
+        raise ValueError(
+            f"`random_flip` is {config.random_flip}, but must be that of `load_latents`, {data.flips}:"
+            " mirrored images have latents of their own."
+        )
 
 
 def create_augmentation(

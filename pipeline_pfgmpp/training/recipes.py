@@ -4,9 +4,9 @@ Training recipes: arguments of train_accelerate.py, which a command line overrid
 Each recipe goes with the network of the same name in [`PFGMPPUNet2DModel.from_preset`]
 (https://huggingface.co/papers/2206.00364, tab. 7; https://huggingface.co/papers/2302.04265, app. C;
 https://huggingface.co/papers/2312.09754 for `ppfm-ct`).
-`fashion-mnist-small` and the two recipes of `TUNING`, which fit any pretrained network, are this
-package's own. `consistency-tuning` makes a few-step model of a denoiser
-(https://huggingface.co/papers/2406.14548).
+`imagenet256-latent` (latents of 4 channels and 32x32), `fashion-mnist-small` and the two recipes of
+`TUNING`, which fit any pretrained network, are this package's own. `consistency-tuning` makes a few-step
+model of a denoiser (https://huggingface.co/papers/2406.14548).
 """
 
 import math
@@ -41,6 +41,16 @@ RECIPES: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-4,
         "resolution": 64,
         "class_conditional": True,
+        "ema_halflife": [50_000_000.0],
+    },
+    "imagenet256-latent": {
+        **_PUBLISHED,
+        "train_batch_size": 2048,
+        "learning_rate": 1e-4,
+        "resolution": 256,
+        "class_conditional": True,
+        "label_dropout": 0.1,
+        "random_flip": True,
         "ema_halflife": [50_000_000.0],
     },
     "ppfm-ct": {

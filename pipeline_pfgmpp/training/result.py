@@ -1,5 +1,6 @@
 """What a run leaves besides its checkpoints: sample grids, the best snapshot, the pipeline and its card."""
 
+import copy
 import json
 import math
 import os
@@ -25,6 +26,7 @@ Final loss: {loss}. The saved weights are an exponential moving average with a h
 {halflife:,.0f} images.
 """
 BASE = "\nFine-tuned from `{name}` (licence: {licence}).\n"
+AUTOENCODER = "\nThe autoencoder is that of `{name}` (licence: {licence}), as it was.\n"
 COMMAND = "\n```bash\n{command}\n```\n"
 
 
@@ -49,9 +51,11 @@ def gather_pipeline(
     config = {name: value for name, value in pipeline.unet.config.items() if name != "_name_or_path"}
     whole = type(pipeline.unet).from_config(config)
     whole.load_state_dict(state)
+    vae = None if pipeline.vae is None else copy.deepcopy(pipeline.vae).to("cpu")
     return type(pipeline)(
         whole.eval(),
         pipeline.scheduler,
+        vae=vae,
         id2label=pipeline.config.id2label,
         value_range=pipeline.config.value_range,
     )
@@ -158,6 +162,10 @@ def write_card(
         base = describe_base(record.pretrained)
         origin += BASE.format(name=base["base_model"], licence=base.get("license", "not stated"))
         metadata |= base
+    if record.autoencoder:
+        source = describe_base(record.autoencoder)
+        licence = source.get("license", "not stated")
+        origin += AUTOENCODER.format(name=source["base_model"], licence=licence)
     if record.command:
         origin += COMMAND.format(command=record.command)
     write_model_card(config.output_dir, pipeline, origin, **metadata)

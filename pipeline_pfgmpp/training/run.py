@@ -50,14 +50,14 @@ CHANGEABLE = {
     "train_batch_size", "gradient_accumulation_steps", "dataset_name", "dataset_config_name",
     "train_data_dir", "split", "image_column", "label_column", "condition_column",
     "pretrained_model_name_or_path",
-    "teacher_model_name_or_path", "fid_num_inference_steps",
+    "teacher_model_name_or_path", "vae_model_name_or_path", "fid_num_inference_steps",
 }  # fmt: skip
 
 # What a run leaves in its folder besides checkpoints, including its result and measurements of it.
 LEFT = (
     ".checkpoint-*.partial", "best", ".best.*.partial", "samples", "samples.png", "ema", "logs", "log.jsonl",
     "log.png", "arguments.yaml", LOCK, RUN, f".{RUN}.*.partial", "model_index.json", "unet", "scheduler",
-    "guidance_unet", "README.md", "evaluation.json", "robustness.json", "robustness.png", "noise.png",
+    "guidance_unet", "vae", "README.md", "evaluation.json", "robustness.json", "robustness.png", "noise.png",
     *{**list_code(PFGMPPPipeline, {}), **list_code(PFGMPPRestorationPipeline, {})},
 )  # fmt: skip
 MARKS = (RUN, "arguments.yaml", "log.jsonl", "model_index.json")  # each of them marks the folder of a run
@@ -75,6 +75,7 @@ class RunRecord:
         dataset_id (`str`, *optional*): Hub id of the data.
         pretrained (`str`, *optional*): Folder or Hub id of the pretrained model.
         command (`str`, *optional*): The command that started the run.
+        autoencoder (`str`, *optional*): Folder or Hub id of the autoencoder.
     """
 
     identity: dict
@@ -83,6 +84,7 @@ class RunRecord:
     dataset_id: str | None = None
     pretrained: str | None = None
     command: str | None = None
+    autoencoder: str | None = None
 
 
 def describe_run(

@@ -53,8 +53,9 @@ def choose_shown_pairs(
     """
     if not data.condition_channels or not config.sample_steps:
         return None
-    batch, _ = next(data.batches(ROWS, config.seed))
-    images, condition = split_pairs(batch["images"], data.condition_channels)
+    pixels = data.pixels
+    batch, _ = next(pixels.batches(ROWS, config.seed))
+    images, condition = split_pairs(batch["images"], pixels.condition_channels)
     return {**batch, "images": images, **condition}
 
 
