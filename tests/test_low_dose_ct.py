@@ -1,13 +1,21 @@
 """Low-dose CT: the physics of the simulation, the choice of one call, the example and the study."""
 
+import importlib
+import json
 import math
+import re
+import runpy
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from conftest import ROOT
+from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard
+from PIL import Image
 from test_restoration import make_pipeline
 
 from pipeline_pfgmpp.commands import main
@@ -175,3 +183,113 @@ def test_images_that_are_not_degraded_are_left_alone():
     entry = choose_entry(make_pipeline(D=64), pairs, [0.1, 0.4])
     assert entry.blend == 0
     assert entry.rmse == 0
+
+
+def test_the_example_goes_from_data_to_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
+    ct.convert_phantoms(tmp_path / "ct", train=2, validation=1, test=1, size=64, angles=30)
+    output = tmp_path / "output"
+    arguments = ["--minutes", "0.0001", "--data", str(tmp_path / "ct"), "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", [EXAMPLE.name, *arguments])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert (output / "checkpoint-1").is_dir()
+    printed = capsys.readouterr().out
+    for name in ("low dose", "non-local means", "D = 64", "D = ∞"):
+        assert f"\n| {name} | " in printed
+    assert Image.open(output / "restored.png").size == (1320, 550)
+    monkeypatch.chdir(output.parent)
+    np.save("slice.npy", next(ct.make_pairs("test", 1, 64, 30))["low_dose"])
+    entry = ["--num-inference-steps", "1", "--start-sigma", "0.02"]
+    main(["restore", "output", "slice.npy", "--output", "restored", *entry])
+    restored = np.load("restored/slice.npy")
+    assert restored.dtype == np.float32
+    assert restored.min() < -900
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """The study as a module next to its neighbours, with results in a folder of the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    module = importlib.import_module("low_dose_ct")
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(module, "PICTURE", tmp_path / "low_dose_ct.png")
+    monkeypatch.setattr(module, "SIGMAS", [0.02, 0.1])
+    monkeypatch.setattr(module, "STRENGTHS", [0.01])
+    monkeypatch.setattr(module, "DIMENSIONS", [64.0, math.inf])
+    yield module
+    for name in ("low_dose_ct", "tables"):
+        del sys.modules[name]
+
+
+def check_model(folder):
+    """Check that a folder is a model whose card says the same in its front matter and in its table."""
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    assert pipe(torch.zeros(1, 1, 32, 32), num_inference_steps=1, start_sigma=0.02).images
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.model_name == folder.name
+    assert len(card.data.eval_results) == 4  # PSNR and SSIM at two D
+    for result in card.data.eval_results:
+        assert re.search(rf"\| {result.metric_value:.5g}0* ", card.text)
+    assert not list(folder.glob("*.py"))
+
+
+def test_the_study_resumes(study, folder, tmp_path, monkeypatch, capsys):
+    arguments = ["--data", str(folder), "--steps", "2", "--batch_size", "2", "--crop_size", "16"]
+    arguments += ["--seeds", "2", "--model", "pfgmpp-ct"]
+    monkeypatch.setattr(sys, "argv", ["low_dose_ct.py", *arguments])
+    study.main()
+    measurement = json.loads((tmp_path / "low_dose_ct.json").read_text(encoding="utf-8"))
+    results = measurement["results"]
+    names = ["low dose", "non-local means", "U-Net", "D = 64", "D = ∞"]
+    assert {row["name"] for row in results["rows"]} == set(names)
+    assert [row["name"] for row in results["differences"]] == ["D = 64"]
+    tables = sys.modules["tables"]
+    printed = capsys.readouterr().out
+    assert tables.format_low_dose_ct(results) in printed
+    assert tables.format_low_dose_ct_differences(results) in printed
+    assert (tmp_path / "low_dose_ct.png").is_file()
+    check_model(Path("pfgmpp-ct"))
+
+    def refuse(*args):
+        raise AssertionError("It trains or measures again.")
+
+    monkeypatch.setattr(study.Study, "optimize", refuse)
+    monkeypatch.setattr(study.Study, "measure_seed", refuse)
+    monkeypatch.setattr(study.Study, "choose_means", refuse)
+    study.main()
+    resumed = json.loads((tmp_path / "low_dose_ct.json").read_text(encoding="utf-8"))
+    assert resumed["results"] == results
+
+
+def test_differences_are_between_the_same_images(study):
+    """Two seeds, three images: the gain of each image is averaged over seeds before the interval."""
+
+    def measure(finite, infinite):
+        value = {"psnr": infinite, "ssim": [0.5] * 3}
+        other = {"psnr": finite, "ssim": [0.5] * 3}
+        return {
+            "seconds": {},
+            "D = 64": dict.fromkeys(study.TESTS, other),
+            "D = ∞": dict.fromkeys(study.TESTS, value),
+        }
+
+    seeds = [measure([31, 42, 53], [30, 40, 50]), measure([33, 42, 51], [30, 40, 50])]
+    summary = study.summarize(seeds, {})
+    (row,) = summary["differences"]
+    assert row["test"] == {"mean": 2.0, "margin": 0.0, "seeds": [2.0, 2.0]}
+    assert summary["rows"][0]["test"]["psnr"] == [42.0, 42.0]
+
+
+def test_the_supervised_network_learns_what_to_add(study):
+    """Its loss is 0 where the correction is right, whatever the noise of the denoiser."""
+
+    class Network(torch.nn.Module):
+        def forward(self, sample, timestep, D, condition):
+            assert not sample.any()
+            assert not timestep.any()
+            return type("Output", (), {"sample": torch.ones_like(sample)})
+
+    degraded = torch.zeros(2, 1, 4, 4)
+    loss = study.SupervisedLoss(None)
+    assert loss(Network(), degraded + study.SCALE, None, condition=degraded).tolist() == [0, 0]
+    assert loss(Network(), degraded, None, condition=degraded).tolist() == pytest.approx([1, 1])

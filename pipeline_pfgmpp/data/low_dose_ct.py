@@ -74,7 +74,10 @@ def draw_phantom(rng: np.random.Generator) -> np.ndarray:
     height = width * rng.uniform(0.68, 0.85)
     fat = rng.uniform(0.03, 0.08)
     inner = (width - fat, height - fat)
-    ellipses = [(0.9, 0.0, 0.0, width, height, 0.0), (rng.uniform(0.12, 0.15), 0.0, 0.0, *inner, 0.0)]
+    ellipses: list[tuple[float, ...]] = [
+        (0.9, 0.0, 0.0, width, height, 0.0),
+        (rng.uniform(0.12, 0.15), 0.0, 0.0, *inner, 0.0),
+    ]
     if rng.random() < 0.5:  # a slice through the chest
         for side in (-1, 1):
             place = (side * rng.uniform(0.42, 0.5) * inner[0], rng.uniform(-0.15, 0.05) * inner[1])
