@@ -224,6 +224,8 @@ _ADM: dict[str, Any] = {
     "dropout": 0.1,
     "label_dim": 1000,
 }
+_GREY = {"in_channels": 1, "out_channels": 1}
+_LATENTS = {"in_channels": 4, "out_channels": 4}
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar10-ncsnpp": {
         "sample_size": 32,
@@ -235,20 +237,27 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cifar10-ddpmpp": {"sample_size": 32},
     "ffhq64-ddpmpp": {"sample_size": 64, "channel_mult": (1, 2, 2, 2), "dropout": 0.05},
     "imagenet64-adm": {**_ADM, "sample_size": 64, "attn_resolutions": (32, 16, 8)},
-    "imagenet256-latent": {**_ADM, "in_channels": 4, "out_channels": 4, "attn_resolutions": (16, 8)},
+    "imagenet256-latent": {**_ADM, **_LATENTS, "attn_resolutions": (16, 8)},
     "ppfm-ct": {  # https://huggingface.co/papers/2312.09754
+        **_GREY,
         "sample_size": 256,
-        "in_channels": 1,
-        "out_channels": 1,
         "condition_channels": 1,
         "channel_mult": (1, 1, 2, 2, 2, 2, 2),
         "attn_resolutions": (16, 8, 4),
         "dropout": 0.1,
     },
+    "emoji-small": {
+        **_LATENTS,
+        "sample_size": 16,
+        "model_channels": 64,
+        "channel_mult": (1, 2),
+        "num_blocks": 3,
+        "attn_resolutions": (8,),
+        "dropout": 0.0,
+    },
     "fashion-mnist-small": {
+        **_GREY,
         "sample_size": 28,
-        "in_channels": 1,
-        "out_channels": 1,
         "model_channels": 32,
         "channel_mult": (1, 2, 4),
         "num_blocks": 2,
@@ -280,12 +289,10 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         label_dropout (`float`, defaults to 0): Probability of training without the label.
         augment_dim (`int`, defaults to 0): Number of augmentation labels; 0 is none.
         embedding_type (`str`, defaults to `"positional"`): `"positional"`, or `"fourier"` (NCSN++).
-        channel_mult_noise (`int`, defaults to 1): Width of the noise embedding, as a multiple of
-            `model_channels`; 2 for NCSN++.
+        channel_mult_noise (`int`, defaults to 1): Width of the noise embedding over `model_channels`.
         encoder_type (`str`, defaults to `"standard"`): `"standard"`, or `"residual"` (NCSN++).
         resample_filter (`tuple[int, ...]`, defaults to `(1, 1)`): Resampling filter; NCSN++: `(1, 3, 3, 1)`.
-        d_conditioning (`bool`, defaults to `False`): Whether one network serves every D from 1 to
-            infinity and is given `D` at each call.
+        d_conditioning (`bool`, defaults to `False`): Whether one network serves every D, which it is given.
 
     Raises:
         ValueError: An option is unknown or negative, or `sample_size` cannot be halved at each further level.
@@ -327,9 +334,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
             if value not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, but is {value!r}.")
         if not isinstance(condition_channels, int) or condition_channels < 0:
-            raise ValueError(
-                f"`condition_channels` must be an integer from 0, but is {condition_channels!r}."
-            )
+            raise ValueError(f"`condition_channels` must be 0 or more, but is {condition_channels!r}.")
         self._divisor = 2 ** (len(channel_mult) - 1)
         self._size = list(sample_size) if isinstance(sample_size, (list, tuple)) else [sample_size] * 2
         are_integers = all(isinstance(side, int) and side > 0 for side in self._size)

@@ -4,9 +4,9 @@ Training recipes: arguments of train_accelerate.py, which a command line overrid
 Each recipe goes with the network of the same name in [`PFGMPPUNet2DModel.from_preset`]
 (https://huggingface.co/papers/2206.00364, tab. 7; https://huggingface.co/papers/2302.04265, app. C;
 https://huggingface.co/papers/2312.09754 for `ppfm-ct`).
-`imagenet256-latent` (latents of 4 channels and 32x32), `fashion-mnist-small` and the two recipes of
-`TUNING`, which fit any pretrained network, are this package's own. `consistency-tuning` makes a few-step
-model of a denoiser (https://huggingface.co/papers/2406.14548).
+`imagenet256-latent` and `emoji-small` (latents of 4 channels; 32x32 and 16x16), `fashion-mnist-small` and
+the two recipes of `TUNING`, which fit any pretrained network, are this package's own. `consistency-tuning`
+makes a few-step model of a denoiser (https://huggingface.co/papers/2406.14548).
 """
 
 import math
@@ -64,6 +64,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         # Large images need more noise: all levels are 380/80 times those of small ones.
         "sigma_max": 380.0,
         "P_mean": -1.2 + math.log(380 / 80),
+    },
+    "emoji-small": {
+        "train_batch_size": 64,
+        "learning_rate": 1e-3,
+        "lr_warmup_images": 12_800,
+        "resolution": 64,
     },
     "fashion-mnist-small": {
         "train_batch_size": 64,
