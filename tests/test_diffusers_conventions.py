@@ -179,7 +179,7 @@ def test_a_call_needs_no_argument_and_knows_the_usual_ones():
 @pytest.mark.parametrize("make_unet", [our_unet, diffusers_unet])
 def test_components_make_another_pipeline(make_unet):
     pipe = pipeline(make_unet())
-    assert set(pipe.components) == {"unet", "scheduler", "guidance_unet"}
+    assert set(pipe.components) == {"unet", "scheduler", "guidance_unet", "vae"}
     again = PFGMPPPipeline(**pipe.components)
     again.set_progress_bar_config(disable=True)
     assert again.unet is pipe.unet
