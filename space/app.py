@@ -1,7 +1,14 @@
 """PFGM++ in a browser, with D on a dial. `python app.py` prints the address."""
 
 import math
+import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
+
+
+# Before torch starts its threads: threads that spin while they wait for each other draw several times slower
+# as soon as something else, such as the browser beside them, needs a core.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import gradio as gr
 from checks import Refusal
@@ -11,12 +18,14 @@ from choices import (
     MODELS,
     SOLVERS,
     choose_model,
+    count_live_steps,
     list_dimensions,
     list_solvers,
 )
-from dial import Dial, add_dial, find_ends, render_ruler
+from dial import START, Dial, add_dial, choose_start, find_ends, render_ruler
 from drawing import (
     AS_TRAINED,
+    IMAGES,
     LARGEST_SEED,
     MOST_COMPARED,
     MOST_IMAGES,
@@ -24,13 +33,13 @@ from drawing import (
     compare,
     disturb,
     sample,
+    show_first,
 )
 from field_lines import PLANE, add_charge, clear_plane, draw_plane, follow_sample, place_shape, show_frame
 from limits import MODEL, guard
 from models import HERE, Model
 from style import CSS, THEME
 
-from pipeline_pfgmpp.conditioning import get_sample_size
 from pipeline_pfgmpp.generation import list_classes
 from pipeline_pfgmpp.pictures.field_lines import SHAPES
 from pipeline_pfgmpp.records.dimensions import format_dimension
@@ -49,12 +58,19 @@ FOLLOWING = "**In the model:** follow one sample from noise to an image, step by
 PLAYGROUND = """**On a plane:** click to add a charge, or choose a shape, and turn the dial. The lines follow
 the exact field, without a network."""
 
-START = 7.0  # where the dial of a model stands at first, as log2 D
 DEFAULTS = ["16", "128", "2048", "inf"]  # D that are compared at first
 NEW_SEED = "() => Math.floor(Math.random() * 1e6)"
+# What asks for a drawing adds one to a hidden number, and its change draws. The dial of a fast model draws as
+# it moves, that of another as it is released. A tab draws when it is opened, if its number is not the page's.
+AS_IT_MOVES = "(asked, live, steps) => steps <= live ? asked + 1 : asked"
+AS_IT_STOPS = "(asked, live, steps) => steps <= live ? asked : asked + 1"
+WITH_NEW_MODEL = "(number, live) => live === null ? number : number + 1"
+WITH_NEW_SETTINGS = "(number) => number + 1"
+WHEN_OPENED = "(number) => number"
 # The functions check all that they are sent. Gradio knows less of it, and would answer with a traceback.
 UNCHECKED = {"preprocess": False}
 NETWORK_EVENT = {"concurrency_id": MODEL, "concurrency_limit": 1, **UNCHECKED}  # one at a time, in turn
+IN_BROWSER = {"api_visibility": "private", "show_progress": "hidden"}
 QUIET_EVENT = {
     "show_progress": "hidden",
     "api_visibility": "private",
@@ -71,6 +87,48 @@ class Shared(NamedTuple):
     label: gr.Dropdown
     steps: gr.Slider
     seed: gr.Number
+    live: gr.Number
+    version: gr.Number
+
+
+class Drawing(NamedTuple):
+    """A button that draws, one that cancels, and a hidden number whose change draws as well."""
+
+    draw: gr.Button
+    cancel: gr.Button
+    asked: gr.Number
+
+    def run(self, function: Callable, inputs: list, outputs: Any, **options: Any) -> None:
+        """
+        Let the buttons and the number run and cancel a function that needs the network.
+
+        While it runs, the browser keeps the latest request and forgets those before it.
+
+        Args:
+            function (`Callable`): The function.
+            inputs (`list`): Components that it takes.
+            outputs: Components that it fills.
+            options: Further options of Gradio's event.
+        """
+        drawing = gr.on(
+            [self.draw.click, self.asked.change],
+            function,
+            inputs,
+            outputs,
+            trigger_mode="always_last",
+            **{**NETWORK_EVENT, **options},
+        )
+        self.cancel.click(None, cancels=[drawing], api_visibility="private")
+
+    def open_with(self, tab: gr.Tab, shared: Shared) -> None:
+        """
+        Draw when a tab is opened, unless it shows what the current settings have drawn.
+
+        Args:
+            tab (`gradio.Tab`): The tab.
+            shared ([`Shared`]): The inputs that all tabs use.
+        """
+        tab.select(None, shared.version, self.asked, js=WHEN_OPENED, **IN_BROWSER)
 
 
 class DimensionInput(NamedTuple):
@@ -109,7 +167,8 @@ def offer_model(name: str) -> list:
 
     Returns:
         `list`: Updates of the summary, the card, the steps, the solvers, the classes, two inputs of D, the
-            D to compare, the small D, the large D and the four buttons that draw.
+            D to compare, the small D, the large D, the steps up to which the dial is live and the four
+            buttons that draw.
     """
     try:
         model = choose_model(name)
@@ -118,12 +177,12 @@ def offer_model(name: str) -> list:
         message = getattr(error, "message", str(error))
         unchanged = [gr.skip() for _ in range(14)]
         disabled = [gr.update(interactive=False) for _ in range(4)]
-        return [f"**{message}** Please choose another model.", "", *unchanged, *disabled]
+        return [f"**{message}** Please choose another model.", "", *unchanged, None, *disabled]
     dimensions = list_dimensions(model)
     choices = name_dimensions(dimensions)
     defaults = dimensions[:MOST_COMPARED] if model.dimensions else [D for D in DEFAULTS if D in dimensions]
     classes = list(list_classes(pipe).values())
-    size = format_size(*get_sample_size(pipe.unet))
+    size = format_size(*pipe.image_size)
     solvers = list_solvers(pipe)
     return [
         f"{size} pixels, {pipe.unet.num_parameters():,} parameters",
@@ -136,6 +195,7 @@ def offer_model(name: str) -> list:
         gr.update(choices=choices, value=defaults),
         gr.update(choices=choices, value=dimensions[0]),
         gr.update(choices=choices, value=dimensions[-1]),
+        count_live_steps(pipe),
         *(gr.update(interactive=True) for _ in range(4)),
     ]
 
@@ -156,9 +216,8 @@ def update_dimension_input(model: Model) -> list[dict[str, Any]]:
         return [*(gr.update(visible=False) for _ in Dial._fields), choice]
     low, high = model.trained_range
     first, last = find_ends(low, high)
-    position = min(max(START, first), last)
     return [
-        gr.update(visible=True, minimum=first, maximum=last, value=position),
+        gr.update(visible=True, minimum=first, maximum=last, value=choose_start(low, high)),
         gr.update(visible=True, value=render_ruler(low, high)),
         gr.update(visible=True),
         gr.update(visible=False, choices=[], value=None),
@@ -182,8 +241,19 @@ def add_shared_inputs() -> Shared:
         with gr.Column(min_width=160):
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED)
             new_seed = gr.Button("New seed", size="sm")
+            live = gr.Number(visible="hidden")  # steps up to which the dial is live; none without a model
+            version = gr.Number(0, visible="hidden")  # of the settings, for all tabs
     new_seed.click(None, None, seed, js=NEW_SEED, api_visibility="private")
-    return Shared(model, summary, label, steps, seed)
+    gr.on(
+        [label.input, steps.input, seed.change],
+        None,
+        version,
+        version,
+        js=WITH_NEW_SETTINGS,
+        trigger_mode="multiple",
+        **IN_BROWSER,
+    )
+    return Shared(model, summary, label, steps, seed, live, version)
 
 
 def add_dimension_input(model: Model) -> DimensionInput:
@@ -193,18 +263,23 @@ def add_dimension_input(model: Model) -> DimensionInput:
     )
 
 
-def add_buttons(name: str) -> tuple[gr.Button, gr.Button]:
-    """Add a button that draws and one that cancels the drawing."""
+def add_drawing(name: str) -> Drawing:
+    """Add what starts and cancels a drawing."""
     with gr.Row():
-        return gr.Button(name, variant="primary", min_width=80), gr.Button("Cancel", min_width=80)
+        draw = gr.Button(name, variant="primary", min_width=80)
+        cancel = gr.Button("Cancel", min_width=80)
+    return Drawing(draw, cancel, gr.Number(0, visible="hidden"))
 
 
-def add_sample_tab(shared: Shared) -> tuple[DimensionInput, gr.Dropdown, gr.Button]:
+def add_sample_tab(page: gr.Blocks, shared: Shared) -> tuple[DimensionInput, gr.Dropdown, Drawing]:
     """Add the tab that draws images at one D; return what depends on the model."""
     with gr.Row():
         with gr.Column(scale=1):
             dimension = add_dimension_input(MODELS[shared.model.value])
-            count = gr.Slider(1, MOST_IMAGES, 16, step=1, label="Images")
+            noise = gr.Slider(
+                0, 1, 0.0, step=0.05, label="Injected noise α", info="disturbs each step; 0 is off"
+            )
+            count = gr.Slider(1, MOST_IMAGES, IMAGES, step=1, label="Images")
             solver = gr.Dropdown(SOLVERS, value=SOLVERS[0], label="Solver")
             guidance = gr.Slider(
                 0,
@@ -214,61 +289,40 @@ def add_sample_tab(shared: Shared) -> tuple[DimensionInput, gr.Dropdown, gr.Butt
                 label="Guidance",
                 info="1 is off; larger values draw more typical images of the class",
             )
-            draw, cancel = add_buttons("Draw")
+            drawing = add_drawing("Draw")
         with gr.Column(scale=2):
-            gallery = gr.Gallery(
-                label="Images",
-                show_label=False,
-                columns=8,
-                format="png",
-                object_fit="contain",
-                height="auto",
-            )
+            images = gr.HTML(label="Images")
             summary = gr.Markdown()
             archive = gr.DownloadButton("Download all as zip", size="sm")
             code = gr.Code(label="Code for these images", language="python", interactive=False)
     slider = dimension.dial.slider
-    drawing = gr.on(
-        [draw.click, slider.release],
-        sample,
-        [
-            shared.model,
-            slider,
-            dimension.choice,
-            shared.label,
-            count,
-            shared.steps,
-            solver,
-            guidance,
-            shared.seed,
-        ],
-        [gallery, summary, archive, code],
-        api_name="sample",
-        trigger_mode="always_last",
-        **NETWORK_EVENT,
-    )
-    cancel.click(None, cancels=[drawing], api_visibility="private")
-    return dimension, solver, draw
+    outputs = [images, summary, archive, code]
+    first = page.load(show_first, None, outputs, concurrency_limit=1, **QUIET_EVENT)
+    inputs = [shared.model, slider, dimension.choice, shared.label, count, shared.steps, solver, guidance]
+    inputs += [shared.seed, noise]
+    drawing.run(sample, inputs, outputs, api_name="sample", cancels=[first], show_progress_on=summary)
+
+    moved = [part.input for part in (slider, dimension.choice, noise, count, guidance)]
+    moved += [shared.label.input, shared.steps.input, shared.seed.change]
+    asked = [drawing.asked, shared.live, shared.steps]
+    for triggers, js in ((moved, AS_IT_MOVES), ([slider.release], AS_IT_STOPS)):
+        gr.on(triggers, None, asked, drawing.asked, js=js, trigger_mode="multiple", **IN_BROWSER)
+    return dimension, solver, drawing
 
 
-def add_compare_tab(shared: Shared) -> tuple[gr.CheckboxGroup, gr.Button]:
+def add_compare_tab(tab: gr.Tab, shared: Shared) -> tuple[gr.CheckboxGroup, gr.Button]:
     """Add the tab that compares several D; return what depends on the model."""
     gr.Markdown(f"Draw the same seeds at up to {MOST_COMPARED} values of D, one row per D.")
     dimensions = gr.CheckboxGroup(name_dimensions(COMPARED), value=DEFAULTS, label="Augmented dimension D")
-    draw, cancel = add_buttons("Compare")
+    drawing = add_drawing("Compare")
     rows = gr.HTML(label="Comparison")
-    drawing = draw.click(
-        compare,
-        [shared.model, dimensions, shared.label, shared.steps, shared.seed],
-        rows,
-        api_name="compare",
-        **NETWORK_EVENT,
-    )
-    cancel.click(None, cancels=[drawing], api_visibility="private")
-    return dimensions, draw
+    inputs = [shared.model, dimensions, shared.label, shared.steps, shared.seed]
+    drawing.run(compare, inputs, rows, api_name="compare")
+    drawing.open_with(tab, shared)
+    return dimensions, drawing.draw
 
 
-def add_robustness_tab(shared: Shared) -> tuple[gr.Radio, gr.Radio, gr.Button]:
+def add_robustness_tab(tab: gr.Tab, shared: Shared) -> tuple[gr.Radio, gr.Radio, gr.Button]:
     """Add the tab that disturbs the sampling; return what depends on the model."""
     gr.Markdown(ROBUSTNESS)
     with gr.Row():
@@ -284,39 +338,30 @@ def add_robustness_tab(shared: Shared) -> tuple[gr.Radio, gr.Radio, gr.Button]:
         bits = gr.Radio([AS_TRAINED, 8, 7, 6, 5, 4], value=AS_TRAINED, label="Bits per weight", min_width=240)
         small = gr.Radio(name_dimensions(COMPARED), value=COMPARED[0], label="Small D", min_width=240)
         large = gr.Radio(name_dimensions(COMPARED), value=COMPARED[-1], label="Large D", min_width=240)
-    draw, cancel = add_buttons("Disturb")
+    drawing = add_drawing("Disturb")
     rows = gr.HTML(label="Disturbed samples")
-    drawing = draw.click(
-        disturb,
-        [shared.model, noise, bits, small, large, shared.label, shared.steps, shared.seed],
-        rows,
-        api_name="disturb",
-        **NETWORK_EVENT,
-    )
-    cancel.click(None, cancels=[drawing], api_visibility="private")
-    return small, large, draw
+    inputs = [shared.model, noise, bits, small, large, shared.label, shared.steps, shared.seed]
+    drawing.run(disturb, inputs, rows, api_name="disturb")
+    drawing.open_with(tab, shared)
+    return small, large, drawing.draw
 
 
-def add_following(shared: Shared) -> tuple[DimensionInput, gr.Button]:
+def add_following(tab: gr.Tab, shared: Shared) -> tuple[DimensionInput, gr.Button]:
     """Add what follows one sample of the model; return what depends on the model."""
     gr.Markdown(FOLLOWING)
     dimension = add_dimension_input(MODELS[shared.model.value])
-    draw = gr.Button("Follow one sample", variant="primary")
+    drawing = add_drawing("Follow one sample")
     step = gr.Slider(0, 18, 18, step=1, label="Step", visible=False)
     frame = gr.HTML()
     plot = gr.HTML()
     frames = gr.State([])
-    draw.click(
-        follow_sample,
-        [shared.model, dimension.dial.slider, dimension.choice, shared.label, shared.steps, shared.seed],
-        [frames, step, frame, plot],
-        api_visibility="private",
-        **NETWORK_EVENT,
-    )
+    inputs = [shared.model, dimension.dial.slider, dimension.choice, shared.label, shared.steps, shared.seed]
+    drawing.run(follow_sample, inputs, [frames, step, frame, plot], api_visibility="private")
+    drawing.open_with(tab, shared)
     step.change(
         show_frame, [frames, step], frame, show_progress="hidden", api_visibility="private", **UNCHECKED
     )
-    return dimension, draw
+    return dimension, drawing.draw
 
 
 def add_playground(page: gr.Blocks) -> None:
@@ -362,25 +407,29 @@ def build_page() -> gr.Blocks:
         gr.Markdown(INTRODUCTION)
         shared = add_shared_inputs()
         with gr.Tab("Sample"):
-            dimension, solver, draw = add_sample_tab(shared)
-        with gr.Tab("Compare D"):
-            compared, draw_comparison = add_compare_tab(shared)
-        with gr.Tab("Robustness"):
-            small, large, draw_disturbed = add_robustness_tab(shared)
-        with gr.Tab("Follow a field line"), gr.Row():
+            dimension, solver, drawing = add_sample_tab(page, shared)
+        with gr.Tab("Compare D") as tab:
+            compared, draw_comparison = add_compare_tab(tab, shared)
+        with gr.Tab("Robustness") as tab:
+            small, large, draw_disturbed = add_robustness_tab(tab, shared)
+        with gr.Tab("Follow a field line") as tab, gr.Row():
             with gr.Column():
-                followed, follow = add_following(shared)
+                followed, follow = add_following(tab, shared)
             with gr.Column():
                 add_playground(page)
         with gr.Tab("About"):
             card = add_about_tab()
 
         dimensions = [*dimension.list_parts(), *followed.list_parts()]
-        buttons = [draw, draw_comparison, draw_disturbed, follow]
+        buttons = [drawing.draw, draw_comparison, draw_disturbed, follow]
         offered = [shared.summary, card, shared.steps, solver, shared.label]
-        offered += [*dimensions, compared, small, large, *buttons]
-        for event in (page.load, shared.model.change):
-            event(
+        offered += [*dimensions, compared, small, large, shared.live, *buttons]
+        # The page opens with pictures of its first model; another model draws its own.
+        for event, numbers in (
+            (page.load, [shared.version]),
+            (shared.model.change, [drawing.asked, shared.version]),
+        ):
+            offering = event(
                 offer_model,
                 shared.model,
                 offered,
@@ -388,6 +437,8 @@ def build_page() -> gr.Blocks:
                 show_progress="minimal",
                 **UNCHECKED,
             )
+            for number in numbers:
+                offering.then(None, [number, shared.live], number, js=WITH_NEW_MODEL, **IN_BROWSER)
     return page
 
 

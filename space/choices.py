@@ -8,11 +8,13 @@ from models import Model, read_models
 
 from pipeline_pfgmpp import PFGMPPPipeline
 from pipeline_pfgmpp.generation import list_classes
+from pipeline_pfgmpp.scheduler_config import get_default_steps
 
 
 MODELS = read_models()
 ANY_CLASS = "any"
 SOLVERS = ["heun", "dpmpp_3m", "dpmpp_2m", "euler", "dpmpp_2m_sde"]  # of denoisers
+FEW_STEPS = 4  # of a consistency model, so few that the dial is live
 COMPARED = ["16", "64", "128", "512", "2048", "16384", "inf"]  # D to compare with a D-conditioned network
 
 
@@ -105,6 +107,20 @@ def list_solvers(pipe: PFGMPPPipeline) -> list[str]:
     if own == "consistency":
         return [own]
     return [own, *(solver for solver in SOLVERS if solver != own)]
+
+
+def count_live_steps(pipe: PFGMPPPipeline) -> int:
+    """
+    Count the steps up to which a model draws while the dial moves.
+
+    Args:
+        pipe ([`PFGMPPPipeline`]): The pipeline.
+
+    Returns:
+        `int`: The number of steps; 0 for a model that needs many calls.
+    """
+    is_fast = pipe.scheduler.config.solver_type == "consistency"
+    return FEW_STEPS if is_fast and get_default_steps(pipe.scheduler) <= FEW_STEPS else 0
 
 
 def choose_classes(pipe: PFGMPPPipeline, name: Any, count: int) -> list[int] | None:

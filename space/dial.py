@@ -10,6 +10,7 @@ from pipeline_pfgmpp.records.dimensions import format_dimension
 
 
 INFINITY = 19.0  # the position that stands for infinity
+START = 7.0  # where the dial of a model stands at first
 STEP = 0.5
 LAST_FINITE = INFINITY - 1
 MARKS = (3, 7, 11, 15)  # log2 of the D that are marked between the two ends
@@ -56,6 +57,21 @@ def find_ends(low: float, high: float) -> tuple[float, float]:
         `tuple[float, float]`: The positions of both.
     """
     return math.log2(low), INFINITY if math.isinf(high) else math.log2(high)
+
+
+def choose_start(low: float, high: float) -> float:
+    """
+    Choose where a dial stands at first.
+
+    Args:
+        low (`float`): The smallest D.
+        high (`float`): The largest D, which may be infinity.
+
+    Returns:
+        `float`: The position: `START`, or the end next to it.
+    """
+    first, last = find_ends(low, high)
+    return min(max(START, first), last)
 
 
 def render_ruler(low: float, high: float) -> str:

@@ -5,34 +5,41 @@ Each function takes the values of the page's inputs, which anybody may send and 
 here, and yields what the page shows while the images are being drawn.
 """
 
+import functools
 import io
 import math
 import time
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import torch
 from checks import Refusal, check_choice, check_cost, check_integer, check_number
 from choices import (
+    ANY_CLASS,
+    MODELS,
     choose_classes,
     choose_dimension,
     choose_listed_dimension,
     choose_model,
+    list_dimensions,
     list_solvers,
     load_pipeline,
 )
+from dial import choose_start
 from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
-from PIL import Image
-from rendering import render_rows, to_pictures
+from rendering import Gallery, render_gallery, render_rows, to_pictures
 from sampling import count_calls, lend_gpu, make_generators, run_pipeline
 
 from pipeline_pfgmpp.generation import inject_noise, list_classes
 from pipeline_pfgmpp.records.dimensions import format_dimension
+from pipeline_pfgmpp.scheduler_config import get_default_steps
 
 
+IMAGES = 16  # that are drawn at first
 MOST_IMAGES = 64
 MOST_STEPS = 100
 MOST_COMPARED = 5
@@ -62,6 +69,7 @@ def sample(
     solver: str,
     guidance: float,
     seed: int,
+    noise: float = 0.0,
 ) -> Iterator[tuple]:
     """
     Draw images.
@@ -76,10 +84,12 @@ def sample(
         solver (`str`): One of the solvers that fit the model.
         guidance (`float`): Guidance scale, 0 to 10; 1 is without guidance.
         seed (`int`): Seed of the first image; each further image has the next one.
+        noise (`float`, defaults to 0): Noise injected before each step, 0 to 1, in units of the step's
+            noise level.
 
     Yields:
-        `tuple`: The gallery, a summary, a zip file (at the end), and a program that draws the same
-            images.
+        `tuple`: HTML with the images, a summary, a zip file (at the end), and a program that draws the
+            same images.
     """
     chosen = choose_model(model)
     D = choose_dimension(chosen, dial, fixed)
@@ -87,6 +97,7 @@ def sample(
     steps = check_steps(steps)
     seed = check_seed(seed)
     guidance = check_number(guidance, 0, 10, "Guidance")
+    noise = check_number(noise, 0, 1, "The noise")
     solver = check_choice(solver, list_solvers(load_pipeline(chosen, D)), "The solver")
     pipe = load_pipeline(chosen, D, solver_type=solver)
     check_cost(count, count_calls(pipe, steps, guidance))
@@ -100,21 +111,65 @@ def sample(
     elif guidance != 1:
         raise Refusal("Guidance must be 1 for this model, because it has no classes.")
 
-    code = write_code(chosen.find_source(D), count, seed, steps, solver, settings)
+    code = write_code(chosen.find_source(D), count, seed, steps, solver, settings, noise)
     start = time.monotonic()
     generators = make_generators(seed, count)
+    if noise:
+        settings |= inject_noise(pipe, list(range(seed, seed + count)), generators, noise, D)
+    noun = "image" if count == 1 else "images"
+    disturbed = f" with noise α = {noise:g}" if noise else ""
+    what = f"{count} {noun} at D = {format_dimension(D)}{disturbed}"
     for progress in run_pipeline(pipe, count, num_inference_steps=steps, generator=generators, **settings):
         gallery = list(zip(to_pictures(progress.images), captions))
-        noun = "image" if count == 1 else "images"
-        what = f"{count} {noun} at D = {format_dimension(D)}"
         seconds = time.monotonic() - start
         summary = f"{what}: {progress.calls} of {progress.total} network calls, {seconds:.1f} s"
         if not progress.finished:
-            yield gallery, summary, gr.skip(), code
-    yield gallery, summary, write_archive(f"pfgmpp-D{D:g}-seed{seed}.zip", gallery), code
+            yield render_gallery(gallery), summary, gr.skip(), code
+    yield render_gallery(gallery), summary, write_archive(f"pfgmpp-D{D:g}-seed{seed}.zip", gallery), code
 
 
-def write_code(source: str, count: int, seed: int, steps: int, solver: str, settings: dict[str, Any]) -> str:
+@functools.cache
+def draw_first() -> tuple:
+    """
+    Draw what the page opens with: the first model, with the settings that the page offers for it.
+
+    Returns:
+        `tuple`: HTML with the images, a summary, the zip file's name and content, and a program.
+
+    Raises:
+        Refusal: The model cannot be loaded.
+    """
+    name, model = next(iter(MODELS.items()))
+    choose_model(name)
+    dial = choose_start(*model.trained_range)
+    fixed = list_dimensions(model)[0] if model.dimensions else None
+    pipe = load_pipeline(model, choose_dimension(model, dial, fixed))
+    steps = get_default_steps(pipe.scheduler)
+    solver = list_solvers(pipe)[0]
+    *_, (images, summary, archive, code) = sample(
+        name, dial, fixed, ANY_CLASS, IMAGES, steps, solver, guidance=1, seed=0
+    )
+    return images, summary, Path(archive).name, Path(archive).read_bytes(), code
+
+
+def show_first() -> tuple:
+    """
+    Show what the page opens with, which is drawn once for all visitors.
+
+    Returns:
+        `tuple`: As [`sample`] yields; nothing new if the first model cannot be loaded.
+    """
+    try:
+        images, summary, name, content, code = draw_first()
+    except Refusal:
+        return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+    archive = save_bytes_to_cache(content, name, get_upload_folder())  # from which Gradio deletes old files
+    return images, summary, archive, code
+
+
+def write_code(
+    source: str, count: int, seed: int, steps: int, solver: str, settings: dict[str, Any], noise: float
+) -> str:
     """
     Write the program that draws the same images.
 
@@ -125,30 +180,36 @@ def write_code(source: str, count: int, seed: int, steps: int, solver: str, sett
         steps (`int`): Steps of the solver.
         solver (`str`): The solver.
         settings (`dict[str, Any]`): Further arguments of the pipeline's call.
+        noise (`float`): Factor of the noise that is injected before each step; 0 for none.
 
     Returns:
         `str`: Python.
     """
-    arguments = ""
-    for name, value in settings.items():
-        written = 'float("inf")' if value == math.inf else repr(value)
-        arguments += f"    {name}={written},\n"
+    written = {name: 'float("inf")' if value == math.inf else repr(value) for name, value in settings.items()}
+    arguments = "".join(f"    {name}={value},\n" for name, value in written.items())
     device = 'pipe.to("cuda")\n' if torch.cuda.is_available() else ""
+    import_noise = injection = ""
+    if noise:
+        import_noise = "from pipeline_pfgmpp.generation import inject_noise\n"
+        injection = f"noise = inject_noise(pipe, seeds, generators, noise={noise!r}, D={written['D']})\n"
+        arguments += "    **noise,\n"
     return f"""import torch
 from diffusers import DiffusionPipeline
 from pipeline_pfgmpp import PFGMPPScheduler
-
+{import_noise}
 pipe = DiffusionPipeline.from_pretrained({source!r})
 {device}pipe.scheduler = PFGMPPScheduler.from_config(pipe.scheduler.config, solver_type={solver!r})
-images = pipe(
+seeds = list(range({seed}, {seed + count}))
+generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+{injection}images = pipe(
     batch_size={count},
     num_inference_steps={steps},
-{arguments}    generator=[torch.Generator().manual_seed({seed} + index) for index in range({count})],
-).images
+    generator=generators,
+{arguments}).images
 """
 
 
-def write_archive(name: str, gallery: list[tuple[Image.Image, str]]) -> str:
+def write_archive(name: str, gallery: Gallery) -> str:
     """
     Write a zip file of pictures into Gradio's cache, from which Gradio serves and later deletes it.
 
@@ -157,8 +218,7 @@ def write_archive(name: str, gallery: list[tuple[Image.Image, str]]) -> str:
 
     Args:
         name (`str`): The file's name.
-        gallery (`list[tuple[PIL.Image.Image, str]]`): Pictures and their captions, which name the
-            files inside.
+        gallery (`Gallery`): Pictures and their captions, which name the files inside.
 
     Returns:
         `str`: Path of the file.

@@ -15,7 +15,7 @@ from PIL import Image
 from rendering import rasterize, render_picture, to_pictures
 from sampling import lend_gpu, run_pipeline
 
-from pipeline_pfgmpp import sample_noise
+from pipeline_pfgmpp import PFGMPPPipeline, sample_noise
 from pipeline_pfgmpp.conditioning import get_sample_size
 from pipeline_pfgmpp.pictures.field_lines import SHAPES, make_shape, trace_field_lines
 from pipeline_pfgmpp.pictures.grid import draw_grid
@@ -85,16 +85,17 @@ def follow_sample(
     sigmas = [*pipe.scheduler.sigmas[: -1 : pipe.scheduler.order].tolist()[:steps], 0.0]
     samples = [sigmas[0] * prior.cpu(), *samples]
     denoised = [denoised[0], *denoised]
-    frames = [make_frame(*parts) for parts in zip(sigmas, samples, denoised)]
+    frames = [make_frame(pipe, *parts) for parts in zip(sigmas, samples, denoised)]
     slider = gr.update(maximum=steps, value=steps, visible=True)
     yield frames, slider, show_frame(frames, steps), plot_norms(frames, D)
 
 
-def make_frame(sigma: float, sample: torch.Tensor, denoised: torch.Tensor) -> Frame:
+def make_frame(pipe: PFGMPPPipeline, sigma: float, sample: torch.Tensor, denoised: torch.Tensor) -> Frame:
     """
     Show a sample beside the network's estimate of the image.
 
     Args:
+        pipe ([`PFGMPPPipeline`]): The pipeline, which decodes both.
         sigma (`float`): The noise level.
         sample (`torch.Tensor` of shape `(1, C, H, W)`): The sample, which is scaled down while it is
             larger than an image.
@@ -104,7 +105,8 @@ def make_frame(sigma: float, sample: torch.Tensor, denoised: torch.Tensor) -> Fr
         `Frame`: The pictures, sigma, and the norm of the sample.
     """
     norm = sample.norm().item() / math.sqrt(sample.numel())
-    pictures = [*to_pictures(sample / max(1.0, norm)), *to_pictures(denoised)]
+    images = pipe.decode_latents(torch.cat([sample / max(1.0, norm), denoised]).to(pipe.device))
+    pictures = to_pictures(images)
     alt = f"The sample at sigma {sigma:.3g}, and the network's estimate of the image"
     return render_picture(draw_grid(pictures, 2, cell=FRAME), alt), sigma, norm
 

@@ -116,7 +116,7 @@ class Model:
             unet = copy.deepcopy(unet)
             quantize(unet, bits)
         scheduler = PFGMPPScheduler.from_config(loaded.scheduler.config, **scheduler_options)
-        pipe = PFGMPPPipeline(unet, scheduler, id2label=loaded.config.id2label)
+        pipe = PFGMPPPipeline(unet, scheduler, vae=loaded.vae, id2label=loaded.config.id2label)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -148,7 +148,7 @@ class Model:
                     raise ValueError(f"{self.name} cannot be loaded: {explain_failure(error)}.") from error
                 if not isinstance(pipe, PFGMPPPipeline):
                     raise ValueError(f"{self.name} is a {type(pipe).__name__}, not a PFGMPPPipeline.")
-                channels = pipe.unet.config.in_channels
+                channels = pipe.image_channels
                 if channels not in PICTURE_MODES:
                     raise ValueError(
                         f"{self.name} draws images of {channels} channels, but only images of 1, 3 or 4"

@@ -11,6 +11,9 @@ from PIL import Image
 from pipeline_pfgmpp.pictures.grid import draw_grid, to_pil
 
 
+Gallery = list[tuple[Image.Image, str]]  # pictures and their captions
+
+
 def to_pictures(samples: torch.Tensor) -> list[Image.Image]:
     """
     Convert samples to pictures.
@@ -41,7 +44,22 @@ def render_picture(picture: Image.Image, alt: str, width: int | None = None) -> 
     picture.save(data, format="PNG")
     encoded = base64.b64encode(data.getvalue()).decode()
     style = f' style="width:{width}px"' if width else ""
-    return f'<img class="pixels" alt="{html.escape(alt)}" src="data:image/png;base64,{encoded}"{style}>'
+    text = html.escape(alt)
+    source = f"data:image/png;base64,{encoded}"
+    return f'<img class="pixels" alt="{text}" title="{text}" decoding="sync" src="{source}"{style}>'
+
+
+def render_gallery(gallery: Gallery) -> str:
+    """
+    Render pictures side by side, each with its caption as its text and its tooltip.
+
+    Args:
+        gallery (`Gallery`): The pictures and their captions.
+
+    Returns:
+        `str`: HTML.
+    """
+    return f'<div class="gallery">{"".join(render_picture(*item) for item in gallery)}</div>'
 
 
 def render_rows(rows: dict[str, list[Image.Image]]) -> str:

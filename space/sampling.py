@@ -107,7 +107,7 @@ def run_pipeline(
                 raise progress
             if progress.finished or time.monotonic() - shown > PAUSE:
                 shown = time.monotonic()
-                yield progress
+                yield progress._replace(images=pipe.decode_latents(progress.images))
             if progress.finished:
                 return
     finally:

@@ -5,14 +5,10 @@ import gradio as gr
 
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 CSS = """
-.pixels, .grid-wrap img, .preview img { image-rendering: pixelated; }
-.pixels { max-width: 100%; height: auto; background: white; border-radius: 4px; }
-.grid-wrap { max-height: none !important; min-height: 0 !important; overflow: visible !important; }
-.grid-wrap .grid-container { grid-template-columns: repeat(8, minmax(0, 1fr)) !important; }
-.grid-wrap .grid-container { grid-template-rows: none !important; grid-auto-rows: auto !important; }
-.grid-wrap button { height: auto !important; aspect-ratio: 1; }
-.grid-wrap .caption-label { opacity: 0; }
-.grid-wrap button:hover .caption-label, .grid-wrap button:focus .caption-label { opacity: 1; }
+.pixels { max-width: 100%; height: auto; image-rendering: pixelated; }
+.pixels { background: white; border-radius: 4px; }
+.gallery { display: grid; grid-template-columns: repeat(8, minmax(0, 1fr)); gap: 8px; }
+.gallery .pixels { width: 100%; }
 .rows { display: grid; grid-template-columns: max-content 1fr; gap: 4px 12px; align-items: center; }
 .rows .name { text-align: right; }
 .dial .tab-like-container, .dial .min_value, .dial .max_value { display: none; }
@@ -25,6 +21,6 @@ footer .divider { display: none; }
 @media (max-width: 600px) {
   .rows { grid-template-columns: 1fr; }
   .rows .name { text-align: left; }
-  .grid-wrap .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
+  .gallery { grid-template-columns: repeat(4, minmax(0, 1fr)); }
 }
 """

@@ -22,6 +22,7 @@ import PIL.Image
 import pytest
 import torch
 from conftest import ROOT, make_hub_environment
+from diffusers import AutoencoderTiny
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from hub_server import WRITER, serve_hub
@@ -41,6 +42,7 @@ import sampling
 
 SPACE = ROOT / "space"
 NAME = "Fashion-MNIST"
+FAST = f"{NAME} in two calls"  # the page opens with it
 DIAL = "Augmented dimension D"
 BACKSTOP = 300  # seconds after which a test gives up; nothing here depends on speed
 
@@ -115,6 +117,7 @@ DRAW = {
     "solver": "heun",
     "guidance": 1,
     "seed": 5,
+    "noise": 0,
 }
 COMPARE = {"model": NAME, "dimensions": ["16", "inf"], "label": "Bag", "steps": 2, "seed": 0}
 DISTURB = {
@@ -133,18 +136,34 @@ def call(client, name, arguments):
     return client.predict(*arguments.values(), api_name=f"/{name}")
 
 
-def read_pixels(item):
-    """Read the picture of an item of a gallery, which the client gives by its path or in a dictionary."""
-    image = item["image"]
-    return np.asarray(PIL.Image.open(image["path"] if isinstance(image, dict) else image).convert("L"))
+def list_texts(page):
+    """List the texts of the pictures that a piece of HTML holds."""
+    return re.findall('<img class="pixels" alt="(.*?)" title="', page)
 
 
-def test_the_code_draws_the_same_images(client, monkeypatch):
-    gallery, summary, archive, code = call(client, "sample", DRAW)
-    assert summary.startswith("4 images at D = 128: 5 of 5 network calls")
-    shown = [read_pixels(item) for item in gallery]
+def read_embedded(page):
+    """Read the pictures that a piece of HTML holds."""
+    found = re.findall('src="data:image/png;base64,(.*?)"', page)
+    return [PIL.Image.open(io.BytesIO(base64.b64decode(data))) for data in found]
+
+
+@pytest.mark.parametrize(
+    ("changes", "described"),
+    [
+        ({}, "4 images at D = 128: 5 of 5 network calls"),
+        ({"noise": 0.3}, "4 images at D = 128 with noise α = 0.3: 5 of 5 network calls"),
+        (
+            {"model": FAST, "dial": 19, "steps": 2, "solver": "consistency", "noise": 0.3},
+            "4 images at D = ∞ with noise α = 0.3: 2 of 2 network calls",
+        ),
+    ],
+)
+def test_the_code_draws_the_same_images(changes, described, client, monkeypatch):
+    images, summary, archive, code = call(client, "sample", {**DRAW, **changes})
+    assert summary.startswith(described)
+    shown = [np.asarray(picture) for picture in read_embedded(images)]
     assert len(shown) == 4
-    assert [item["caption"] for item in gallery][:2] == ["T-shirt/top, seed 5", "Trouser, seed 6"]
+    assert list_texts(images)[:2] == ["T-shirt/top, seed 5", "Trouser, seed 6"]
     with zipfile.ZipFile(archive) as file:
         assert sorted(file.namelist())[0] == "Dress, seed 8.png"
         with file.open("Trouser, seed 6.png") as picture:
@@ -171,17 +190,13 @@ def test_pictures_have_a_text(client):
     ]
 
 
-def list_texts(page):
-    return re.findall('alt="(.*?)" src="data:image/png;base64,', page)
-
-
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
         (
             "sample",
             {"model": "../../etc/passwd"},
-            "The model must be one of: Fashion-MNIST, Fashion-MNIST in two calls.",
+            "The model must be one of: Fashion-MNIST in two calls, Fashion-MNIST.",
         ),
         ("sample", {"count": 10**6}, "The number of images must be a whole number from 1 to 64"),
         ("sample", {"count": "many"}, "The number of images must be a whole number from 1 to 64"),
@@ -189,6 +204,7 @@ def list_texts(page):
         ("sample", {"label": "../secret"}, "The class must be one of: any, T-shirt/top, Trouser,"),
         ("sample", {"seed": -1}, "The seed must be a whole number"),
         ("sample", {"count": 2.5}, "whole number"),
+        ("sample", {"noise": 2}, "The noise must be a number from 0 to 1"),
         ("sample", {"guidance": -1}, "Guidance must be a number from 0 to 10"),
         ("sample", {"dial": 1000}, "The dial (log₂ D) must be a number from 4 to 19"),
         # D = 1, which the network was not trained for
@@ -257,8 +273,8 @@ def test_a_cancelled_job_stops(address, events, client):
             rest = json.dumps(list(messages))
     assert "process_completed" in rest
     assert "49 of 49 network calls" not in rest
-    gallery, *_ = call(client, "sample", {**DRAW, "count": 1, "steps": 1})
-    assert len(gallery) == 1
+    images, *_ = call(client, "sample", {**DRAW, "count": 1, "steps": 1})
+    assert list_texts(images) == ["T-shirt/top, seed 5"]
 
 
 def test_a_closed_run_stops_after_the_current_call():
@@ -286,7 +302,7 @@ def test_the_environment_names_models(monkeypatch):
     assert list(offered) == ["org/one", "org/two"]
     assert offered["org/two"].sources == {None: "org/two"}
     monkeypatch.delenv("SPACE_MODELS")
-    assert list(models.read_models()) == [NAME, f"{NAME} in two calls"]
+    assert list(models.read_models()) == [FAST, NAME]
 
 
 def test_another_kind_of_pipeline_is_refused(monkeypatch):
@@ -323,8 +339,8 @@ def test_a_rectangular_model_is_shown_on_every_tab(channels, monkeypatch):
     page = runpy.run_path(str(SPACE / "app.py"))
     assert page["offer_model"]("Digits")[0] == "4×12 (height × width) pixels, 0 parameters"
     common = {"model": "Digits", "label": "any", "steps": 2, "seed": 0}
-    *_, (gallery, *_) = drawing.sample(dial=4, fixed="16", count=2, solver="heun", guidance=1, **common)
-    assert [picture.size for picture, _ in gallery] == [(12, 4)] * 2
+    *_, (images, *_) = drawing.sample(dial=4, fixed="16", count=2, solver="heun", guidance=1, **common)
+    assert [picture.size for picture in read_embedded(images)] == [(12, 4)] * 2
     with pytest.raises(drawing.Refusal, match="Guidance must be 1 for this model, because it has no classes"):
         next(drawing.sample(dial=4, fixed="16", count=2, solver="heun", guidance=2, **common))
     *_, rows = drawing.compare(dimensions=["16"], **common)
@@ -336,10 +352,27 @@ def test_a_rectangular_model_is_shown_on_every_tab(channels, monkeypatch):
     assert picture.width > 2 * picture.height
 
 
-def read_embedded(page):
-    """Read the pictures that a piece of HTML holds."""
-    found = re.findall('src="data:image/png;base64,(.*?)"', page)
-    return [PIL.Image.open(io.BytesIO(base64.b64decode(data))) for data in found]
+def test_a_model_in_latents_is_shown_as_its_images(monkeypatch):
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(4, 4),
+        decoder_block_out_channels=(4, 4),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        latent_channels=2,
+    ).eval()
+    pipe = PFGMPPPipeline(EmpiricalDenoiser(torch.zeros(1, 2, 4, 6)), PFGMPPScheduler(D=16), vae=vae)
+    monkeypatch.setitem(choices.MODELS, "Latents", load_model(pipe, monkeypatch))
+    page = runpy.run_path(str(SPACE / "app.py"))
+    assert page["offer_model"]("Latents")[0] == "8×12 (height × width) pixels, 0 parameters"
+    common = {"model": "Latents", "label": "any", "steps": 2, "seed": 0}
+    *_, (images, *_) = drawing.sample(dial=4, fixed="16", count=1, solver="heun", guidance=1, **common)
+    expected = pipe(1, 2, generator=[torch.Generator().manual_seed(0)]).images[0]
+    assert expected.size == (12, 8)
+    np.testing.assert_array_equal(np.asarray(read_embedded(images)[0]), np.asarray(expected))
+    *_, (frames, _, _, _) = field_lines.follow_sample(dial=4, fixed="16", **common)
+    assert len(frames) == 3
+    picture = read_embedded(frames[0][0])[0]
+    assert picture.mode == "RGB"
 
 
 def test_classes_that_never_occurred_are_not_offered():
@@ -406,8 +439,8 @@ def test_the_space_serves_its_archive_on_zerogpu(tmp_path):
     with serve_space(tmp_path / "log", env, python=(sys.executable, "-c", ZERO_GPU)) as address:
         client = connect(address)
         for _ in range(2):
-            gallery, _, archive, _ = call(client, "sample", DRAW)
-            assert len(gallery) == 4
+            images, _, archive, _ = call(client, "sample", DRAW)
+            assert len(list_texts(images)) == 4
             with zipfile.ZipFile(archive) as file:
                 assert len(file.namelist()) == 4
         (kept, *_) = (tmp_path / "cache").rglob("*.zip")
@@ -468,8 +501,8 @@ def test_a_push_uploads_the_space(pushed):
 
 
 def test_a_pushed_space_needs_nothing_but_its_requirements(address_of_pushed):
-    gallery, *_ = call(connect(address_of_pushed), "sample", {**DRAW, "count": 1, "steps": 1})
-    assert len(gallery) == 1
+    images, *_ = call(connect(address_of_pushed), "sample", {**DRAW, "count": 1, "steps": 1})
+    assert list_texts(images) == ["T-shirt/top, seed 5"]
 
 
 def test_a_model_that_cannot_be_loaded_is_named_and_the_rest_works(address_of_pushed):
@@ -477,8 +510,8 @@ def test_a_model_that_cannot_be_loaded_is_named_and_the_rest_works(address_of_pu
     with pytest.raises(AppError, match="Nothing cannot be loaded: the Hub answers 404"):
         call(client, "sample", {**DRAW, "model": "Nothing"})
     arguments = {**DRAW, "model": "Family", "fixed": "64", "count": 2, "steps": 1}
-    gallery, _, _, code = call(client, "sample", arguments)
-    assert len(gallery) == 2
+    images, _, _, code = call(client, "sample", arguments)
+    assert len(list_texts(images)) == 2
     assert "from_pretrained('org/clothes')" in code
     with pytest.raises(AppError, match="D must be one of: 64, inf"):
         call(client, "sample", {**arguments, "fixed": "128"})
@@ -625,11 +658,11 @@ def test_no_visitor_keeps_the_others_out(address, events, client):
     """Of many large jobs from one address under many names, a few are taken; the others are served."""
     large = [*{**DRAW, "count": 64, "steps": 25}.values()]
     with visit_over_http(2) as hostile, visit_over_http(3) as other:
-        one = [join(hostile, address, events["sample"], large, "one-session") for _ in range(3)]
-        assert [response.status_code for response in one] == [200, 200, 429]
+        one = [join(hostile, address, events["sample"], large, "one-session") for _ in range(5)]
+        assert [response.status_code for response in one] == [200, 200, 200, 200, 429]
         assert (
             one[-1].json()["detail"]
-            == "You already have 2 drawings waiting or running. Wait for one to finish, or cancel it."
+            == "You already have 4 drawings waiting or running. Wait for one to finish, or cancel it."
         )
         kinds = {"sample": large, "follow_sample": [NAME, 7, None, "any", 9, 0]}
         many = [
@@ -637,7 +670,7 @@ def test_no_visitor_keeps_the_others_out(address, events, client):
             for n in range(9)
             for name in kinds
         ]
-        assert [response.status_code for response in many] == [200] * 4 + [429] * 14
+        assert [response.status_code for response in many] == [200] * 2 + [429] * 16
         route = f"{address}/gradio_api/call/sample"
         headers = {"X-Forwarded-For": "203.0.113.7"}
         assert hostile.post(route, json={"data": large}, headers=headers).status_code == 429
@@ -646,8 +679,8 @@ def test_no_visitor_keeps_the_others_out(address, events, client):
         assert join(other, address, events["place_shape"], ["heart", 3], "other").status_code == 200
         assert wait_for_result(other, address, "other")["success"]
         # The hostile jobs do not start, because nobody listens for their results.
-        gallery, *_ = call(client, "sample", {**DRAW, "count": 1, "steps": 1})
-        assert len(gallery) == 1
+        images, *_ = call(client, "sample", {**DRAW, "count": 1, "steps": 1})
+        assert list_texts(images) == ["T-shirt/top, seed 5"]
 
 
 def test_events_of_the_page_are_limited_as_well(address, events):
@@ -715,20 +748,67 @@ def set_number(page, name, value):
     page.get_by_label(f"number input for {name}").filter(visible=True).fill(str(value))
 
 
+def choose(page, name, option):
+    page.get_by_label(name).filter(visible=True).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
 def find_dial(page):
     return page.get_by_label(f"range slider for {DIAL}").filter(visible=True)
 
 
-def read_gallery(page):
-    """Return the pictures of the gallery as arrays."""
-    sources = page.locator(".grid-wrap img").evaluate_all("images => images.map(image => image.src)")
-    bodies = [page.request.get(source).body() for source in sources]
-    return [np.asarray(PIL.Image.open(io.BytesIO(body)).convert("L")) for body in bodies]
+def find_images(page):
+    return page.locator(".gallery img")
+
+
+def read_images(page):
+    """Return the images that the page shows as arrays."""
+    return [np.asarray(picture) for picture in read_embedded(page.locator(".gallery").inner_html())]
+
+
+def read_code(page):
+    return page.locator(".cm-content").inner_text()
+
+
+@contextlib.contextmanager
+def note_drawings(page, event, hold_first=False):
+    """
+    Yield a list of the drawings that the page asks the server for, and a function that lets the first one
+    through if it is held.
+    """
+    asked = []
+    held = []
+
+    def note(route):
+        body = route.request.post_data_json
+        if body["fn_index"] == event:
+            asked.append(body["data"])
+            if hold_first and len(asked) == 1:
+                held.append(route)
+                return
+        route.continue_()
+
+    page.route("**/queue/join*", note)
+    yield asked, lambda: held.pop().continue_()
+    page.unroute("**/queue/join*")
+
+
+def test_the_page_opens_with_pictures(browser, address, events):
+    """They are drawn once for all visitors."""
+    with visit(browser, address) as page:
+        expect(page.get_by_text("16 images at D = 128: 2 of 2 network calls")).to_be_visible()
+        expect(find_images(page)).to_have_count(16)
+        shown = read_images(page)
+        with note_drawings(page, events["sample"]) as (asked, _):
+            page.reload()
+            expect(find_images(page)).to_have_count(16)
+            np.testing.assert_array_equal(read_images(page), shown)
+            assert asked == []
 
 
 def test_a_visit(browser, address, monkeypatch):
     with visit(browser, address) as page:
-        # turn D to its right end with the keyboard, and draw
+        # turn D to its right end with the keyboard, which draws
         dial = find_dial(page)
         value = page.locator(".dial-value").filter(visible=True)
         expect(value).to_have_text("D = 128")
@@ -739,11 +819,10 @@ def test_a_visit(browser, address, monkeypatch):
         expect(value).to_have_text("D = ∞, diffusion")
         set_number(page, "Images", 6)
         set_number(page, "Steps", 3)
-        press(page, "Draw")
-        expect(page.get_by_text("6 images at D = ∞: 5 of 5 network calls")).to_be_visible()
-        expect(page.locator(".grid-wrap img")).to_have_count(6)
-        shown = read_gallery(page)
-        code = page.locator(".cm-content").inner_text()
+        expect(page.get_by_text("6 images at D = ∞: 3 of 3 network calls")).to_be_visible()
+        expect(find_images(page)).to_have_count(6)
+        shown = read_images(page)
+        code = read_code(page)
         assert 'D=float("inf")' in code
         for expected, image in zip(shown, run_code(code, monkeypatch), strict=True):
             np.testing.assert_array_equal(image, expected)
@@ -759,27 +838,100 @@ def test_a_visit(browser, address, monkeypatch):
         set_number(page, "Steps", 3)
         dial.focus()
         page.keyboard.press("End")
-        press(page, "Draw")
-        expect(page.get_by_text("6 images at D = ∞: 5 of 5 network calls")).to_be_visible()
-        np.testing.assert_array_equal(read_gallery(page), shown)
+        expect(page.get_by_text("6 images at D = ∞: 3 of 3 network calls")).to_be_visible()
+        np.testing.assert_array_equal(read_images(page), shown)
 
 
-def test_turning_the_dial_draws(browser, address):
+def test_of_many_moves_of_the_dial_the_last_one_wins(browser, address, events):
+    """While one drawing is under way, the moves that are overtaken are never sent."""
     with visit(browser, address) as page:
-        set_number(page, "Steps", 2)
-        box = find_dial(page).bounding_box()
-        page.mouse.move(box["x"] + box["width"] / 5, box["y"] + box["height"] / 2)
-        page.mouse.down()
-        page.mouse.move(box["x"] + box["width"] - 1, box["y"] + box["height"] / 2, steps=5)
+        expect(find_images(page)).to_have_count(16)
+        find_dial(page).focus()
+        with note_drawings(page, events["sample"], hold_first=True) as (asked, release):
+            with page.expect_request("**/queue/join*"):
+                page.keyboard.press("ArrowRight")
+            for key in ["ArrowRight"] * 24 + ["ArrowLeft"] * 25:
+                page.keyboard.press(key)
+            expect(page.locator(".dial-value").filter(visible=True)).to_have_text("D = 90.5")
+            release()
+            expect(page.get_by_text("16 images at D = 90.5: 2 of 2 network calls")).to_be_visible()
+            assert [data[1] for data in asked] == [7.5, 6.5]
+        assert "D=90.5" in read_code(page)
+
+        # the same while the server answers
+        with note_drawings(page, events["sample"]) as (asked, _):
+            for key in ["ArrowRight"] * 25 + ["ArrowLeft"] * 23:
+                page.keyboard.press(key)
+            expect(page.get_by_text("16 images at D = 181: 2 of 2 network calls")).to_be_visible()
+            assert asked[-1][1] == 7.5
+            assert len(asked) <= 48
+        assert "D=181" in read_code(page)
+        expect(page.get_by_text("drawings waiting or running")).to_have_count(0)
+
+
+def test_the_noise_the_class_and_the_seed_draw_as_well(browser, address):
+    with visit(browser, address) as page:
+        expect(find_images(page)).to_have_count(16)
+        set_number(page, "Images", 2)
+        set_number(page, "Injected noise α", 0.5)
+        expect(page.get_by_text("2 images at D = 128 with noise α = 0.5: 2 of 2")).to_be_visible()
+        assert "inject_noise" in read_code(page)
+        choose(page, "Class", "Bag")
+        expect(find_images(page).first).to_have_attribute("alt", "Bag, seed 0")
+        press(page, "New seed")
+        seed = page.get_by_label("Seed")
+        expect(seed).not_to_have_value("0")
+        expect(find_images(page).last).to_have_attribute("alt", f"Bag, seed {int(seed.input_value()) + 1}")
+
+
+def drag_dial(page):
+    """Drag the dial to its right end, without letting go of it."""
+    box = find_dial(page).bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 5, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 1, box["y"] + box["height"] / 2, steps=5)
+
+
+def test_a_fast_model_draws_while_the_mouse_moves_and_another_when_it_stops(browser, address, events):
+    with visit(browser, address) as page:
+        expect(find_images(page)).to_have_count(16)
+        set_number(page, "Images", 1)
+        drag_dial(page)
+        expect(page.get_by_text("1 image at D = ∞: 2 of 2 network calls")).to_be_visible()
         page.mouse.up()
-        expect(page.get_by_text("16 images at D = ∞: 3 of 3 network calls")).to_be_visible()
+
+        choose(page, "Model", NAME)  # which draws at once
+        expect(page.get_by_text("1 image at D = 128: 35 of 35 network calls")).to_be_visible()
+        set_number(page, "Steps", 2)
+        with note_drawings(page, events["sample"]) as (asked, _):
+            drag_dial(page)
+            expect(page.locator(".dial-value").filter(visible=True)).to_have_text("D = ∞, diffusion")
+            assert asked == []
+            page.mouse.up()
+            expect(page.get_by_text("1 image at D = ∞: 3 of 3 network calls")).to_be_visible()
+            assert len(asked) == 1
+
+
+def test_a_tab_draws_again_when_the_settings_have_changed(browser, address, events):
+    with visit(browser, address) as page, note_drawings(page, events["compare"]) as (asked, _):
+        expect(find_images(page)).to_have_count(16)
+        set_number(page, "Images", 1)
+        for seed, drawings in ((0, 1), (0, 1), (7, 2)):
+            open_tab(page, "Sample")
+            page.get_by_label("Seed").fill(str(seed))
+            panel = open_tab(page, "Compare D")
+            expect(panel.get_by_text("D = ∞")).to_be_visible()
+            expect(page.get_by_role("button", name="Compare", exact=True)).to_be_enabled()
+            page.wait_for_function("() => !document.querySelector('.generating')")
+            assert [data[-1] for data in asked] == [0, 7][:drawings]
 
 
 def test_a_cancelled_job_stops_in_the_browser(browser, address):
     """The next drawing is shown, and the result of the cancelled one never was."""
     with visit(browser, address) as page:
+        expect(find_images(page)).to_have_count(16)
+        set_number(page, "Steps", 50)  # too many to draw at once
         set_number(page, "Images", 64)
-        set_number(page, "Steps", 25)
         press(page, "Draw")
         expect(page.get_by_text("64 images at D = 128")).to_be_visible()
         page.evaluate("""() => {
@@ -791,18 +943,18 @@ def test_a_cancelled_job_stops_in_the_browser(browser, address):
         with page.expect_response("**/cancel"):  # until then, Gradio ignores another click on Draw
             press(page, "Cancel")
         set_number(page, "Images", 1)
-        set_number(page, "Steps", 1)
+        set_number(page, "Steps", 5)
         press(page, "Draw")
-        expect(page.get_by_text("1 image at D = 128: 1 of 1 network calls")).to_be_visible()
+        expect(page.get_by_text("1 image at D = 128: 5 of 5 network calls")).to_be_visible()
         shown = "".join(page.evaluate("window.shown"))
-        assert "1 of 1 network calls" in shown
-        assert "49 of 49 network calls" not in shown
+        assert "5 of 5 network calls" in shown
+        assert "50 of 50 network calls" not in shown
 
 
 def test_the_keyboard_is_enough(browser, address):
     """Tab, the arrows and Enter lead from the top of the page to a drawn picture."""
     with visit(browser, address) as page:
-        set_number(page, "Steps", 1)
+        set_number(page, "Steps", 5)  # too many to draw at once
         page.locator("body").click(position={"x": 5, "y": 5})
         focused = "document.activeElement.getAttribute('aria-label') ?? document.activeElement.innerText"
         for _ in range(40):
@@ -810,15 +962,15 @@ def test_the_keyboard_is_enough(browser, address):
             if page.evaluate(focused).strip() == "Draw":
                 break
         page.keyboard.press("Enter")
-        expect(page.get_by_text("16 images at D = 128: 1 of 1 network calls")).to_be_visible()
+        expect(page.get_by_text("16 images at D = 128: 5 of 5 network calls")).to_be_visible()
 
 
 def test_a_drawing_that_costs_too_much_is_refused_in_the_browser(browser, address):
     with visit(browser, address) as page:
-        set_number(page, "Images", 64)
         set_number(page, "Steps", 100)
+        set_number(page, "Images", 64)
         press(page, "Draw")
-        message = "64 images with 199 calls each would make 12,736. Ask for fewer images or steps."
+        message = "64 images with 100 calls each would make 6,400. Ask for fewer images or steps."
         expect(page.get_by_text(message)).to_be_visible()
 
 
@@ -851,14 +1003,15 @@ def test_a_family_and_a_model_that_cannot_be_loaded_in_the_browser(browser, addr
     with visit(browser, address_of_pushed, "the Hub answers 404") as page:
         draw = page.get_by_role("button", name="Draw", exact=True)
         expect(draw).to_be_disabled()
-        page.get_by_label("Model").click()
-        page.get_by_role("option", name="Family").click()
+        set_number(page, "Images", 1)
+        choose(page, "Model", "Family")
         expect(draw).to_be_enabled()
+        expect(page.get_by_text("1 image at D = 64: 35 of 35 network calls")).to_be_visible()
         expect(find_dial(page)).to_have_count(0)
         page.get_by_role("radio", name="∞").filter(visible=True).click()
         set_number(page, "Steps", 1)
         draw.click()
-        expect(page.get_by_text("16 images at D = ∞: 1 of 1 network calls")).to_be_visible()
+        expect(page.get_by_text("1 image at D = ∞: 1 of 1 network calls")).to_be_visible()
         panel = open_tab(page, "About")
         panel.get_by_role("button", name="Model card").click()
         expect(panel.get_by_role("heading", name="pfgmpp-fashion-mnist")).to_be_visible()
@@ -871,13 +1024,13 @@ LOOKS = {
     "dark": {"color_scheme": "dark"},
     "narrow": {"color_scheme": "light", "viewport": {"width": 400, "height": 800}},
 }
-# The button of each tab, and a text that it shows at the end.
+# The text that each tab shows at the end without being asked for anything.
 TABS = {
-    "Sample": ("Draw", "5 of 5 network calls"),
-    "Compare D": ("Compare", "D = ∞"),
-    "Robustness": ("Disturb", "D = ∞, disturbed"),
-    "Follow a field line": ("Follow one sample", "Left: the sample x."),
-    "About": (None, "The idea"),
+    "Sample": "2 of 2 network calls",
+    "Compare D": "D = ∞",
+    "Robustness": "D = ∞, disturbed",
+    "Follow a field line": "Left: the sample x.",
+    "About": "The idea",
 }
 
 
@@ -890,11 +1043,8 @@ def test_every_tab_looks_as_it_should(look, browser, address):
         colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
         red, green, blue = (int(level) for level in re.findall(r"\d+", colour)[:3])
         assert (red + green + blue > 380) == (look != "dark")
-        set_number(page, "Steps", 3)
-        for number, (name, (button, done)) in enumerate(TABS.items()):
+        for number, (name, done) in enumerate(TABS.items()):
             panel = open_tab(page, name)
-            if button:
-                press(page, button)
             expect(panel.get_by_text(done).last).to_be_visible()
             visible = "[...document.images].filter(image => image.offsetParent)"
             page.wait_for_function(f"() => {visible}.every(image => image.complete && image.naturalWidth)")
