@@ -333,7 +333,7 @@ class Study:
                 model_name=folder.name,
                 limits=LIMITS,
             )
-            for code in partial.glob("*.py"):  # they are written when it is pushed
+            for code in partial.rglob("*.py"):  # they are written when it is pushed
                 code.unlink()
 
     def recall_references(self) -> dict[str, Any]:
@@ -391,7 +391,7 @@ def summarize(seeds: Sequence[dict[str, Any]], references: dict[str, Any]) -> di
             infinity, in dB, averaged over the seeds: the mean over images and its 95 % interval.
     """
     rows = []
-    for name in (*references, *(name for name in seeds[0] if name != "seconds")):
+    for name in (*sorted(references), *(name for name in seeds[0] if name != "seconds")):
         groups = [references] if name in references else seeds
         row: dict[str, Any] = {"name": name}
         if "settings" in groups[0][name]:

@@ -25,7 +25,7 @@ def test_every_card_is_complete(path):
     card = ModelCard.load(path)
     data = card.data.to_dict()
     assert data["library_name"] == "diffusers"
-    assert data["pipeline_tag"] == "unconditional-image-generation"
+    assert data["pipeline_tag"] in ("unconditional-image-generation", "image-to-image")
     assert data["license"] in ("apache-2.0", "cc-by-nc-sa-4.0")
     assert {"pfgmpp", "diffusion"} <= set(data["tags"])
     assert data["datasets"]

@@ -230,7 +230,7 @@ def check_model(folder):
     assert len(card.data.eval_results) == 4  # PSNR and SSIM at two D
     for result in card.data.eval_results:
         assert re.search(rf"\| {result.metric_value:.5g}0* ", card.text)
-    assert not list(folder.glob("*.py"))
+    assert not list(folder.rglob("*.py"))
 
 
 def test_the_study_resumes(study, folder, tmp_path, monkeypatch, capsys):
