@@ -50,10 +50,11 @@ from pipeline_pfgmpp.scheduler_config import DEFAULT_STEPS, get_default_steps
 INTRODUCTION = """# PFGM++: turn D like a dial
 PFGM++ treats images as electric charges in a space with D extra dimensions, and draws new images by
 following the field lines. D = 1 is Poisson flow (PFGM), D = ∞ is diffusion. Turn the dial: a seed draws
-much the same image at every D. Then disturb the sampling: a small D tolerates more noise."""
+much the same image at every D. Then disturb the sampling: the paper finds that a small D tolerates more
+noise."""
 ROBUSTNESS = """Disturb the sampling and compare a small D with a large one. At small D, training covers a
-wider range of noise, so the network copes better with noise that is injected at each step. The paper finds
-the same for rounded weights, but the bundled network does not show it."""
+wider range of noise, and the paper finds that the network copes better with noise that is injected at each
+step, and with rounded weights. The model's card, under *About*, says what was measured of this one."""
 FOLLOWING = "**In the model:** follow one sample from noise to an image, step by step."
 PLAYGROUND = """**On a plane:** click to add a charge, or choose a shape, and turn the dial. The lines follow
 the exact field, without a network."""
@@ -273,12 +274,13 @@ def add_drawing(name: str) -> Drawing:
 
 def add_sample_tab(page: gr.Blocks, shared: Shared) -> tuple[DimensionInput, gr.Dropdown, Drawing]:
     """Add the tab that draws images at one D; return what depends on the model."""
-    with gr.Row():
+    with gr.Row(elem_classes="sample"):
         with gr.Column(scale=1):
             dimension = add_dimension_input(MODELS[shared.model.value])
-            noise = gr.Slider(
-                0, 1, 0.0, step=0.05, label="Injected noise α", info="disturbs each step; 0 is off"
-            )
+            with gr.Group(elem_classes="dial-group"):
+                noise = gr.Slider(
+                    0, 1, 0.0, step=0.05, label="Injected noise α", info="disturbs each step; 0 is off"
+                )
             count = gr.Slider(1, MOST_IMAGES, IMAGES, step=1, label="Images")
             solver = gr.Dropdown(SOLVERS, value=SOLVERS[0], label="Solver")
             guidance = gr.Slider(
@@ -329,7 +331,7 @@ def add_robustness_tab(tab: gr.Tab, shared: Shared) -> tuple[gr.Radio, gr.Radio,
         noise = gr.Slider(
             0,
             1,
-            0.2,
+            0.3,
             step=0.05,
             label="Injected noise α",
             info="before each step, relative to the step's noise level",
@@ -350,7 +352,7 @@ def add_following(tab: gr.Tab, shared: Shared) -> tuple[DimensionInput, gr.Butto
     """Add what follows one sample of the model; return what depends on the model."""
     gr.Markdown(FOLLOWING)
     dimension = add_dimension_input(MODELS[shared.model.value])
-    drawing = add_drawing("Follow one sample")
+    drawing = add_drawing("Follow")
     step = gr.Slider(0, 18, 18, step=1, label="Step", visible=False)
     frame = gr.HTML()
     plot = gr.HTML()

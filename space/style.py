@@ -7,6 +7,7 @@ THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospac
 CSS = """
 .pixels { max-width: 100%; height: auto; image-rendering: pixelated; }
 .pixels { background: white; border-radius: 4px; }
+.html-container:has(.pixels) { padding: 0 !important; }
 .gallery { display: grid; grid-template-columns: repeat(8, minmax(0, 1fr)); gap: 8px; }
 .gallery .pixels { width: 100%; }
 .rows { display: grid; grid-template-columns: max-content 1fr; gap: 4px 12px; align-items: center; }
@@ -18,9 +19,13 @@ CSS = """
 .ruler { color: var(--body-text-color-subdued); }
 .ruler span { position: absolute; transform: translateX(-50%); }
 footer .divider { display: none; }
+.icon-button-wrapper:not(:has(button, a)) { display: none; }
 @media (max-width: 600px) {
   .rows { grid-template-columns: 1fr; }
   .rows .name { text-align: left; }
+  .sample > :first-child { display: contents; }
+  .sample .dial-group { order: -2; }
+  .sample > :last-child { order: -1; }
   .gallery { grid-template-columns: repeat(4, minmax(0, 1fr)); }
 }
 """
