@@ -20,11 +20,7 @@ from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler, 
 from pipeline_pfgmpp.data import load_images
 from pipeline_pfgmpp.evaluation import ImageMetrics, extract_features, frechet_distance, load_features
 from pipeline_pfgmpp.evaluation.evaluate import check_num_images, evaluate
-from pipeline_pfgmpp.evaluation.fashion_mnist_classifier import (
-    WEIGHTS,
-    FashionMNISTClassifier,
-    measure_accuracy,
-)
+from pipeline_pfgmpp.evaluation.classifier import WEIGHTS, ImageClassifier, measure_accuracy
 from pipeline_pfgmpp.evaluation.features import digest_images, extract_features_once
 from pipeline_pfgmpp.evaluation.inception import InceptionV3
 from pipeline_pfgmpp.evaluation.metrics import inception_score, kernel_distance, precision_recall
@@ -141,7 +137,7 @@ def test_metrics_come_together(classifier, test_images):
 
 
 def test_the_classifier_is_small_and_knows_clothes(classifier, fashion_mnist):
-    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 2_000_000
+    assert sum(path.stat().st_size for path in (WEIGHTS / "fashion-mnist").iterdir()) < 2_000_000
     data = load_images(load_dataset(str(fashion_mnist), split="test"), resolution=28)
     # 120 of the test images are here; with the whole test set the training command prints 0.93
     assert measure_accuracy(classifier, data.images, data.labels) > 0.86
@@ -150,17 +146,32 @@ def test_the_classifier_is_small_and_knows_clothes(classifier, fashion_mnist):
         classifier.extract(torch.zeros(2, 3, 32, 32))
 
 
-def test_the_classifier_can_be_trained_again(fashion_mnist, tmp_path, monkeypatch, capsys):
-    script = ROOT / "experiments" / "fashion_mnist_classifier.py"
+def test_features_of_emoji_group_what_belongs_together():
+    """The nearest other picture is of the same subgroup more often than by distances between pixels."""
+    classifier = load_features("emoji")
+    emoji = load_dataset(str(ROOT / "tests" / "fixtures" / "emoji"), split="train")
+    data = load_images(emoji, resolution=64, label_column="subgroup")
+    images = data.images.float() / 127.5 - 1
+
+    def find_share(vectors):
+        distances = torch.cdist(vectors, vectors).fill_diagonal_(torch.inf)
+        return (data.labels[distances.argmin(1)] == data.labels).float().mean()
+
+    assert find_share(classifier.extract(images)) > find_share(images.flatten(1)) + 0.05
+    assert sum(path.stat().st_size for path in (WEIGHTS / "emoji").iterdir()) < 2_000_000
+
+
+def test_the_classifier_can_be_trained_again(classifier, fashion_mnist, tmp_path, monkeypatch, capsys):
+    script = ROOT / "experiments" / "classifier.py"
     arguments = [str(fashion_mnist), str(tmp_path / "weights"), "--epochs", "2", "--batch-size", "24"]
     monkeypatch.setattr("sys.argv", [str(script), *arguments])
     with torch.random.fork_rng(devices=[]):
         runpy.run_path(str(script), run_name="__main__")
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("Test accuracy after epoch 2: ")
+    assert last.startswith("Accuracy on the test split after epoch 2: ")
     assert float(last.split()[-1]) > 0.2  # chance is 0.1
-    model = FashionMNISTClassifier.from_pretrained(tmp_path / "weights")
-    model.load_state_dict(FashionMNISTClassifier.from_pretrained(WEIGHTS).state_dict())  # the same network
+    model = ImageClassifier.from_pretrained(tmp_path / "weights")
+    model.load_state_dict(classifier.state_dict())  # the same network
 
 
 def draw_inception_weights():

@@ -243,7 +243,7 @@ def test_the_wheel_holds_what_is_not_code(tmp_path):
     ]
     assert "pipeline_pfgmpp/py.typed" in files
     assert any(name.startswith("pipeline_pfgmpp/training/configs/") for name in files)
-    assert any(name.startswith("pipeline_pfgmpp/evaluation/fashion_mnist_classifier/") for name in files)
+    assert any(name.startswith("pipeline_pfgmpp/evaluation/classifiers/fashion-mnist/") for name in files)
     with zipfile.ZipFile(wheel) as archive:
         packed = archive.namelist()
     assert sorted(name for name in packed if name.startswith("pipeline_pfgmpp/")) == sorted(files)

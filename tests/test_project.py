@@ -10,8 +10,7 @@ import torch
 from conftest import ROOT
 from diffusers import DiffusionPipeline
 
-from pipeline_pfgmpp.evaluation import FashionMNISTClassifier
-from pipeline_pfgmpp.evaluation.fashion_mnist_classifier import WEIGHTS
+from pipeline_pfgmpp.evaluation import load_features
 from pipeline_pfgmpp.evaluation.reports import format_evaluation
 
 
@@ -55,7 +54,7 @@ def test_the_bundled_model_draws_clothes():
         30, num_inference_steps=10, class_labels=labels, generator=generators, output_type="pt"
     ).images
     with torch.no_grad():
-        predicted = FashionMNISTClassifier.from_pretrained(WEIGHTS).eval()(images * 2 - 1).argmax(1)
+        predicted = load_features("fashion-mnist")(images * 2 - 1).argmax(1)
     assert (predicted == labels).float().mean() > 0.7, predicted
 
 

@@ -193,8 +193,8 @@ def add_features_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--features",
         default="fashion-mnist",
-        help="fashion-mnist, inception, a file with Inception's weights or a TorchScript program (a path,"
-        " or org/name/file on the Hub), or a vision model of transformers such as facebook/dinov2-large"
+        help="fashion-mnist, emoji, inception, a file with Inception's weights or a TorchScript program (a"
+        " path, or org/name/file on the Hub), or a vision model of transformers such as facebook/dinov2-large"
         " (default: %(default)s)",
     )
     add_trust_argument(parser)
@@ -504,24 +504,40 @@ def load_metrics(
     """
     from accelerate import PartialState
 
-    from ..conditioning import get_sample_size
     from ..evaluation import ImageMetrics, load_features
     from ..evaluation.evaluate import gather_features
-    from ..records.sizes import format_size
 
-    size = get_sample_size(pipeline.unet)
-    channels = pipeline.unet.config.in_channels
-    if features == "fashion-mnist" and (channels, *size) != (1, 28, 28):
-        raise ValueError(
-            "--features must be inception or another model that takes images of any size, because"
-            f" fashion-mnist compares grey images of 28×28 pixels, but these have"
-            f" {format_size(*size)} pixels and {channels} channels."
-        )
+    check_image_size(features, pipeline)
     real_images = load_real_images(data, split, pipeline)
     state = PartialState(cpu=pipeline.device.type == "cpu")
     with state.main_process_first():  # it fills the cache that the others read
         extractor = load_features(features, pipeline.device, trust_remote_code)
         return ImageMetrics(extractor, real_images, metrics, gather_features)
+
+
+def check_image_size(features: str, pipeline: PFGMPPPipeline) -> None:
+    """
+    Refuse a classifier of this package for images that it was not made for.
+
+    Args:
+        features (`str`): The value of `--features`.
+        pipeline ([`PFGMPPPipeline`]): The model.
+
+    Raises:
+        ValueError: The model's images are of another size, or have another number of channels.
+    """
+    from ..evaluation.classifier import CLASSIFIERS, get_image_shape
+
+    if features not in CLASSIFIERS:
+        return
+    expected = get_image_shape(features)
+    shape = (pipeline.image_channels, *pipeline.image_size)
+    if shape != expected:
+        raise ValueError(
+            "--features must be inception or another model that takes images of any size, because"
+            f" {features} compares images of shape {expected} (channels, height, width), but these are of"
+            f" shape {shape}."
+        )
 
 
 def check_card(model: str) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..records.writing import replace_file
-from .fashion_mnist_classifier import WEIGHTS, FashionMNISTClassifier
+from .classifier import CLASSIFIERS, WEIGHTS, ImageClassifier
 from .inception import InceptionV3
 
 
@@ -111,7 +111,7 @@ def load_features(
     Args:
         name (`str`): One of
 
-            - `"fashion-mnist"`: the small classifier in this package;
+            - `"fashion-mnist"` or `"emoji"`: a small classifier in this package;
             - `"inception"`: the network of FID, with weights that are downloaded once;
             - a file, by its path or as `org/name/file` on the Hub: weights of that network
               (`.safetensors`, or `.pth` with nothing but tensors) or a TorchScript program;
@@ -128,8 +128,8 @@ def load_features(
         ValueError: The file does not hold such a network, or holds a program that may not run.
     """
     extractor: nn.Module
-    if name == "fashion-mnist":
-        extractor = FashionMNISTClassifier.from_pretrained(WEIGHTS)
+    if name in CLASSIFIERS:
+        extractor = ImageClassifier.from_pretrained(WEIGHTS / name)
     elif name == "inception":
         weights = torch.hub.load_state_dict_from_url(
             INCEPTION_WEIGHTS, weights_only=True, check_hash=True, map_location="cpu"

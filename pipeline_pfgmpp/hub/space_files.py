@@ -17,8 +17,8 @@ from .safety import find_file, find_files
 
 SOURCES = Path(__file__).parents[1]
 PACKAGE_DATA = (
-    "evaluation/fashion_mnist_classifier/*.json",
-    "evaluation/fashion_mnist_classifier/*.safetensors",
+    "evaluation/classifiers/*/*.json",
+    "evaluation/classifiers/*/*.safetensors",
     "training/configs/*.yaml",
     "py.typed",
 )

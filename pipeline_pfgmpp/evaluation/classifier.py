@@ -1,8 +1,8 @@
 """
-A small classifier of Fashion-MNIST.
+Small classifiers of the data sets that `pfgmpp data` makes.
 
-Its features measure generated clothes where Inception's weights cannot be downloaded. The weights
-come with the package; `experiments/fashion_mnist_classifier.py` trains them.
+Their features measure generated images where Inception's weights cannot be downloaded, or where images
+are too small for it. The weights come with the package; `experiments/classifier.py` trains them.
 """
 
 from pathlib import Path
@@ -14,26 +14,35 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 
-WEIGHTS = Path(__file__).parent / "fashion_mnist_classifier"
+WEIGHTS = Path(__file__).parent / "classifiers"
+CLASSIFIERS = ("emoji", "fashion-mnist")
 
 
-class FashionMNISTClassifier(ModelMixin, ConfigMixin):
+class ImageClassifier(ModelMixin, ConfigMixin):
     """
-    A network of three stages, each of two convolutions, and a layer of features.
+    A network of stages that halve the sides, each of two convolutions, and a layer of features.
 
     Args:
         channels (`tuple[int]`, defaults to `(32, 64, 96)`): Channels of the stages.
         num_features (`int`, defaults to 128): Length of a feature vector.
         num_classes (`int`, defaults to 10): Number of classes.
+        in_channels (`int`, defaults to 1): Channels of the images.
+        sample_size (`int`, defaults to 28): Height and width of the images, in pixels.
     """
 
     @register_to_config
     def __init__(
-        self, channels: tuple[int, ...] = (32, 64, 96), num_features: int = 128, num_classes: int = 10
+        self,
+        channels: tuple[int, ...] = (32, 64, 96),
+        num_features: int = 128,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        sample_size: int = 28,
     ):
         super().__init__()
         layers: list[nn.Module] = []
-        width = 1
+        width = in_channels
+        side = sample_size
         for stage_width in channels:
             for _ in range(2):
                 layers += [
@@ -43,8 +52,9 @@ class FashionMNISTClassifier(ModelMixin, ConfigMixin):
                 ]
                 width = stage_width
             layers += [nn.MaxPool2d(2), nn.Dropout(0.2)]
+            side //= 2
         self.stages = nn.Sequential(*layers)
-        self.to_features = nn.Linear(9 * width, num_features)
+        self.to_features = nn.Linear(side * side * width, num_features)
         self.to_logits = nn.Linear(num_features, num_classes)
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:
@@ -52,7 +62,8 @@ class FashionMNISTClassifier(ModelMixin, ConfigMixin):
         Extract features: the activations before the last layer.
 
         Args:
-            images (`torch.Tensor` of shape `(batch, 1, 28, 28)`): Images in [-1, 1].
+            images (`torch.Tensor` of shape `(batch, in_channels, sample_size, sample_size)`): Images in
+                [-1, 1].
 
         Returns:
             `torch.Tensor` of shape `(batch, num_features)`: The features.
@@ -60,9 +71,12 @@ class FashionMNISTClassifier(ModelMixin, ConfigMixin):
         Raises:
             ValueError: The images have another shape.
         """
-        if images.shape[1:] != (1, 28, 28):
+        side = self.config.sample_size
+        expected = (self.config.in_channels, side, side)
+        if images.shape[1:] != expected:
             raise ValueError(
-                f"`images` must be of shape (batch, 1, 28, 28), but are of shape {tuple(images.shape)}."
+                f"`images` must be of shape (batch, {', '.join(map(str, expected))}), but are of shape"
+                f" {tuple(images.shape)}."
             )
         return F.relu(self.to_features(self.stages(images).flatten(1)))
 
@@ -71,12 +85,27 @@ class FashionMNISTClassifier(ModelMixin, ConfigMixin):
         Classify images.
 
         Args:
-            images (`torch.Tensor` of shape `(batch, 1, 28, 28)`): Images in [-1, 1].
+            images (`torch.Tensor` of shape `(batch, in_channels, sample_size, sample_size)`): Images in
+                [-1, 1].
 
         Returns:
             `torch.Tensor` of shape `(batch, num_classes)`: Logits of the classes.
         """
         return self.to_logits(F.dropout(self.extract(images), 0.3, self.training))
+
+
+def get_image_shape(name: str) -> tuple[int, int, int]:
+    """
+    Return the shape of the images that a classifier of this package takes.
+
+    Args:
+        name (`str`): One of `CLASSIFIERS`.
+
+    Returns:
+        `tuple[int, int, int]`: Channels, height and width.
+    """
+    config = ImageClassifier.load_config(WEIGHTS / name)
+    return config["in_channels"], config["sample_size"], config["sample_size"]
 
 
 @torch.no_grad()
@@ -88,7 +117,7 @@ def measure_accuracy(
 
     Args:
         model (`nn.Module`): Maps images to logits. It is put into evaluation mode.
-        images (`torch.Tensor` of shape `(M, 1, 28, 28)`, uint8): The images.
+        images (`torch.Tensor` of shape `(M, C, H, W)`, uint8): The images.
         labels (`torch.Tensor` of shape `(M,)`): Their classes.
         batch_size (`int`, defaults to 500): Images per batch.
 
