@@ -19,8 +19,8 @@ from transformers import Dinov2Config, Dinov2Model
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler, commands
 from pipeline_pfgmpp.data import load_images
 from pipeline_pfgmpp.evaluation import ImageMetrics, extract_features, frechet_distance, load_features
-from pipeline_pfgmpp.evaluation.evaluate import check_num_images, evaluate
 from pipeline_pfgmpp.evaluation.classifier import WEIGHTS, ImageClassifier, measure_accuracy
+from pipeline_pfgmpp.evaluation.evaluate import check_num_images, evaluate
 from pipeline_pfgmpp.evaluation.features import digest_images, extract_features_once
 from pipeline_pfgmpp.evaluation.inception import InceptionV3
 from pipeline_pfgmpp.evaluation.metrics import inception_score, kernel_distance, precision_recall
