@@ -846,6 +846,7 @@ def test_of_many_moves_of_the_dial_the_last_one_wins(browser, address, events):
     """While one drawing is under way, the moves that are overtaken are never sent."""
     with visit(browser, address) as page:
         expect(find_images(page)).to_have_count(16)
+        expect(page.get_by_label("number input for Steps")).to_have_value("2")  # the model is offered
         find_dial(page).focus()
         with note_drawings(page, events["sample"], hold_first=True) as (asked, release):
             with page.expect_request("**/queue/join*"):
@@ -860,12 +861,12 @@ def test_of_many_moves_of_the_dial_the_last_one_wins(browser, address, events):
 
         # the same while the server answers
         with note_drawings(page, events["sample"]) as (asked, _):
-            for key in ["ArrowRight"] * 25 + ["ArrowLeft"] * 23:
+            for key in ["ArrowRight"] * 22 + ["ArrowLeft"] * 26:  # to where no move before the last has been
                 page.keyboard.press(key)
-            expect(page.get_by_text("16 images at D = 181: 2 of 2 network calls")).to_be_visible()
-            assert asked[-1][1] == 7.5
+            expect(page.get_by_text("16 images at D = 22.6: 2 of 2 network calls")).to_be_visible()
+            assert asked[-1][1] == 4.5
             assert len(asked) <= 48
-        assert "D=181" in read_code(page)
+        assert "D=22.6" in read_code(page)
         expect(page.get_by_text("drawings waiting or running")).to_have_count(0)
 
 
@@ -933,7 +934,7 @@ def test_a_cancelled_job_stops_in_the_browser(browser, address):
         set_number(page, "Steps", 50)  # too many to draw at once
         set_number(page, "Images", 64)
         press(page, "Draw")
-        expect(page.get_by_text("64 images at D = 128")).to_be_visible()
+        expect(page.get_by_text(re.compile(r"64 images at D = 128: \d+ of 50 network calls"))).to_be_visible()
         page.evaluate("""() => {
             window.shown = [];
             const keep = () => window.shown.push(document.body.innerText);
