@@ -22,6 +22,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from pipeline_pfgmpp.data import load_images
+from pipeline_pfgmpp.evaluation.restoration import measure_distances
 from pipeline_pfgmpp.records.writing import replace_file, replace_folder
 
 
@@ -120,13 +121,11 @@ def vary(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def measure_psnr(model: nn.Module, values: torch.Tensor, device: torch.device) -> float:
     """Measure the mean over images of the peak signal-to-noise ratio, in dB."""
     model.eval()
-    ratios = []
+    ratios: list[float] = []
     for part in values.split(64):
         images = to_images(part, device)
-        restored = model(images).clamp(-1, 1)
-        error = ((restored - images) / 2).square().mean((1, 2, 3))
-        ratios.append(-10 * error.log10())
-    return torch.cat(ratios).mean().item()
+        ratios += measure_distances(model(images) / 2 + 0.5, images / 2 + 0.5)["psnr"]
+    return sum(ratios) / len(ratios)
 
 
 def train_step(

@@ -132,7 +132,9 @@ def encode_images(vae: Any, images: torch.Tensor) -> Encoding:
         return Encoding(images)
     parts = [_encode(vae, part) for part in _split(images, images.shape[2:])]
     means, deviations = zip(*parts)
-    mean = _normalize(vae.config, torch.cat(means).to(images.dtype))
+    mean = torch.cat(means).to(images.dtype)
+    shift, scale = _get_normalization(vae.config, mean)
+    mean = (mean - shift) * scale
     factor = get_factor(vae)
     height, width = images.shape[2:]
     expected = (vae.config.latent_channels, height // factor, width // factor)
@@ -143,7 +145,6 @@ def encode_images(vae: Any, images: torch.Tensor) -> Encoding:
         )
     if deviations[0] is None:
         return Encoding(mean)
-    _, scale = _get_normalization(vae.config, mean)
     return Encoding(mean, torch.cat(deviations).to(images.dtype) * scale)
 
 
@@ -181,11 +182,6 @@ def _split(batch: torch.Tensor, size: Any) -> Iterator[torch.Tensor]:
     """Split a batch, given the size of the images that it stands for, so that memory is bounded."""
     height, width = size
     return iter(batch.split(max(1, PIXELS_AT_ONCE // (height * width))))
-
-
-def _normalize(config: Mapping[str, Any], latents: torch.Tensor) -> torch.Tensor:
-    shift, scale = _get_normalization(config, latents)
-    return (latents - shift) * scale
 
 
 def _get_normalization(config: Mapping[str, Any], latents: torch.Tensor) -> tuple[Any, Any]:
