@@ -94,6 +94,15 @@ def one_thread():
     torch.set_num_threads(count)
 
 
+@pytest.fixture
+def fresh_accelerator(monkeypatch):
+    """Train in this process on the CPU, and leave nothing of accelerate's state to other tests."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Loads a golden file: its tensors by name, and its configuration."""

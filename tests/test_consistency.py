@@ -7,7 +7,6 @@ import math
 import pytest
 import scipy.stats
 import torch
-from accelerate.state import AcceleratorState, GradientState
 
 from pipeline_pfgmpp import (
     EmpiricalDenoiser,
@@ -392,14 +391,6 @@ def test_a_trained_network_is_the_flow_map_of_a_gaussian():
 
 
 # The Trainer
-
-
-@pytest.fixture
-def fresh_accelerator(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def make_trainer(folder, **options):

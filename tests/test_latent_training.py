@@ -7,7 +7,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from conftest import ROOT, run_training
 from datasets import load_dataset
 from diffusers import DiffusionPipeline
@@ -22,12 +21,7 @@ from pipeline_pfgmpp.training import RECIPES, Trainer, TrainingConfig
 from pipeline_pfgmpp.unet_pfgmpp import PRESETS
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator(monkeypatch, one_thread):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerator", "one_thread")
 
 
 @pytest.fixture(autouse=True)

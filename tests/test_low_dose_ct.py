@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from conftest import ROOT
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
@@ -29,12 +28,7 @@ EXAMPLE = ROOT / "examples" / "low_dose_ct.py"
 DISC = np.array([[1.0, 0.1, -0.2, 0.5, 0.5, 0.0]])  # of water, off centre
 
 
-@pytest.fixture(autouse=True)
-def _on_one_thread(one_thread, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerator", "one_thread")
 
 
 @pytest.fixture(scope="module")

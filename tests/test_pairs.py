@@ -7,7 +7,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from conftest import run_training
 from datasets import Dataset, Features, Image, load_dataset
 from diffusers import DiffusionPipeline
@@ -29,12 +28,7 @@ from pipeline_pfgmpp.training.augment import Augmentation, apply_symmetries, dra
 from pipeline_pfgmpp.training.samples import choose_shown_pairs, draw_grid_of_samples
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator(monkeypatch, one_thread):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerator", "one_thread")
 
 
 def generator(seed=0):

@@ -10,7 +10,7 @@ import sys
 import PIL.Image
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState
 from conftest import ROOT, run_training
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
@@ -22,12 +22,7 @@ from pipeline_pfgmpp.training.run import lock_run
 from pipeline_pfgmpp.training.samples import choose_columns, draw_grid_of_samples
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 def make_unet(channels=1, **options):

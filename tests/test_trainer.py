@@ -7,7 +7,6 @@ import threading
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from diffusers import DiffusionPipeline
 
 from pipeline_pfgmpp import PFGMPPScheduler, PFGMPPUNet2DModel
@@ -23,12 +22,7 @@ from pipeline_pfgmpp.training import (
 from pipeline_pfgmpp.training.signals import record_signals
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 def make_unet(**options):
