@@ -8,7 +8,8 @@
 # 2. One network for every D from 16 to infinity on its latents, for STEPS steps of 64 images.
 # 3. The same network tuned for one and two calls, for FAST_STEPS steps.
 #
-# On a GPU, PRECISION=bf16 and COMPILE=--compile make stages 2 and 3 faster.
+# Where the GPU or the processor has matrix units for bfloat16, PRECISION=bf16 and COMPILE=--compile make stages
+# 2 and 3 faster.
 set -euo pipefail
 
 folder=${1:-outputs/emoji}

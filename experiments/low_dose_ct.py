@@ -29,7 +29,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from huggingface_hub import EvalResult
+from restorers import list_results, save_restorer
 from tables import RESULTS, format_low_dose_ct, format_low_dose_ct_differences
 from tqdm import tqdm
 
@@ -45,12 +45,11 @@ from pipeline_pfgmpp.evaluation.restoration import (
     measure_distances,
     restore_pairs,
 )
-from pipeline_pfgmpp.hub.cards import write_model_card
 from pipeline_pfgmpp.records.commands import format_command
 from pipeline_pfgmpp.records.digests import default_output
 from pipeline_pfgmpp.records.dimensions import format_dimension
 from pipeline_pfgmpp.records.measurements import write_measurement
-from pipeline_pfgmpp.records.writing import replace_file, replace_folder
+from pipeline_pfgmpp.records.writing import replace_file
 from pipeline_pfgmpp.training import DimensionRange, PFGMPPLoss, Trainer, TrainingConfig
 from pipeline_pfgmpp.training.loss import Perturbation
 
@@ -298,18 +297,7 @@ class Study:
         pipeline.unet.half().float()
         settings = {"start_sigma": entry.start_sigma, "blend": round(entry.blend, 3)}
         rows = evaluate_restoration(pipeline, self.pairs["test"], DIMENSIONS, [1], **settings)
-        results = [
-            EvalResult(
-                task_type="image-to-image",
-                dataset_type="low-dose-ct",
-                dataset_name="Simulated low-dose CT",
-                metric_type=metric,
-                metric_value=round(row[metric], digits),
-                metric_name=f"{title}, one call, D = {row['D']}",
-            )
-            for row in rows[1:]
-            for metric, title, digits in (("psnr", "PSNR, dB", 2), ("ssim", "SSIM", 4))
-        ]
+        results = list_results(rows, "low-dose-ct", "Simulated low-dose CT")
         origin = ORIGIN.format(
             seed=seed,
             **vars(self.args) | settings,
@@ -320,21 +308,7 @@ class Study:
             tests=len(self.pairs["test"]),
             dimensions=",".join(f"{D:g}" for D in DIMENSIONS),
         )
-        with replace_folder(folder) as partial:
-            pipeline.unet.half()
-            pipeline.save_pretrained(partial)
-            write_model_card(
-                partial,
-                pipeline,
-                origin,
-                license="apache-2.0",
-                datasets=["low-dose-ct"],
-                eval_results=results,
-                model_name=folder.name,
-                limits=LIMITS,
-            )
-            for code in partial.rglob("*.py"):  # they are written when it is pushed
-                code.unlink()
+        save_restorer(folder, pipeline, origin, results, "low-dose-ct", LIMITS)
 
     def recall_references(self) -> dict[str, Any]:
         """Measure what needs no training, unless an earlier run did."""

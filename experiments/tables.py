@@ -191,6 +191,28 @@ def format_low_dose_ct_settings(results: dict[str, Any]) -> str:
     return format_table(["start_sigma and blend", *seeds], rows)
 
 
+def format_emoji_restore(results: dict[str, Any]) -> str:
+    """Format the restoration of emoji: a row for the damaged pictures and per D, two columns per damage."""
+    measured = results["rows"]
+    header = ["images", *(f"{name}: {metric}" for name in measured for metric in ("PSNR, dB", "SSIM"))]
+    rows = []
+    for entries in zip(*measured.values()):
+        name = entries[0].get("images") or f"D = {entries[0]['D']}"
+        cells = [cell for entry in entries for cell in (f"{entry['psnr']:.2f}", f"{entry['ssim']:.4f}")]
+        rows.append([name.replace("degraded", "damaged"), *cells])
+    return format_table(header, rows)
+
+
+def format_recognition(results: dict[str, Any]) -> str:
+    """Format how often pictures show the group that they should, and how near training pictures are."""
+    header = ["pictures", "number", "in the right group", "distance: median", "distance: nearest 5 %"]
+    rows = [
+        [name, str(row["count"]), f"{row['right']:.1%}", f"{row['median']:.4f}", f"{row['least']:.4f}"]
+        for name, row in results.items()
+    ]
+    return format_table(header, rows)
+
+
 def format_sampling(results: dict[str, Any]) -> str:
     """Format the cost of sampling over the bare calls of the network, one column per network."""
     cases = results["cases"]

@@ -211,7 +211,7 @@ def study(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "STRENGTHS", [0.01])
     monkeypatch.setattr(module, "DIMENSIONS", [64.0, math.inf])
     yield module
-    for name in ("low_dose_ct", "tables"):
+    for name in ("low_dose_ct", "restorers", "tables"):
         del sys.modules[name]
 
 

@@ -101,7 +101,8 @@ LICENCES = {
     "[CC BY-NC-SA 4.0](https://creativecommons.org/licenses/by-nc-sa/4.0/); the code is under Apache-2.0.",
 }
 
-MEASURED_SECTIONS = ("Evaluation", "Robustness", "Limits")  # in the order in which a card has them
+# In the order in which a card has them
+MEASURED_SECTIONS = ("Evaluation", "Recognition and copies", "Robustness", "Limits")
 
 
 def build_card(
@@ -272,7 +273,7 @@ def put_section(card: ModelCard, title: str, body: str) -> None:
 
     Args:
         card (`ModelCard`): The card, which is changed.
-        title (`str`): `"Evaluation"` or `"Robustness"`.
+        title (`str`): One of `MEASURED_SECTIONS`.
         body (`str`): The section's text, as Markdown.
     """
     text = re.sub(rf"^## {title}\n.*?(?=^## |\Z)", "", card.text, flags=re.DOTALL | re.MULTILINE)

@@ -1,0 +1,154 @@
+r"""
+Measure whether an emoji model draws what it is asked for and whether it copies, and put both into its card.
+
+    python experiments/emoji_cards.py model_cards/pfgmpp-emoji data/emoji
+
+Draws pictures of each group. The classifier that `--features emoji` uses names the subgroup of each, which
+belongs to one group: the share of pictures that land in the group that was asked for is set beside that of
+held-out emoji. For each picture the nearest training picture is found by the root mean square difference of
+their values, where white minus black is 1, and set beside the same for held-out emoji, which nothing can
+have copied.
+
+Writes results/NAME.json next to this file, and into the model's folder neighbours.png and a section of the
+card.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import load_dataset
+from huggingface_hub import ModelCard
+from tables import RESULTS, format_recognition
+
+from pipeline_pfgmpp import PFGMPPPipeline
+from pipeline_pfgmpp.data import load_images
+from pipeline_pfgmpp.evaluation.classifier import WEIGHTS, ImageClassifier
+from pipeline_pfgmpp.generation import generate
+from pipeline_pfgmpp.hub.cards import put_section
+from pipeline_pfgmpp.pictures.grid import draw_grid, to_pil
+from pipeline_pfgmpp.records.commands import format_command
+from pipeline_pfgmpp.records.measurements import write_measurement
+from pipeline_pfgmpp.records.writing import replace_file
+
+
+SHOWN = 2  # pictures of each group beside their nearest training pictures
+SECTION = """Of the pictures drawn for a group, the share in which a classifier of subgroups sees that group,
+and how far they are from the nearest of the {count:,} training pictures: the root mean square difference,
+where white minus black is 1. Held-out emoji, which no model has seen, stand beside.
+
+{table}
+
+Nearest training pictures: each row of pictures drawn by the model stands over the row of what is nearest to
+them.
+
+![Pictures drawn by the model over the nearest training pictures](neighbours.png)
+
+```bash
+{command}
+```"""
+
+
+def name_groups(images: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """
+    Name the groups that the classifier sees in pictures.
+
+    Args:
+        images (`torch.Tensor` of shape `(M, 3, 64, 64)`, uint8): The pictures.
+        groups (`torch.Tensor`): The group of each subgroup.
+
+    Returns:
+        `torch.Tensor` of shape `(M,)`: The groups.
+    """
+    classifier = ImageClassifier.from_pretrained(WEIGHTS / "emoji")
+    with torch.no_grad():
+        subgroups = [classifier(part.float() / 127.5 - 1).argmax(1) for part in images.split(100)]
+    return groups[torch.cat(subgroups)]
+
+
+def find_nearest(images: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Find the nearest of other pictures for each picture.
+
+    Args:
+        images (`torch.Tensor` of shape `(M, C, H, W)`, uint8): The pictures.
+        others (`torch.Tensor` of shape `(M', C, H, W)`, uint8): The others.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: The root mean square differences, and the rows of the nearest.
+    """
+    values = images.flatten(1).float() / 255
+    distances = torch.cdist(values, others.flatten(1).float() / 255) / values.shape[1] ** 0.5
+    nearest = distances.min(1)
+    return nearest.values, nearest.indices
+
+
+def describe(
+    images: torch.Tensor, asked: torch.Tensor, groups: torch.Tensor, distances: torch.Tensor
+) -> dict:
+    """Describe pictures: their number, the share in the right group, and the quantiles of the distances."""
+    quantiles = torch.tensor([0.05, 0.5])
+    least, median = distances.quantile(quantiles).tolist()
+    right = (name_groups(images, groups) == asked).float().mean().item()
+    return {
+        "count": len(images),
+        "right": round(right, 4),
+        "least": round(least, 4),
+        "median": round(median, 4),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="folder of the model")
+    parser.add_argument("data", help="data set from `pfgmpp data emoji`")
+    parser.add_argument("--per-group", type=int, default=40, help="pictures per group (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=40, help="(default: %(default)s)")
+    args = parser.parse_args()
+
+    sources = {split: load_dataset(args.data, split=split) for split in ("train", "validation")}
+    data = {split: load_images(source, 64) for split, source in sources.items()}
+    train, held_out = (torch.stack(list(part.images)) for part in data.values())
+    names = data["train"].class_names
+    groups = torch.full((ImageClassifier.load_config(WEIGHTS / "emoji")["num_classes"],), -1)
+    for source in sources.values():
+        groups[source["subgroup"]] = torch.tensor(source["label"])
+
+    pipeline = PFGMPPPipeline.from_pretrained(args.model)
+    drawn = []
+    for group, name in enumerate(names):
+        seeds = [args.per_group * group + number for number in range(args.per_group)]
+        batches = generate(pipeline, seeds, args.batch_size, name, class_labels=group)
+        drawn += [images for _, images in batches]
+    images = torch.cat(drawn)
+    asked = torch.arange(len(names)).repeat_interleave(args.per_group)
+
+    distances, rows = find_nearest(images, train)
+    known_distances, _ = find_nearest(held_out, train)
+    measured: dict[str, Any] = {
+        "drawn": describe(images, asked, groups, distances),
+        "held-out emoji": describe(held_out, data["validation"].labels, groups, known_distances),
+    }
+    command = format_command("python experiments/emoji_cards.py", sys.argv[1:])
+    write_measurement(RESULTS / f"{args.model.name}.json", command, measured)
+
+    shown = torch.cat([torch.arange(SHOWN) + args.per_group * group for group in range(len(names))])
+    halves = shown.split(len(names))
+    pairs = torch.cat([part for half in halves for part in (images[half], train[rows[half]])])
+    with replace_file(args.model / "neighbours.png") as partial:
+        draw_grid(to_pil(pairs), len(names), ["drawn", "nearest"] * len(halves)).save(partial, "PNG")
+    card = ModelCard.load(args.model / "README.md")
+    table = format_recognition(measured)
+    put_section(
+        card, "Recognition and copies", SECTION.format(count=len(train), table=table, command=command)
+    )
+    card.save(args.model / "README.md")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

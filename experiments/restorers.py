@@ -1,0 +1,78 @@
+"""Saves the restoration networks that the studies train, with cards that say how good they are."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from pipeline_pfgmpp import PFGMPPRestorationPipeline
+from pipeline_pfgmpp.hub.cards import write_model_card
+from pipeline_pfgmpp.records.writing import replace_folder
+
+
+METRICS = (("psnr", "PSNR, dB", 2), ("ssim", "SSIM", 4))
+
+
+def list_results(rows: Sequence[dict[str, Any]], dataset: str, title: str) -> list[EvalResult]:
+    """
+    List what was measured, as a card holds it.
+
+    Args:
+        rows (`Sequence[dict]`): From
+            [`~pipeline_pfgmpp.evaluation.restoration.evaluate_restoration`]; those without a D are left out.
+        dataset (`str`): Name of the data set.
+        title (`str`): What was restored.
+
+    Returns:
+        `list[EvalResult]`: A result per metric and row.
+    """
+    return [
+        EvalResult(
+            task_type="image-to-image",
+            dataset_type=dataset,
+            dataset_name=title,
+            metric_type=metric,
+            metric_value=round(row[metric], digits),
+            metric_name=f"{name}, one call, D = {row['D']}",
+        )
+        for row in rows
+        if "D" in row
+        for metric, name, digits in METRICS
+    ]
+
+
+def save_restorer(
+    folder: Path,
+    pipeline: PFGMPPRestorationPipeline,
+    origin: str,
+    results: list[EvalResult],
+    dataset: str,
+    limits: str,
+) -> None:
+    """
+    Save a network in float16, with its card.
+
+    Args:
+        folder (`Path`): Where to; what is there is replaced.
+        pipeline ([`PFGMPPRestorationPipeline`]): The model.
+        origin (`str`): The card's sections on how it is used, was trained and measured.
+        results (`list[EvalResult]`): What was measured.
+        dataset (`str`): Name of the data set.
+        limits (`str`): The card's section on what the model is not good for.
+    """
+    with replace_folder(folder) as partial:
+        pipeline.unet.half()
+        pipeline.save_pretrained(partial)
+        write_model_card(
+            partial,
+            pipeline,
+            origin,
+            license="apache-2.0",
+            datasets=[dataset],
+            eval_results=results,
+            model_name=folder.name,
+            limits=limits,
+        )
+        for code in partial.rglob("*.py"):  # they are written when it is pushed
+            code.unlink()

@@ -1,0 +1,90 @@
+"""The studies on emoji: a network that restores them, and what cards say of the models that draw them."""
+
+import importlib
+import json
+import math
+import shutil
+import sys
+
+import pytest
+import torch
+from conftest import FIXTURES, ROOT
+from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
+from pipeline_pfgmpp.hub.cards import write_model_card
+
+
+DATA = FIXTURES / "emoji"
+
+
+@pytest.fixture
+def load_study(tmp_path, monkeypatch, one_thread, fresh_accelerator):
+    """Import a study next to its neighbours, with results in a folder of the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    shutil.copytree(DATA, tmp_path / "emoji")
+
+    def load(name):
+        module = importlib.import_module(name)
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+        return module
+
+    yield load
+    for name in ("emoji_cards", "emoji_restore", "restorers", "tables"):
+        sys.modules.pop(name, None)
+
+
+def test_a_network_learns_to_restore_and_is_measured_by_damage(load_study, tmp_path, monkeypatch, capsys):
+    study = load_study("emoji_restore")
+    monkeypatch.setattr(study, "PICTURE", tmp_path / "emoji_restore.png")
+    monkeypatch.setattr(study, "DIMENSIONS", [16.0, math.inf])
+    monkeypatch.setattr(study, "SIGMAS", [0.1, 1.0])
+    monkeypatch.setattr(study, "EMOJI_SHOWN", 2)
+    arguments = ["--data", "emoji", "--output", "run", "--steps", "2", "--batch-size", "2"]
+    monkeypatch.setattr(sys, "argv", ["emoji_restore.py", *arguments, "--model", "restorer"])
+    study.main()
+    measurement = json.loads((tmp_path / "emoji_restore.json").read_text(encoding="utf-8"))
+    results = measurement["results"]
+    assert set(results["rows"]) == set(study.MEASURED)
+    table = sys.modules["tables"].format_emoji_restore(results)
+    assert table in capsys.readouterr().out
+    assert Image.open(tmp_path / "emoji_restore.png").mode == "RGBA"
+
+    pipe = DiffusionPipeline.from_pretrained("restorer")
+    assert pipe(torch.zeros(1, 3, 64, 64), num_inference_steps=1, start_sigma=0.1).images
+    card = ModelCard.load("restorer/README.md")
+    assert table in card.text
+    assert len(card.data.eval_results) == 12  # PSNR and SSIM of three damages at two D
+    assert not list((tmp_path / "restorer").rglob("*.py"))
+
+
+def test_a_model_that_copies_is_found_out(load_study, tmp_path, monkeypatch, capsys):
+    """A model that returns training pictures has distances of 0, and draws their groups."""
+    study = load_study("emoji_cards")
+    unet = PFGMPPUNet2DModel.from_preset(
+        "fashion-mnist-small", sample_size=64, in_channels=3, out_channels=3, label_dim=9
+    )
+    pipeline = PFGMPPPipeline(unet, PFGMPPScheduler(D=128))
+    pipeline.save_pretrained("copier")
+    write_model_card("copier", pipeline, "## Training\n\nNone.\n")
+    train = study.load_images(study.load_dataset("emoji", split="train"), 64)
+
+    def copy_training_pictures(pipeline, seeds, batch_size, name, class_labels):
+        rows = (train.labels == class_labels).nonzero().flatten()
+        chosen = [int(rows[seed % len(rows)]) if len(rows) else 0 for seed in seeds]
+        yield seeds, torch.stack([train.images[row] for row in chosen])
+
+    monkeypatch.setattr(study, "generate", copy_training_pictures)
+    monkeypatch.setattr(sys, "argv", ["emoji_cards.py", "copier", "emoji", "--per-group", "2"])
+    study.main()
+    measured = json.loads((tmp_path / "copier.json").read_text(encoding="utf-8"))["results"]
+    assert measured["drawn"]["count"] == 18
+    assert measured["drawn"]["median"] == 0
+    assert measured["held-out emoji"]["median"] > 0.05
+    card = ModelCard.load("copier/README.md").text
+    assert sys.modules["tables"].format_recognition(measured) in card
+    assert card.index("## Recognition and copies") < card.index("## Limits")
+    assert Image.open(tmp_path / "copier" / "neighbours.png").width > 9 * 64
