@@ -16,6 +16,7 @@ from choices import (
     ANY_CLASS,
     COMPARED,
     MODELS,
+    RESTORERS,
     SOLVERS,
     choose_model,
     count_live_steps,
@@ -38,6 +39,8 @@ from drawing import (
 from field_lines import PLANE, add_charge, clear_plane, draw_plane, follow_sample, place_shape, show_frame
 from limits import MODEL, guard
 from models import HERE, Model
+from picture_input import add_picture_input
+from restoring import DAMAGES, restore
 from style import CSS, THEME
 
 from pipeline_pfgmpp.generation import list_classes
@@ -55,6 +58,8 @@ noise."""
 ROBUSTNESS = """Disturb the sampling and compare a small D with a large one. At small D, training covers a
 wider range of noise, and the paper finds that the network copes better with noise that is injected at each
 step, and with rounded weights. The model's card, under *About*, says what was measured of this one."""
+RESTORING = """Choose a picture, or upload one, and damage it; what you draw on it is damage as well. A
+network that sees the damaged picture restores it in a single call."""
 FOLLOWING = "**In the model:** follow one sample from noise to an image, step by step."
 PLAYGROUND = """**On a plane:** click to add a charge, or choose a shape, and turn the dial. The lines follow
 the exact field, without a network."""
@@ -68,6 +73,8 @@ AS_IT_STOPS = "(asked, live, steps) => steps <= live ? asked : asked + 1"
 WITH_NEW_MODEL = "(number, live) => live === null ? number : number + 1"
 WITH_NEW_SETTINGS = "(number) => number + 1"
 WHEN_OPENED = "(number) => number"
+AT_ONCE = "(asked) => asked + 1"
+IF_SHOWN = "(asked) => document.querySelector('.restore')?.offsetParent ? asked + 1 : asked"
 # The functions check all that they are sent. Gradio knows less of it, and would answer with a traceback.
 UNCHECKED = {"preprocess": False}
 NETWORK_EVENT = {"concurrency_id": MODEL, "concurrency_limit": 1, **UNCHECKED}  # one at a time, in turn
@@ -198,6 +205,31 @@ def offer_model(name: str) -> list:
         gr.update(choices=choices, value=dimensions[-1]),
         count_live_steps(pipe),
         *(gr.update(interactive=True) for _ in range(4)),
+    ]
+
+
+def offer_restorer(name: str) -> list:
+    """
+    Load a model that restores, and offer its D.
+
+    Args:
+        name (`str`): Name of the model.
+
+    Returns:
+        `list`: Updates of the summary, the input of D and the button that restores.
+    """
+    try:
+        model = choose_model(name, RESTORERS)
+        pipe = model.make_pipeline((model.dimensions or model.trained_range)[0])
+    except (ValueError, Refusal) as error:
+        message = getattr(error, "message", str(error))
+        unchanged = [gr.skip() for _ in (*Dial._fields, "choice")]
+        return [f"**{message}** Please choose another model.", *unchanged, gr.update(interactive=False)]
+    size = format_size(*pipe.image_size)
+    return [
+        f"{name}: {size} pixels, {pipe.unet.num_parameters():,} parameters",
+        *update_dimension_input(model),
+        gr.update(interactive=True),
     ]
 
 
@@ -348,6 +380,38 @@ def add_robustness_tab(tab: gr.Tab, shared: Shared) -> tuple[gr.Radio, gr.Radio,
     return small, large, drawing.draw
 
 
+def add_restore_tab(page: gr.Blocks, tab: gr.Tab, shared: Shared) -> None:
+    """Add the tab that damages a picture and restores it."""
+    names = list(RESTORERS)
+    gr.Markdown(RESTORING)
+    with gr.Row(elem_classes="restore"):
+        with gr.Column(scale=0, min_width=300):
+            picture = add_picture_input()
+        with gr.Column():
+            pictures = gr.HTML(label="Before and after")
+            with gr.Row():
+                with gr.Column(min_width=260):
+                    damage = gr.Radio(list(DAMAGES), value=next(iter(DAMAGES)), label="Damage")
+                    strength = gr.Slider(0, 1, 0.5, step=0.05, label="Strength")
+                with gr.Column(min_width=260):
+                    dimension = add_dimension_input(RESTORERS[names[0]])
+                    drawing = add_drawing("Restore")
+            model = gr.Dropdown(names, value=names[0], label="Restoration model", visible=len(names) > 1)
+            summary = gr.Markdown()
+    inputs = [model, picture, damage, strength, dimension.dial.slider, dimension.choice, shared.seed]
+    drawing.run(restore, inputs, pictures, api_name="restore", show_progress_on=summary)
+
+    changed = [picture.change, damage.input, strength.input]
+    changed += [dimension.dial.slider.input, dimension.choice.input, tab.select]
+    for triggers, js in ((changed, AT_ONCE), ([shared.seed.change], IF_SHOWN)):
+        gr.on(triggers, None, drawing.asked, drawing.asked, js=js, trigger_mode="multiple", **IN_BROWSER)
+    offered = [summary, *dimension.list_parts(), drawing.draw]
+    options = {"api_visibility": "private", "show_progress": "minimal", **UNCHECKED}
+    page.load(offer_restorer, model, offered, **options)
+    offering = model.change(offer_restorer, model, offered, **options)
+    offering.then(None, drawing.asked, drawing.asked, js=AT_ONCE, **IN_BROWSER)
+
+
 def add_following(tab: gr.Tab, shared: Shared) -> tuple[DimensionInput, gr.Button]:
     """Add what follows one sample of the model; return what depends on the model."""
     gr.Markdown(FOLLOWING)
@@ -414,6 +478,9 @@ def build_page() -> gr.Blocks:
             compared, draw_comparison = add_compare_tab(tab, shared)
         with gr.Tab("Robustness") as tab:
             small, large, draw_disturbed = add_robustness_tab(tab, shared)
+        if RESTORERS:
+            with gr.Tab("Restore") as tab:
+                add_restore_tab(page, tab, shared)
         with gr.Tab("Follow a field line") as tab, gr.Row():
             with gr.Column():
                 followed, follow = add_following(tab, shared)

@@ -1,5 +1,6 @@
 """What visitors choose from: models, their D, and their classes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from checks import Refusal, check_choice, check_number
@@ -11,19 +12,20 @@ from pipeline_pfgmpp.generation import list_classes
 from pipeline_pfgmpp.scheduler_config import get_default_steps
 
 
-MODELS = read_models()
+MODELS, RESTORERS = read_models()
 ANY_CLASS = "any"
 SOLVERS = ["heun", "dpmpp_3m", "dpmpp_2m", "euler", "dpmpp_2m_sde"]  # of denoisers
 FEW_STEPS = 4  # of a consistency model, so few that the dial is live
 COMPARED = ["16", "64", "128", "512", "2048", "16384", "inf"]  # D to compare with a D-conditioned network
 
 
-def choose_model(name: str) -> Model:
+def choose_model(name: str, models: Mapping[str, Any] = MODELS) -> Any:
     """
     Load the model of a name far enough to know which D it serves.
 
     Args:
-        name (`str`): One of `MODELS`.
+        name (`str`): Name of one of the models.
+        models (`Mapping[str, Model]`, *optional*): `MODELS` or `RESTORERS`.
 
     Returns:
         [`Model`]: The model.
@@ -31,7 +33,7 @@ def choose_model(name: str) -> Model:
     Raises:
         Refusal: There is no such model, or it cannot be loaded.
     """
-    model = MODELS[check_choice(name, list(MODELS), "The model")]
+    model = models[check_choice(name, list(models), "The model")]
     try:
         return model.load()
     except ValueError as error:
@@ -147,7 +149,7 @@ def choose_classes(pipe: PFGMPPPipeline, name: Any, count: int) -> list[int] | N
     return [chosen[index % len(chosen)] for index in range(count)]
 
 
-def load_pipeline(model: Model, D: float, **options: Any) -> PFGMPPPipeline:
+def load_pipeline(model: Model, D: float, **options: Any) -> Any:
     """
     Make a pipeline of a model, with a message for the visitor if that fails.
 
@@ -157,7 +159,7 @@ def load_pipeline(model: Model, D: float, **options: Any) -> PFGMPPPipeline:
         options: Further arguments of [`Model.make_pipeline`].
 
     Returns:
-        [`PFGMPPPipeline`]: The pipeline.
+        The pipeline, of the model's `pipeline_class`.
 
     Raises:
         Refusal: The model cannot be loaded.

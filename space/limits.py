@@ -32,8 +32,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MODEL = "model"  # the queue of events that need the network
 LARGEST_BODY = 2**16  # bytes per request; the page sends a few hundred
-# Events that wait or run. A session may have a drawing in each of the page's four tabs.
-PER_SESSION = {MODEL: 4, "page": 20}
+# Events that wait or run. A session may have a drawing in each of the page's five tabs.
+PER_SESSION = {MODEL: 5, "page": 20}
 PER_ADDRESS = {MODEL: 6, "page": 60}  # a whole classroom may share an address
 IN_ALL = {MODEL: 200, "page": 500}
 AT_ONCE = 100  # open requests per address; a visitor's page has about two

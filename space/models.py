@@ -2,25 +2,29 @@
 
 import base64
 import copy
+import json
 import math
 import os
 import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, hf_hub_download
 
-from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler
+from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPRestorationPipeline, PFGMPPScheduler
 from pipeline_pfgmpp.generation import quantize
 from pipeline_pfgmpp.pictures.grid import PICTURE_MODES
+from pipeline_pfgmpp.pipeline_base import PFGMPPBasePipeline
 from pipeline_pfgmpp.records.dimensions import format_dimension
 from pipeline_pfgmpp.records.weights import check_finite
 
 
 HERE = Path(__file__).parent
+ENTRY = ("start_sigma", "blend")  # settings of a single call that restores
 
 
 class Model:
@@ -33,10 +37,12 @@ class Model:
             D-conditioned network stands under None.
     """
 
+    pipeline_class: type[PFGMPPBasePipeline] = PFGMPPPipeline
+
     def __init__(self, name: str, sources: dict[float | None, str]):
         self.name = name
         self.sources = sources
-        self._loaded: dict[str, PFGMPPPipeline] = {}
+        self._loaded: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     @property
@@ -95,7 +101,7 @@ class Model:
             raise ValueError(f"{self.name} is available only for D = {available}.")
         return sources[D]
 
-    def make_pipeline(self, D: float, bits: int | None = None, **scheduler_options: object) -> PFGMPPPipeline:
+    def make_pipeline(self, D: float, bits: int | None = None, **scheduler_options: object) -> Any:
         """
         Make a pipeline for one request. It shares the network, which has no state, with the others.
 
@@ -105,7 +111,7 @@ class Model:
             scheduler_options: Entries of the scheduler's configuration to change.
 
         Returns:
-            [`PFGMPPPipeline`]: The pipeline.
+            The pipeline, of the model's `pipeline_class`.
 
         Raises:
             ValueError: The model has no network for this D, or cannot be loaded.
@@ -116,7 +122,7 @@ class Model:
             unet = copy.deepcopy(unet)
             quantize(unet, bits)
         scheduler = PFGMPPScheduler.from_config(loaded.scheduler.config, **scheduler_options)
-        pipe = PFGMPPPipeline(unet, scheduler, vae=loaded.vae, id2label=loaded.config.id2label)
+        pipe = self.pipeline_class(unet, scheduler, vae=loaded.vae, id2label=loaded.config.id2label)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -139,26 +145,58 @@ class Model:
         except (OSError, ValueError):
             return ""
 
-    def _load(self, source: str) -> PFGMPPPipeline:
+    def _load(self, source: str) -> Any:
         with self._lock:
             if source not in self._loaded:
                 try:
                     pipe = DiffusionPipeline.from_pretrained(_find_folder(source) or source)
                 except Exception as error:  # whatever is wrong with this model, the others must go on working
                     raise ValueError(f"{self.name} cannot be loaded: {explain_failure(error)}.") from error
-                if not isinstance(pipe, PFGMPPPipeline):
-                    raise ValueError(f"{self.name} is a {type(pipe).__name__}, not a PFGMPPPipeline.")
-                channels = pipe.image_channels
-                if channels not in PICTURE_MODES:
+                if not isinstance(pipe, self.pipeline_class):
                     raise ValueError(
-                        f"{self.name} draws images of {channels} channels, but only images of 1, 3 or 4"
-                        " channels can be shown."
+                        f"{self.name} is a {type(pipe).__name__}, not a {self.pipeline_class.__name__}."
                     )
+                self._check_channels(pipe)
                 check_finite(pipe, self.name)
                 if torch.cuda.is_available():
                     pipe.to("cuda")
                 self._loaded[source] = pipe
             return self._loaded[source]
+
+    def _check_channels(self, pipe: Any) -> None:
+        """Refuse a network whose images cannot be shown."""
+        channels = pipe.image_channels
+        if channels not in PICTURE_MODES:
+            raise ValueError(
+                f"{self.name} draws images of {channels} channels, but only images of 1, 3 or 4"
+                " channels can be shown."
+            )
+
+
+class Restorer(Model):
+    """
+    A network, or a family of them, that restores degraded images.
+
+    Args:
+        name (`str`), sources (`dict[float | None, str]`): As of a [`Model`].
+        entry (`dict[str, float]`, *optional*): `start_sigma` and `blend` of a single call; without them
+            a call begins at the prior.
+    """
+
+    pipeline_class = PFGMPPRestorationPipeline
+
+    def __init__(self, name: str, sources: dict[float | None, str], entry: dict[str, float] | None = None):
+        super().__init__(name, sources)
+        self.entry = entry or {}
+
+    def _check_channels(self, pipe: Any) -> None:
+        """Refuse a network whose images cannot be shown, or that restores what is no picture."""
+        super()._check_channels(pipe)
+        if pipe.condition_channels not in PICTURE_MODES:
+            raise ValueError(
+                f"{self.name} restores images of {pipe.condition_channels} channels, but only images of 1, 3"
+                " or 4 channels can be chosen."
+            )
 
 
 def _find_folder(source: str) -> Path | None:
@@ -193,22 +231,49 @@ def explain_failure(error: BaseException | None) -> str:
     return "there is no such model, or the Hub cannot be reached"
 
 
-def read_models() -> dict[str, Model]:
+def find_class(source: str) -> type[Model]:
+    """
+    Find out from a model's `model_index.json` whether it restores images.
+
+    Args:
+        source (`str`): Hub id or folder of a network.
+
+    Returns:
+        `type[Model]`: [`Restorer`] for a network that restores; [`Model`] for others, and for what cannot be
+            read, which is told when it is loaded.
+    """
+    try:
+        index = json.loads(_find_file(source, "model_index.json").read_bytes())
+        restores = index["_class_name"] == Restorer.pipeline_class.__name__
+    except Exception:  # whatever is wrong with this model, the others must go on working
+        restores = False
+    return Restorer if restores else Model
+
+
+def read_models() -> tuple[dict[str, Model], dict[str, Restorer]]:
     """
     Read which models to offer.
 
     Returns:
-        `dict[str, Model]`: By name, those of the environment variable `SPACE_MODELS`, which holds Hub
-            ids separated by commas, or else those of models.yaml.
+        `tuple[dict[str, Model], dict[str, Restorer]]`: By name, those that draw images and those that
+            restore them: those of the environment variable `SPACE_MODELS`, which holds Hub ids separated by
+            commas, or else those of models.yaml.
+
+    Raises:
+        ValueError: None of them draws images.
     """
     ids = [text.strip() for text in os.environ.get("SPACE_MODELS", "").split(",") if text.strip()]
-    if ids:
-        return {source: Model(source, {None: source}) for source in ids}
-    models = {}
-    for entry in yaml.safe_load((HERE / "models.yaml").read_text()):
+    entries = [{"name": source, "model": source} for source in ids]
+    models: dict[str, Model] = {}
+    restorers: dict[str, Restorer] = {}
+    for entry in entries or yaml.safe_load((HERE / "models.yaml").read_text()):
         name = entry["name"]
-        if "models" in entry:
-            models[name] = Model(name, {float(D): source for D, source in entry["models"].items()})
+        family = entry.get("models", {})
+        sources = {float(D): source for D, source in family.items()} or {None: entry["model"]}
+        if find_class(next(iter(sources.values()))) is Restorer:
+            restorers[name] = Restorer(name, sources, {key: entry[key] for key in ENTRY if key in entry})
         else:
-            models[name] = Model(name, {None: entry["model"]})
-    return models
+            models[name] = Model(name, sources)
+    if not models:
+        raise ValueError("The Space needs at least one model that draws images, but models.yaml lists none.")
+    return models, restorers

@@ -62,6 +62,23 @@ def render_gallery(gallery: Gallery) -> str:
     return f'<div class="gallery">{"".join(render_picture(*item) for item in gallery)}</div>'
 
 
+def render_captioned(gallery: Gallery) -> str:
+    """
+    Render pictures side by side, each with its caption below it.
+
+    Args:
+        gallery (`Gallery`): The pictures and their captions.
+
+    Returns:
+        `str`: HTML.
+    """
+    figures = [
+        f"<figure>{render_picture(picture, caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for picture, caption in gallery
+    ]
+    return f'<div class="captioned">{"".join(figures)}</div>'
+
+
 def render_rows(rows: dict[str, list[Image.Image]]) -> str:
     """
     Render rows of pictures. The name of a row stands beside it, or above it on a narrow page.

@@ -1,6 +1,5 @@
 """The Space as a visitor meets it: over its API, under attack, and in a browser."""
 
-import base64
 import contextlib
 import importlib.util
 import io
@@ -8,8 +7,6 @@ import json
 import os
 import re
 import runpy
-import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -23,11 +20,26 @@ import pytest
 import torch
 from conftest import ROOT, make_hub_environment
 from diffusers import AutoencoderTiny
-from gradio_client import Client
 from gradio_client.exceptions import AppError
 from hub_server import WRITER, serve_hub
 from packages import link_requirements
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
+from space_server import (
+    BACKSTOP,
+    SPACE,
+    choose,
+    connect,
+    get,
+    launch_browser,
+    lend_scratch,
+    list_texts,
+    open_tab,
+    press,
+    read_embedded,
+    serve_space,
+    set_number,
+    visit,
+)
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler
 
@@ -40,47 +52,16 @@ import models
 import sampling
 
 
-SPACE = ROOT / "space"
 NAME = "Fashion-MNIST"
 FAST = f"{NAME} in two calls"  # the page opens with it
 DIAL = "Augmented dimension D"
-BACKSTOP = 300  # seconds after which a test gives up; nothing here depends on speed
+PICTURES = ["pictures/norms.png", *(f"pictures/{path.name}" for path in SPACE.glob("pictures/emoji-*.png"))]
 
 
-@contextlib.contextmanager
-def serve_space(log, env=os.environ, folder=SPACE, python=(sys.executable,)):
-    """Start the Space in a process, yield its address once it answers, and append its output to `log`."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    env = {**env, "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
-    address = f"http://127.0.0.1:{port}"
-    with open(log, "a") as output:
-        process = subprocess.Popen([*python, "app.py"], cwd=folder, env=env, stdout=output, stderr=output)
-        try:
-            wait_for_answer(address, process, log)
-            yield address
-        finally:
-            process.kill()
-            process.wait()
-
-
-def wait_for_answer(address, process, log):
-    deadline = time.monotonic() + BACKSTOP
-    while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(httpx.HTTPError):
-            get(address).raise_for_status()
-            return
-        time.sleep(0.2)
-    raise AssertionError(log.read_text())
-
-
-def get(address, **options):
-    return httpx.get(address, timeout=BACKSTOP, **options)
-
-
-def connect(address):
-    return Client(address, verbose=False, httpx_kwargs={"timeout": BACKSTOP})
+@pytest.fixture(scope="module", autouse=True)
+def scratch(tmp_path_factory):
+    with lend_scratch(tmp_path_factory.getbasetemp()):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -134,17 +115,6 @@ DISTURB = {
 
 def call(client, name, arguments):
     return client.predict(*arguments.values(), api_name=f"/{name}")
-
-
-def list_texts(page):
-    """List the texts of the pictures that a piece of HTML holds."""
-    return re.findall('<img class="pixels" alt="(.*?)" title="', page)
-
-
-def read_embedded(page):
-    """Read the pictures that a piece of HTML holds."""
-    found = re.findall('src="data:image/png;base64,(.*?)"', page)
-    return [PIL.Image.open(io.BytesIO(base64.b64decode(data))) for data in found]
 
 
 @pytest.mark.parametrize(
@@ -298,11 +268,13 @@ def test_a_closed_run_stops_after_the_current_call():
 
 def test_the_environment_names_models(monkeypatch):
     monkeypatch.setenv("SPACE_MODELS", "org/one, org/two,")
-    offered = models.read_models()
+    offered, _ = models.read_models()
     assert list(offered) == ["org/one", "org/two"]
     assert offered["org/two"].sources == {None: "org/two"}
     monkeypatch.delenv("SPACE_MODELS")
-    assert list(models.read_models()) == [FAST, NAME]
+    offered, restorers = models.read_models()
+    assert list(offered) == [FAST, NAME]
+    assert not restorers
 
 
 def test_another_kind_of_pipeline_is_refused(monkeypatch):
@@ -494,7 +466,7 @@ def address_of_pushed(pushed, tmp_path_factory):
 def test_a_push_uploads_the_space(pushed):
     files, _ = pushed
     modules = [path.name for path in SPACE.glob("*.py")]
-    for name in (*modules, "models.yaml", "README.md", "about.md", "requirements.txt", "pictures/norms.png"):
+    for name in (*modules, "models.yaml", "README.md", "about.md", "requirements.txt", *PICTURES):
         assert files[name] == (SPACE / name).read_bytes()
     assert files["pipeline_pfgmpp/noise.py"] == (ROOT / "pipeline_pfgmpp" / "noise.py").read_bytes()
     assert not [name for name in files if name.endswith((".pyc", ".pkl", ".bin"))]
@@ -658,11 +630,11 @@ def test_no_visitor_keeps_the_others_out(address, events, client):
     """Of many large jobs from one address under many names, a few are taken; the others are served."""
     large = [*{**DRAW, "count": 64, "steps": 25}.values()]
     with visit_over_http(2) as hostile, visit_over_http(3) as other:
-        one = [join(hostile, address, events["sample"], large, "one-session") for _ in range(5)]
-        assert [response.status_code for response in one] == [200, 200, 200, 200, 429]
+        one = [join(hostile, address, events["sample"], large, "one-session") for _ in range(6)]
+        assert [response.status_code for response in one] == [200] * 5 + [429]
         assert (
             one[-1].json()["detail"]
-            == "You already have 4 drawings waiting or running. Wait for one to finish, or cancel it."
+            == "You already have 5 drawings waiting or running. Wait for one to finish, or cancel it."
         )
         kinds = {"sample": large, "follow_sample": [NAME, 7, None, "any", 9, 0]}
         many = [
@@ -670,7 +642,7 @@ def test_no_visitor_keeps_the_others_out(address, events, client):
             for n in range(9)
             for name in kinds
         ]
-        assert [response.status_code for response in many] == [200] * 2 + [429] * 16
+        assert [response.status_code for response in many] == [200] + [429] * 17
         route = f"{address}/gradio_api/call/sample"
         headers = {"X-Forwarded-For": "203.0.113.7"}
         assert hostile.post(route, json={"data": large}, headers=headers).status_code == 429
@@ -696,61 +668,8 @@ def test_events_of_the_page_are_limited_as_well(address, events):
 
 @pytest.fixture(scope="module")
 def browser():
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        missing = "The tests of the page need Chromium, which is not installed; `CI=1 make test` installs it."
-        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
-    expect.set_options(timeout=1000 * BACKSTOP)
-    quiet = ["background-networking", "component-update", "quic", "sync", "gpu"]
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
-        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+    with launch_browser() as browser:
         yield browser
-        browser.close()
-
-
-@contextlib.contextmanager
-def visit(browser, address, greeting="4,103,041 parameters", **options):
-    """
-    Open the page as a new visitor, and wait until it offers its first model.
-
-    Errors that its console reports fail the test.
-    """
-    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-    context.set_default_timeout(1000 * BACKSTOP)
-    page = context.new_page()
-    errors = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.goto(address)
-    expect(page.get_by_text(greeting)).to_be_visible()
-    yield page
-    context.close()
-    assert not errors
-
-
-def open_tab(page, name):
-    """Open a tab, which is in a menu if the page is narrow."""
-    tab = page.get_by_role("tab", name=name)
-    if tab.is_visible():
-        tab.click()
-    else:
-        page.locator(".overflow-menu > button").click()
-        page.locator(".overflow-dropdown button", has_text=name).click()
-    return page.get_by_role("tabpanel").filter(visible=True)
-
-
-def press(page, name):
-    page.get_by_role("button", name=name, exact=True).filter(visible=True).click()
-
-
-def set_number(page, name, value):
-    page.get_by_label(f"number input for {name}").filter(visible=True).fill(str(value))
-
-
-def choose(page, name, option):
-    page.get_by_label(name).filter(visible=True).click()
-    page.get_by_role("option", name=option, exact=True).click()
 
 
 def find_dial(page):

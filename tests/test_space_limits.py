@@ -98,7 +98,7 @@ def test_jobs_are_limited_by_session_address_and_in_all(turns):
         push(turns, "another", "192.0.2.1")
     for _ in range(limits.PER_SESSION[limits.MODEL]):
         push(turns, "mine", "192.0.2.2")
-    with pytest.raises(fastapi.HTTPException, match="You already have 4 drawings waiting or running"):
+    with pytest.raises(fastapi.HTTPException, match="You already have 5 drawings waiting or running"):
         push(turns, "mine", "192.0.2.3")
     for number in range(limits.IN_ALL[limits.MODEL] - len(turns)):
         push(turns, f"t{number}", f"198.51.100.{number}")
