@@ -1,7 +1,10 @@
 """PFGM++ in a browser, with D on a dial. `python app.py` prints the address."""
 
+import atexit
 import math
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +12,10 @@ from typing import Any, NamedTuple
 # Before torch starts its threads: threads that spin while they wait for each other draw several times slower
 # as soon as something else, such as the browser beside them, needs a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Gradio deletes what visitors drew after an hour, but not at the end of a process with pages still open.
+if "GRADIO_TEMP_DIR" not in os.environ:
+    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="pfgmpp-space-")
+    atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
 
 import gradio as gr
 from checks import Refusal

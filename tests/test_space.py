@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import PIL.Image
+import psutil
 import pytest
 import torch
 from conftest import ROOT, make_hub_environment
@@ -408,7 +409,8 @@ def test_the_space_serves_its_archive_on_zerogpu(tmp_path):
         "SPACES_ZERO_DEVICE_API_URL": "http://127.0.0.1:9",
         "GRADIO_TEMP_DIR": str(tmp_path / "cache"),
     }
-    with serve_space(tmp_path / "log", env, python=(sys.executable, "-c", ZERO_GPU)) as address:
+    program = f"{ZERO_GPU}# {tmp_path}"
+    with serve_space(tmp_path / "log", env, python=(sys.executable, "-c", program)) as address:
         client = connect(address)
         for _ in range(2):
             images, _, archive, _ = call(client, "sample", DRAW)
@@ -421,6 +423,25 @@ def test_the_space_serves_its_archive_on_zerogpu(tmp_path):
         assert response.content == kept.read_bytes()
         with pytest.raises(AppError, match="The number of steps must be a whole number from 1 to 100"):
             call(client, "sample", {**DRAW, "steps": 0})
+    workers = [
+        process for process in psutil.process_iter(["cmdline"]) if program in (process.info["cmdline"] or [])
+    ]
+    _, left = psutil.wait_procs(workers, timeout=BACKSTOP)
+    assert not left
+
+
+def test_the_space_leaves_no_pictures_behind(tmp_path):
+    """Also if a page is open when it ends."""
+    program = "import runpy\nfrom gradio.utils import get_upload_folder\n"
+    program += "runpy.run_path('app.py')\nprint(get_upload_folder())"
+    env = {name: value for name, value in os.environ.items() if name != "GRADIO_TEMP_DIR"}
+    env |= {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=SPACE, env=env, capture_output=True, text=True, check=True
+    )
+    folder = Path(result.stdout.strip())
+    assert folder.parent == tmp_path
+    assert not folder.exists()
 
 
 # Pushed
