@@ -399,7 +399,9 @@ def add_restore_tab(page: gr.Blocks, tab: gr.Tab, shared: Shared) -> None:
             with gr.Row():
                 with gr.Column(min_width=260):
                     damage = gr.Radio(list(DAMAGES), value=next(iter(DAMAGES)), label="Damage")
-                    strength = gr.Slider(0, 1, 0.5, step=0.05, label="Strength")
+                    strength = gr.Slider(
+                        0, 1, 0.5, step=0.05, label="Strength", info="of the noise; of a hole, its size"
+                    )
                 with gr.Column(min_width=260):
                     dimension = add_dimension_input(RESTORERS[names[0]])
                     drawing = add_drawing("Restore")

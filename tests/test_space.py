@@ -273,9 +273,8 @@ def test_the_environment_names_models(monkeypatch):
     assert list(offered) == ["org/one", "org/two"]
     assert offered["org/two"].sources == {None: "org/two"}
     monkeypatch.delenv("SPACE_MODELS")
-    offered, restorers = models.read_models()
+    offered, _ = models.read_models()
     assert list(offered) == [FAST, NAME]
-    assert not restorers
 
 
 def test_another_kind_of_pipeline_is_refused(monkeypatch):
