@@ -292,7 +292,7 @@ def call(client, folder, **changes):
         "seed": 0,
         **changes,
     }
-    return client.predict(*arguments.values(), api_name="/restore")
+    return client.predict(**arguments, api_name="/restore")
 
 
 def test_the_tab_can_be_called_from_a_program(client, folder):
