@@ -413,7 +413,7 @@ def adapt_pretrained(
         unet = adapt_network(
             pretrained.unet, num_classes, args.label_dropout, args.d_conditioning, args.dropout
         )
-        for name in ("label_dropout", "label_column"):
+        for name in ("label_dropout", "label_column", "balance_classes"):
             if getattr(args, name) and not class_names:
                 raise ValueError(f"has no classes, so that --{name} would have no effect: leave it out.")
         dimensions = args.D or read_trained_range(pretrained)

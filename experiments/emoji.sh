@@ -18,7 +18,7 @@ launch="accelerate launch --mixed_precision ${PRECISION:-no} --num_processes 1 -
 
 python experiments/emoji_autoencoder.py "$data" "$folder/autoencoder" --minutes "${VAE_MINUTES:-55}"
 
-$launch train_accelerate.py --dataset_name "$data" --class_conditional --label_dropout 0.1 \
+$launch train_accelerate.py --dataset_name "$data" --class_conditional --balance_classes --label_dropout 0.1 \
     --vae_model_name_or_path "$folder/autoencoder/vae" --preset emoji-small --D 16:inf --d_conditioning \
     --max_train_steps "${STEPS:-8000}" --checkpointing_steps 200 --sample_steps 1000 ${COMPILE:-} \
     --resume_from_checkpoint latest --save_dtype float16 --output_dir "$folder/pfgmpp-emoji"

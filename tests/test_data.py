@@ -139,6 +139,32 @@ def test_processes_take_turns_and_a_restart_goes_on():
     assert first + take(numbered().batches(8, seed=3, state=state), 11)[0] == one
 
 
+def test_balanced_classes_come_equally_often_in_every_share():
+    """One image in ten is of class 1; balanced, half of those that are drawn are."""
+
+    def balance():
+        images = torch.arange(50, dtype=torch.uint8).view(-1, 1, 1, 1)
+        data = ImageDataset(images, (torch.arange(50) % 10 == 0).long())
+        data.balance_classes()
+        return data
+
+    def draw(count, batch_size, *shares, **state):
+        batches = itertools.islice(balance().batches(batch_size, 3, *shares, **state), count)
+        return [batch["images"].flatten().tolist() for batch, _ in batches]
+
+    drawn = draw(100, 8)
+    numbers = list(itertools.chain(*drawn))
+    assert set(numbers) == set(range(50))
+    share = sum(number % 10 == 0 for number in numbers) / len(numbers)
+    assert share == pytest.approx(0.5, abs=4 * 0.5 / len(numbers) ** 0.5)
+    assert draw(91, 8, state=72) == drawn[9:]
+    halves = [draw(100, 4, process, 2) for process in range(2)]
+    assert [[number for pair in zip(*both) for number in pair] for both in zip(*halves)] == drawn
+    assert balance().digest() != ImageDataset(balance().images, balance().labels).digest()
+    with pytest.raises(ValueError, match="The images have no classes that could be balanced"):
+        ImageDataset(torch.zeros(2, 1, 1, 1, dtype=torch.uint8)).balance_classes()
+
+
 def test_prefetching_changes_nothing():
     assert take(prefetch(numbered().batches(8, seed=3)), 20) == take(numbered().batches(8, seed=3), 20)
     with pytest.raises(ValueError, match="ends"):

@@ -455,6 +455,8 @@ def parse():
     [
         (["--label_dropout", "0.1"], "--label_dropout 0.1 has no effect without --class_conditional"),
         (["--label_column", "kind"], "--label_column kind has no effect without --class_conditional"),
+        (["--balance_classes"], "--balance_classes has no effect without --class_conditional"),
+        (["--balance_classes", "--class_conditional", "--streaming"], "has no effect with --streaming"),
         (["--shuffle_window", "10000"], "--shuffle_window 10000 has no effect without --streaming"),
         (["--lr_decay_images", "5"], "has no effect without --lr_scheduler inverse_sqrt: leave it out"),
         (["--lr_warmup_images", "5", "--lr_warmup_steps", "1"], "together with --lr_warmup_steps"),

@@ -233,6 +233,22 @@ class ImageDataset(ImageSource, torch.utils.data.Dataset):
         self.value_range = value_range
         self._paired_channels = paired_channels
 
+    # How likely each image is drawn; None is each of them once per epoch.
+    _weights: torch.Tensor | None = None
+
+    def balance_classes(self) -> None:
+        """
+        Draw all classes equally often from now on, however many images each has.
+
+        An epoch then holds as many images as before, drawn with replacement.
+
+        Raises:
+            ValueError: The images have no classes.
+        """
+        if self.labels is None:
+            raise ValueError("The images have no classes that could be balanced.")
+        self._weights = 1 / self.labels.bincount()[self.labels].double()
+
     @property
     def channels(self) -> int:
         """Number of channels per image, without those of a degraded one."""
@@ -306,6 +322,8 @@ class ImageDataset(ImageSource, torch.utils.data.Dataset):
         if self._paired_channels:
             described.append(self._paired_channels)
         described += self.transform.describe()
+        if self._weights is not None:
+            described.append("balanced")
         digest = hashlib.blake2b(repr(described).encode(), digest_size=8)
         for chunk in split_images(self.images, 4096):
             digest.update(chunk.contiguous().numpy())
@@ -323,8 +341,9 @@ class ImageDataset(ImageSource, torch.utils.data.Dataset):
         """
         Yield batches without end.
 
-        Every epoch holds each image once, in an order of its own, and one epoch runs into the next.
-        The P processes take turns: process p gets places p, p + P, … of each block of P batches.
+        Every epoch holds each image once, in an order of its own, and one epoch runs into the next; after
+        [`~ImageDataset.balance_classes`] it holds as many images, drawn by their class. The P processes
+        take turns: process p gets places p, p + P, … of each block of P batches.
 
         Args:
             batch_size (`int`): Images per batch and process.
@@ -366,6 +385,8 @@ class ImageDataset(ImageSource, torch.utils.data.Dataset):
 
     def _shuffle(self, seed: int, epoch: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+        if self._weights is not None:
+            return torch.multinomial(self._weights, len(self), replacement=True, generator=generator)
         return torch.randperm(len(self), generator=generator)
 
 

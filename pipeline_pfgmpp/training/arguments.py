@@ -20,7 +20,7 @@ class _Need(NamedTuple):
 
 _NEEDS = (
     _Need(
-        ("label_dropout", "label_column"),
+        ("label_dropout", "label_column", "balance_classes"),
         "without --class_conditional",
         lambda args: args.class_conditional or args.pretrained_model_name_or_path,
     ),
@@ -31,6 +31,7 @@ _NEEDS = (
         lambda args: args.crop_size in (None, args.resolution),
     ),
     _Need(("shuffle_window",), "without --streaming", lambda args: args.streaming),
+    _Need(("balance_classes",), "with --streaming", lambda args: not args.streaming),
     _Need(
         ("lr_decay_images",),
         "without --lr_scheduler inverse_sqrt",
@@ -124,8 +125,10 @@ def check_effects(args: argparse.Namespace, given: Collection[str]) -> None:
     """
     for need in _NEEDS:
         for name in need.names:
-            if name in given and getattr(args, name) and not need.is_met(args):
-                raise ValueError(f"--{name} {getattr(args, name)} has no effect {need.reason}: leave it out")
+            value = getattr(args, name)
+            if name in given and value and not need.is_met(args):
+                stated = f"--{name}" if value is True else f"--{name} {value}"
+                raise ValueError(f"{stated} has no effect {need.reason}: leave it out")
 
 
 def check_arguments(args: argparse.Namespace) -> None:

@@ -39,6 +39,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--label_column", help="column of the classes (default: the only class column, or `label`)")
     add(
+        "--balance_classes",
+        action="store_true",
+        help="draw all classes equally often, however many images each has",
+    )
+    add(
         "--resolution",
         type=parse_size,
         metavar="SIZE",
@@ -205,6 +210,8 @@ def load_data(
         raise ValueError(
             f"--class_conditional needs a class column, but {source} has only {list(dataset.features)}."
         )
+    if args.balance_classes and isinstance(data, ImageDataset) and data.labels is not None:
+        data.balance_classes()
     accelerator.print(f"{purpose} on {data.summarize()}.")
     return data, {"name": f"{source}, split {args.split}", "digest": digest}
 
@@ -238,6 +245,7 @@ def load_validation_data(
         "split": args.validation_split,
         "channels": data.pixels.channels,
         "condition_channels": data.pixels.condition_channels if args.condition_column else None,
+        "balance_classes": False,
         "random_flip": False,
         "shuffle_window": MOST_IMAGES,  # more of a stream is not read
     }
