@@ -34,6 +34,7 @@ from .images import Images, check_value_range, prepare_images
 from .latents import count_image_channels, decode_latents, encode_images, get_factor
 from .noise import parse_dimension
 from .pipeline_checks import check_components, check_scheduler
+from .preconditioning import name_dimension
 from .scheduler_config import get_default_steps
 
 
@@ -218,9 +219,10 @@ class PFGMPPBasePipeline(DiffusionPipeline):
     ) -> Callable[..., torch.Tensor]:
         """Make the function that computes the network's raw output, guided if the scale is not 1."""
         dtype = self.unet.dtype  # diffusers looks through all modules for it, so once
+        dimension = name_dimension(scheduler, D)
 
         def predict(latents: torch.Tensor, t: torch.Tensor, guidance_scale: float = 1.0) -> torch.Tensor:
-            model_input = scheduler.scale_model_input(latents, t).to(dtype)
+            model_input = scheduler.scale_model_input(latents, t, **dimension).to(dtype)
             if guidance_scale == 1:
                 output = call_network(self.unet, model_input, t, class_labels, D)
             else:
@@ -277,11 +279,6 @@ class PFGMPPBasePipeline(DiffusionPipeline):
                     break  # an earlier call has been here
                 weight.data = weight.data.contiguous(memory_format=layout)
 
-    @property
-    def _scheduler_is_ours(self) -> bool:
-        # A pipeline from a folder's own source files has its own PFGMPPScheduler, so compare no classes.
-        return "D" in inspect.signature(self.scheduler.step).parameters
-
     def _prepare_images(self, images: Images, name: str) -> torch.Tensor:
         return prepare_images(images, name, self.image_channels, self.image_size, self._value_range)
 
@@ -306,7 +303,7 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         if sigmas is None:
             number = check_integer("num_inference_steps", num_inference_steps, "be a positive integer", 1)
             scheduler.set_timesteps(number, device=device)
-        elif self._scheduler_is_ours:
+        elif name_dimension(scheduler, None):  # it is ours
             scheduler.set_timesteps(sigmas=sigmas, device=device)
         else:
             raise ValueError(

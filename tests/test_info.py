@@ -322,3 +322,8 @@ def test_something_that_is_not_a_model_is_refused_in_one_sentence(tmp_path):
         with pytest.raises(ValueError, match="cannot be read as a PFGM.. pipeline") as error:
             model_info(name)
         assert "\n" not in str(error.value)
+
+
+def test_another_preconditioning_is_stated(folder, capsys):
+    change(folder, SCHEDULER, preconditioning="t-edm")
+    assert re.search(r"^preconditioning +t-edm$", show(folder, capsys)[1], re.MULTILINE)

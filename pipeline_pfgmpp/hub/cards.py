@@ -29,7 +29,10 @@ TEMPLATE = """---
 {{ kind }} at {{ size }} pixels{{ channels }} with
 [PFGM++](https://huggingface.co/papers/2302.04265) at {{ dimension }}, as a diffusers pipeline.
 N = {{ data_dimensions }} data dimensions, {{ parameters }} parameters.
-{% if latents %}
+{% if preconditioning == "t-edm" %}
+Inputs and outputs of the network are scaled by the variance of Student-t noise
+([t-EDM](https://huggingface.co/papers/2410.14171)), which it has at D above 2.
+{% endif %}{% if latents %}
 The network works on latents: {{ latents }}
 {% endif %}{% if few_steps %}
 This is a consistency model: one call of the network makes an image, and by default it is called
@@ -117,6 +120,7 @@ def build_card(
     few_steps: int | None = None,
     vae: ModelMixin | None = None,
     sigma_data: float | None = None,
+    preconditioning: str = "edm",
     **metadata: Any,
 ) -> ModelCard:
     """
@@ -136,6 +140,7 @@ def build_card(
             for a denoiser.
         vae (`ModelMixin`, *optional*): The autoencoder.
         sigma_data (`float`, *optional*): The standard deviation of the data, which is stated for latents.
+        preconditioning (`str`, defaults to `"edm"`): That of the scheduler, which is stated if it is another.
         metadata: Further entries of the front matter, such as `license` and `base_model`.
 
     Returns:
@@ -167,6 +172,7 @@ def build_card(
         size=format_size(height * factor, width * factor),
         channels="" if channels in (1, 3) else f" of {channels} channels",
         latents=_describe_latents(unet, vae, sigma_data),
+        preconditioning=preconditioning,
         any_D=any_D,
         dimension=describe_dimensions(D, any_D, D_range),
         data_dimensions=f"{config.in_channels * height * width:,}",
@@ -235,6 +241,7 @@ def write_model_card(
         few_steps=get_default_steps(pipeline.scheduler) if is_consistency else None,
         vae=pipeline.vae,
         sigma_data=scheduler.sigma_data,
+        preconditioning=scheduler.get("preconditioning", "edm"),
         **metadata,
     )
     card.save(folder / "README.md")

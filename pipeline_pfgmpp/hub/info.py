@@ -95,6 +95,7 @@ def _describe(folder: Path, variants: Sequence[str | None]) -> dict[str, str]:
     sigma_max = get_number(scheduler, "sigma_max", SCHEDULER)
     sigma_data = get_number(scheduler, "sigma_data", SCHEDULER)
     classes = get_entry(index, "id2label", (dict, type(None)), INDEX, None) or {}
+    preconditioning = get_entry(scheduler, "preconditioning", str, SCHEDULER, "edm")
     rows = {
         "D": _describe_dimension(scheduler, unet),
         "noise levels": f"{sigma_min:g} to {sigma_max:g}, data {sigma_data:g}",
@@ -104,6 +105,8 @@ def _describe(folder: Path, variants: Sequence[str | None]) -> dict[str, str]:
         "trained on": _read_card_entry(card, "datasets"),
         "licence": _read_card_entry(card, "license"),
     }
+    if preconditioning != "edm":
+        rows["preconditioning"] = preconditioning
     if vae is not None:
         height, width = _read_size(unet)
         channels = get_entry(unet, "in_channels", int, NETWORK)

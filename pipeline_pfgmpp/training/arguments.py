@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from ..data import Degrader
+from ..preconditioning import check_preconditioning
 from ..unet_pfgmpp import PRESETS
 from .recipes import TUNING
 
@@ -152,9 +153,12 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.reference_batch_size and args.objective == "consistency":
         raise ValueError("--reference_batch_size needs --objective perturbation")
     if args.pretrained_model_name_or_path:
-        if args.sigma_data is not None:
-            raise ValueError("--sigma_data belongs to the pretrained network and cannot be changed")
+        for name in ("sigma_data", "preconditioning"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name} belongs to the pretrained network and cannot be changed")
         return
+    if args.preconditioning:
+        check_preconditioning(args.preconditioning, args.D.low)
     if args.preset in TUNING:
         raise ValueError(f"--preset {args.preset} needs --pretrained_model_name_or_path")
     if args.new_classes:
