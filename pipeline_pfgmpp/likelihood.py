@@ -44,7 +44,7 @@ class PFGMPPLikelihoodOutput(BaseOutput):
     standard_error: torch.Tensor
 
 
-def count_levels(value_range: tuple[float, float] | None, dequantize: bool) -> int:
+def count_levels(value_range: Any, dequantize: bool) -> int:
     """
     Count the levels of the data that a pipeline is for.
 

@@ -30,7 +30,7 @@ from .conditioning import (
     get_trained_range,
     prepare_class_labels,
 )
-from .images import Images, check_value_range, prepare_images
+from .images import Images, Scale, Standardization, check_scale, prepare_images, read_scale
 from .latents import count_image_channels, decode_latents, encode_images, get_factor
 from .noise import parse_dimension
 from .pipeline_checks import check_components, check_scheduler
@@ -65,14 +65,14 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         guidance_unet: ModelMixin | None = None,
         vae: ModelMixin | None = None,
         id2label: dict | None = None,
-        value_range: tuple[float, float] | list[float] | None = None,
+        value_range: Scale | list[float] | dict[str, list[float]] | None = None,
     ):
         super().__init__()
         check_components(unet, scheduler, guidance_unet, vae)
         self.register_modules(unet=unet, scheduler=scheduler, guidance_unet=guidance_unet, vae=vae)
         self.register_to_config(
             id2label=check_class_names(id2label, count_classes(unet)),
-            value_range=check_value_range(value_range),
+            value_range=check_scale(value_range, self.image_channels),
         )
         self._guidance_scale = 1.0
         self._num_timesteps = 0
@@ -263,8 +263,13 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         return changed or {}, guidance_scale, interrupted
 
     @property
-    def _value_range(self) -> tuple[float, float] | None:
-        return tuple(self.config.value_range) if self.config.value_range else None
+    def _value_range(self) -> Scale | None:
+        return read_scale(self.config.value_range)
+
+    @property
+    def makes_fields(self) -> bool:
+        """Whether its data are standardised fields, in units of their own, and no pictures."""
+        return isinstance(self._value_range, Standardization)
 
     def _arrange_weights(self, device: torch.device) -> None:
         """On a CPU, give the weights of convolutions the layout that is fastest there, once."""

@@ -174,18 +174,24 @@ def check_interval(name: str, interval: Any) -> tuple[float, float]:
     return low, high
 
 
-def check_output_type(output_type: Any, channels: int) -> None:
+def check_output_type(output_type: Any, channels: int, makes_fields: bool = False) -> None:
     """
     Refuse a form of images that does not exist, or that cannot hold their channels.
 
     Args:
         output_type (`str`): The form.
         channels (`int`): The channels of the images.
+        makes_fields (`bool`, defaults to `False`): Whether they are fields, and no pictures.
 
     Raises:
         ValueError: It is no such form.
     """
     check_choice("output_type", output_type, OUTPUT_TYPES)
+    if output_type == "pil" and makes_fields:
+        raise ValueError(
+            f"`output_type` must be one of {OUTPUT_TYPES[1:]} for fields, which are no pictures, but is"
+            " 'pil'."
+        )
     if output_type == "pil" and channels > 4:
         raise ValueError(
             f"`output_type` must be one of {OUTPUT_TYPES[1:]} for images of {channels} channels, since a"

@@ -69,7 +69,9 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
             was not trained on that class, which is then neither drawn nor accepted.
         value_range (`tuple[float, float]`, *optional*): The data's own values of black and white, such as
             (0, 65535). Floats that come in or go out as images are in this range, and a grey picture
-            leaves as a PIL image of mode I;16. None is [0, 1], and pictures of 8 bits.
+            leaves as a PIL image of mode I;16. None is [0, 1], and pictures of 8 bits. For fields, that is,
+            data without black and white, `{"mean": [...], "deviation": [...]}` of each channel: values go in
+            and out in the units of the data, as arrays or tensors, and none are clipped.
 
     Raises:
         ValueError: The components do not fit each other; the message names what differs.
@@ -177,7 +179,7 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
         D = self._choose_dimension(D, batch_size)
         guidance_scale = check_guidance(guidance_scale, self.unet, self.guidance_unet)
         low, high = check_interval("guidance_interval", guidance_interval)
-        check_output_type(output_type, self.image_channels)
+        check_output_type(output_type, self.image_channels, self.makes_fields)
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         temperature = check_number("temperature", temperature, "be positive", 0, exclude_low=True)
         strength = check_editing(pixels, strength, mask_image, batch_size)
@@ -343,7 +345,7 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
                 the mean and its error.
             dequantize (`bool`, defaults to `True`): Whether to spread each level, of 256 or one per integer
                 in `value_range`, over its width, so that the density bounds the probability of levels.
-                Latents have no levels, and stay what they are.
+                Latents and fields have no levels, and stay what they are.
             generator (`torch.Generator`, *optional*): Source of dequantisation and directions.
 
         Returns:
@@ -359,7 +361,9 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
         check_generator(generator, None)
         original = self._prepare_images(images, "images")
         D = self._choose_dimension(D, len(original))
-        levels = count_levels(self._value_range, dequantize) if self.vae is None else None
+        levels = None
+        if self.vae is None and not self.makes_fields:
+            levels = count_levels(self._value_range, dequantize)
         estimates = []
         for _ in range(num_repeats):
             x, labels, scheduler = self._prepare_reverse(original, num_inference_steps, class_labels)

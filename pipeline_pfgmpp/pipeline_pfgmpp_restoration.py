@@ -25,7 +25,7 @@ from diffusers.utils import logging
 from .arguments import check_generator, check_integer, check_number
 from .code_files import copy_files  # noqa: F401 - diffusers copies only what this file itself imports
 from .conditioning import ClassLabels, call_network
-from .images import Images, convert_samples, prepare_images
+from .images import UNIT, Images, convert_samples, prepare_images, require_range
 from .latents import count_image_channels, get_factor
 from .noise import sample_noise
 from .pipeline_base import PFGMPPBasePipeline
@@ -236,9 +236,9 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
             raise ValueError(
                 "`unet` must be conditioned on an image to restore others, but its `condition_channels` is 0."
             )
+        low, high = require_range(self._value_range or UNIT)
         degraded = prepare_images(image, "image", channels, None, self._value_range, SLACK)
         if bool((degraded.abs() > 1).any()):
-            low, high = self._value_range or (0.0, 1.0)
             logger.warning(
                 f"`image` holds values outside [{low:g}, {high:g}], the range that the network was trained"
                 ' for; in the result they are clipped, except with `output_type="latent"`.'

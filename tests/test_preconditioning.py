@@ -18,6 +18,7 @@ from pipeline_pfgmpp import (
 )
 from pipeline_pfgmpp.data import ImageDataset
 from pipeline_pfgmpp.hub.cards import write_model_card
+from pipeline_pfgmpp.records.digests import describe
 from pipeline_pfgmpp.training import DimensionRange, PFGMPPLoss, Trainer, TrainingConfig, read_run
 from pipeline_pfgmpp.training.consistency import Teacher
 from pipeline_pfgmpp.training.loss import Perturbation, denoise
@@ -283,6 +284,11 @@ def test_runs_that_state_none_are_edm(made_run):
     make("edm", resume_from_checkpoint="latest")
     with pytest.raises(ValueError, match="another run .*--preconditioning is edm there and t-edm here"):
         make("t-edm", resume_from_checkpoint="latest")
+
+
+def test_results_of_edm_are_found_where_they_were_before_there_was_a_choice(data):
+    assert "preconditioning" not in describe(make_pipeline(data, "edm"))["scheduler"]
+    assert describe(make_pipeline(data))["scheduler"]["preconditioning"] == "t-edm"
 
 
 def test_the_card_of_edm_says_nothing_of_it(data, tmp_path):

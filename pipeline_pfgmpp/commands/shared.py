@@ -511,6 +511,8 @@ def load_metrics(
     from ..evaluation import ImageMetrics, load_features
     from ..evaluation.evaluate import gather_features
 
+    if pipeline.makes_fields:
+        raise ValueError("Features compare pictures, but this model makes fields of values without clipping.")
     check_image_size(features, pipeline)
     real_images = load_real_images(data, split, pipeline)
     state = PartialState(cpu=pipeline.device.type == "cpu")

@@ -171,9 +171,11 @@ def _describe_images(index: Mapping[str, Any], unet: Mapping[str, Any], vae: Map
         channels = get_entry(vae, "in_channels", int, AUTOENCODER)
     colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
     description = f"{format_size(height, width)}, {colours}"
-    value_range = get_entry(index, "value_range", (list, type(None)), INDEX, None)
+    value_range = get_entry(index, "value_range", (list, dict, type(None)), INDEX, None)
     if value_range is None:
         return description
+    if isinstance(value_range, dict):
+        return f"{description}, fields standardised by channel"
     if len(value_range) != 2 or not all(_is_number(value) for value in value_range):
         raise ValueError(f"`value_range` in {INDEX} must be two numbers.")
     low, high = value_range

@@ -144,6 +144,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.validation_split is not None and args.validation_split == args.split:
         raise ValueError(f"--validation_split {args.split} is the split that is trained on")
     _check_pairs(args)
+    if args.standardize:
+        _check_fields(args)
     if args.vae_model_name_or_path:
         check_encoded(args)
     if args.reference_batch_size and args.class_conditional:
@@ -184,6 +186,14 @@ def check_encoded(args: argparse.Namespace) -> None:
                 f"--{name} must {rule} with an autoencoder, which encodes images once, as they are"
                 " (a preset may have set it)"
             )
+
+
+def _check_fields(args: argparse.Namespace) -> None:
+    """Raise an error if an argument needs pictures, and not fields."""
+    pictures = ("streaming", "value_range", "condition_column", "degradation", "fid_steps")
+    for name in (*pictures, "vae_model_name_or_path"):
+        if getattr(args, name):
+            raise ValueError(f"--{name} must be left out with --standardize, for fields that are no pictures")
 
 
 def _check_pairs(args: argparse.Namespace) -> None:

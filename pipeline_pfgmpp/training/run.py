@@ -54,7 +54,7 @@ CHANGEABLE = {
 }  # fmt: skip
 
 # Settings that runs have stated only since there has been a choice, and what they were before.
-FORMER = {"--preconditioning": "edm"}
+FORMER = {"--preconditioning": "edm", "--standardize": False}
 
 # What a run leaves in its folder besides checkpoints, including its result and measurements of it.
 LEFT = (
