@@ -165,6 +165,7 @@ def test_the_script_trains_on_them(folder, tmp_path, capsys, own_cache):
     assert index["value_range"]["mean"] == pytest.approx(make_fields().mean((0, 2, 3)), rel=1e-4)
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "run")
     assert pipe.scheduler.config.sigma_data == 1
+    assert 'fields = pipe(batch_size=16, output_type="np"' in (tmp_path / "run" / "README.md").read_text()
     assert pipe(num_inference_steps=1, output_type="np").images.shape == (1, 8, 8, 2)
     assert PFGMPPPipeline(**pipe.components).makes_fields
     main(["info", str(tmp_path / "run")])
