@@ -313,7 +313,8 @@ def _scale(values: torch.Tensor, name: str, value_range: Scale, slack: float) ->
     if isinstance(value_range, Standardization):
         if not bool(values.isfinite().all()):
             raise ValueError(f"`{name}` must be finite, but holds NaN or infinity.")
-        return value_range.standardize(values) if values.shape[1] == len(value_range.mean) else values
+        is_fit = values.shape[1] == len(value_range.mean)  # another shape is refused later
+        return value_range.standardize(values) if is_fit else values
     low, high = value_range
     margin = slack * (high - low)
     is_float = values.is_floating_point()

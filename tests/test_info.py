@@ -118,7 +118,11 @@ def test_broken_json_is_one_sentence(folder, capsys, name, content, message):
         ),
         (SCHEDULER, {"sigma_data": []}, "must be int or float, but is list"),
         (NETWORK, {"d_conditioning": "yes"}, "`d_conditioning` in unet/config.json must be bool, but is str"),
-        (INDEX, {"value_range": 255}, "`value_range` in model_index.json must be list or null, but is int"),
+        (
+            INDEX,
+            {"value_range": 255},
+            "`value_range` in model_index.json must be list or dict or null, but is int",
+        ),
         (INDEX, {"value_range": [0, "255"]}, "`value_range` in model_index.json must be two numbers"),
         (NETWORK, {"in_channels": None}, "no network can be built from unet/config.json"),
         (NETWORK, {"sample_size": "28"}, "no network can be built from unet/config.json"),
