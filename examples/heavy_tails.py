@@ -20,7 +20,7 @@ SMALL = {"model_channels": 32, "channel_mult": (1, 2), "num_blocks": 1, "dropout
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("output_dir", help="folder for the two pipelines")
 parser.add_argument("--steps", type=int, default=2000, help="of each training (default: %(default)s)")
-parser.add_argument("--fields", type=int, default=10_000, help="to train on, and to draw")
+parser.add_argument("--fields", type=int, default=5000, help="to train on, and to draw")
 args = parser.parse_args()
 
 

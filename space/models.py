@@ -148,8 +148,6 @@ class Model:
                     raise ValueError(f"{self.name} cannot be loaded: {explain_failure(error)}.") from error
                 if not isinstance(pipe, PFGMPPPipeline):
                     raise ValueError(f"{self.name} is a {type(pipe).__name__}, not a PFGMPPPipeline.")
-                if pipe.makes_fields:
-                    raise ValueError(f"{self.name} draws fields, but only pictures can be shown.")
                 channels = pipe.image_channels
                 if channels not in PICTURE_MODES:
                     raise ValueError(
