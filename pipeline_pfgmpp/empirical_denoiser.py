@@ -18,7 +18,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from .arguments import check_tensor  # noqa: F401 - diffusers copies only what this file itself imports
 from .noise import field_target
-from .preconditioning import compute_deviation
+from .preconditioning import check_preconditioning, compute_deviation
 
 
 class EmpiricalDenoiser(ModelMixin, ConfigMixin):
@@ -37,7 +37,7 @@ class EmpiricalDenoiser(ModelMixin, ConfigMixin):
         preconditioning (`str`, defaults to `"edm"`): The scheduler's `preconditioning`.
 
     Raises:
-        ValueError: `data` is not of that shape, or is empty.
+        ValueError: `data` is not of that shape, or is empty, or there is no such preconditioning.
     """
 
     ignore_for_config = ["data"]
@@ -53,6 +53,7 @@ class EmpiricalDenoiser(ModelMixin, ConfigMixin):
             sample_size=tuple(data.shape[2:]),
             in_channels=data.shape[1],
             sigma_data=sigma_data,
+            preconditioning=check_preconditioning(preconditioning, None),
             d_conditioning=True,
         )
         self.register_buffer("data", data)

@@ -153,6 +153,9 @@ def test_what_has_another_preconditioning_is_refused(data):
         ValueError, match="`preconditioning` is 'edm' in the network but 't-edm' in the scheduler"
     ):
         PFGMPPPipeline(EmpiricalDenoiser(data), scheduler)
+    with pytest.raises(ValueError, match="`preconditioning` must be one of"):
+        EmpiricalDenoiser(data, preconditioning="vp")
+    assert EmpiricalDenoiser(data, 0.7).config.preconditioning == "edm"  # diffusers misplaces positional ones
     euler = EDMEulerScheduler.from_config(scheduler.config)
     with pytest.raises(
         ValueError, match="must be a PFGMPPScheduler for `preconditioning` 't-edm', but is EDMEuler"
