@@ -47,4 +47,4 @@ for D in (float("inf"), TAIL_INDEX):
     unet = PFGMPPUNet2DModel(sample_size=8, in_channels=1, out_channels=1, **SMALL)
     scheduler = PFGMPPScheduler(D=D, sigma_data=data.sigma_data(), preconditioning="t-edm")
     pipeline = Trainer(unet, scheduler, data, TrainingConfig(f"{args.output_dir}/D-{D:g}", args.steps)).run()
-    print(f"D = {D:g}:", describe_tails(pipeline(1000, output_type="pt").images))
+    print(f"D = {D:g}:", describe_tails(pipeline(min(args.fields, 1000), output_type="pt").images))

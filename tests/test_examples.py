@@ -60,7 +60,7 @@ def test_training_on_a_folder(classes, tmp_path):
 
 
 def test_heavy_tails_are_trained_and_described(tmp_path, capsys):
-    names = run_example("heavy_tails.py", tmp_path, "--steps", 1, "--fields", 300)
+    names = run_example("heavy_tails.py", tmp_path, "--steps", 1, "--fields", 100)
     assert capsys.readouterr().out.count("tail index") == 3
     for D in (math.inf, 4):
         pipe = DiffusionPipeline.from_pretrained(tmp_path / f"D-{D:g}")
