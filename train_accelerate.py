@@ -28,6 +28,7 @@ from pipeline_pfgmpp.data import ImageDataset, ImageStream
 from pipeline_pfgmpp.generation import list_classes
 from pipeline_pfgmpp.hub import push_to_hub
 from pipeline_pfgmpp.latents import get_factor
+from pipeline_pfgmpp.preconditioning import PRECONDITIONINGS
 from pipeline_pfgmpp.records.commands import format_command
 from pipeline_pfgmpp.records.digests import digest_network, digest_weights
 from pipeline_pfgmpp.training import (
@@ -127,6 +128,12 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         " logarithms (default: as the preset, 80, or that of the pretrained network)",
     )
     add("--sigma_data", type=float, help="standard deviation of the data in [-1, 1] (default: measured)")
+    add(
+        "--preconditioning",
+        choices=PRECONDITIONINGS,
+        help="t-edm scales by the variance of Student-t noise, for D above 2 (default: edm, or that of the"
+        " pretrained network)",
+    )
     add("--gradient_checkpointing", action="store_true", help="compute activations twice to store fewer")
     add("--compile", action="store_true", help="compile the network")
 
@@ -438,7 +445,7 @@ def build_scheduler(
         options["D"] = args.D.middle
     if dimensions:
         options["D_range"] = (dimensions.low, dimensions.high)
-    for name in ("max_noise_norm", "sigma_max"):
+    for name in ("max_noise_norm", "sigma_max", "preconditioning"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
     if pretrained:
@@ -536,6 +543,7 @@ def train(args: argparse.Namespace) -> None:
         name = args.teacher_model_name_or_path
         record.identity["teacher"] = {"name": name, "digest": digest_weights(teacher)}
     record.identity["--D"] = str(dimensions or f"{scheduler.config.D or math.inf:g}")
+    record.identity["--preconditioning"] = scheduler.config.preconditioning
 
     trainer = Trainer(
         unet,

@@ -26,7 +26,7 @@ def sample(labels: list[int], D: float, steps: int, seed: int) -> torch.Tensor:
     noise = scheduler.sample_noise((len(labels), 1, 28, 28), torch.Generator().manual_seed(seed), D=D)
     images = noise * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:  # Heun's method has two for each step
-        network_input = scheduler.scale_model_input(images, timestep)
+        network_input = scheduler.scale_model_input(images, timestep, D=D)
         output = unet(network_input, timestep, class_labels=classes, D=D).sample
         images = scheduler.step(output, timestep, images, D=D).prev_sample
     return images

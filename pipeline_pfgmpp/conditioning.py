@@ -21,6 +21,7 @@ import torch
 
 from .arguments import check_number, describe, read_number
 from .noise import SMALLEST_D_FOR_IMAGES, parse_dimension
+from .preconditioning import check_preconditioning
 
 
 Number = TypeVar("Number", int, str)  # of a class; JSON keeps it as text
@@ -272,6 +273,7 @@ def choose_dimension(
             f"`D` is {D}, but this network was trained at D = {'inf' if own is None else own} only; leave `D`"
             " out, or load a network that is conditioned on D."
         )
+    check_preconditioning(scheduler.config.get("preconditioning", "edm"), dof)
     low, high = get_trained_range(unet, scheduler)
     # At D up to 2 the noise has no variance: its distant points are like nothing that the network has seen.
     if low > 2 and bool((dof <= 2).any()):
@@ -399,23 +401,3 @@ def call_guided(
         guide, output = call_network(unet, doubled, t, labels, D).chunk(2)
     dtype = torch.promote_types(output.dtype, torch.float32)
     return torch.lerp(guide.to(dtype), output.to(dtype), guidance_scale)
-
-
-def find_output(
-    scheduler: Any, x: torch.Tensor, denoised: torch.Tensor, sigma: torch.Tensor | float
-) -> torch.Tensor:
-    """
-    Find the raw output by which a network would denoise samples to given images.
-
-    Args:
-        scheduler (`SchedulerMixin`): Owns the preconditioning, which is affine in the output.
-        x (`torch.Tensor` of shape `(batch, channels, height, width)`): The samples.
-        denoised (`torch.Tensor`): The images, of a shape that broadcasts to it.
-        sigma (`torch.Tensor` or `float`): The noise level.
-
-    Returns:
-        `torch.Tensor`: The output, in the shape of `x`.
-    """
-    skipped = scheduler.precondition_outputs(x, torch.zeros_like(x), sigma)
-    scale = scheduler.precondition_outputs(x.new_zeros(()), x.new_ones(()), sigma)
-    return (denoised - skipped) / scale

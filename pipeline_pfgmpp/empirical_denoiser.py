@@ -18,6 +18,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from .arguments import check_tensor  # noqa: F401 - diffusers copies only what this file itself imports
 from .noise import field_target
+from .preconditioning import check_preconditioning, compute_deviation
 
 
 class EmpiricalDenoiser(ModelMixin, ConfigMixin):
@@ -33,15 +34,16 @@ class EmpiricalDenoiser(ModelMixin, ConfigMixin):
         data (`torch.Tensor` of shape `(M, C, H, W)`): The data set, in [-1, 1].
         sigma_data (`float`, defaults to 0.5): The scheduler's `sigma_data`, so that the
             preconditioning cancels.
+        preconditioning (`str`, defaults to `"edm"`): The scheduler's `preconditioning`.
 
     Raises:
-        ValueError: `data` is not of that shape, or is empty.
+        ValueError: `data` is not of that shape, or is empty, or there is no such preconditioning.
     """
 
     ignore_for_config = ["data"]
 
     @register_to_config
-    def __init__(self, data: torch.Tensor, sigma_data: float = 0.5):
+    def __init__(self, data: torch.Tensor, sigma_data: float = 0.5, preconditioning: str = "edm"):
         super().__init__()
         if data.ndim != 4 or not len(data):
             raise ValueError(
@@ -51,6 +53,7 @@ class EmpiricalDenoiser(ModelMixin, ConfigMixin):
             sample_size=tuple(data.shape[2:]),
             in_channels=data.shape[1],
             sigma_data=sigma_data,
+            preconditioning=check_preconditioning(preconditioning, None),
             d_conditioning=True,
         )
         self.register_buffer("data", data)
@@ -78,10 +81,12 @@ class EmpiricalDenoiser(ModelMixin, ConfigMixin):
         c_noise = torch.as_tensor(timestep, device=sample.device).float().expand(len(sample))
         sigma = (4 * c_noise).exp().view(-1, 1, 1, 1)
         sigma_data = self.config.sigma_data
-        norm = (sigma**2 + sigma_data**2).sqrt()
-        x = sample.to(torch.promote_types(sample.dtype, torch.float32)) * norm
+        x = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        deviation = compute_deviation(self.config.preconditioning, sigma, D, x)
+        norm = (deviation**2 + sigma_data**2).sqrt()
+        x = x * norm
         mean = field_target(x, self.data, sigma.flatten(), D)
-        output = (mean - sigma_data**2 / norm**2 * x) * norm / (sigma * sigma_data)
+        output = (mean - sigma_data**2 / norm**2 * x) * norm / (deviation * sigma_data)
         output = output.to(sample.dtype)
         if not return_dict:
             return (output,)

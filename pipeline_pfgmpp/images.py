@@ -5,9 +5,14 @@ Images into a pipeline and out of it.
 Inside, an image is a tensor $x \in [-1, 1]^{C \times H \times W}$. Outside, its values lie in a range
 $[a, b]$ and $x = 2 (v - a) / (b - a) - 1$: $[0, 1]$ for floats, as in diffusers, unless the pipeline has
 a `value_range`; the range of their depth for integers.
+
+Fields, such as those of weather, have no black and white, and their extremes matter. They are
+standardised by channel, $x = (v - m) / s$, and nothing is clipped.
 """
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,6 +27,53 @@ from .pixels import EIGHT_BITS, SIXTEEN_BITS, read_picture
 OUTPUT_TYPES = ["pil", "np", "pt", "latent"]
 UNIT = (0.0, 1.0)
 Range: TypeAlias = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Standardization:
+    """
+    The mean and the standard deviation of each channel of fields, which a network sees as 0 and 1.
+
+    Args:
+        mean (`tuple[float, ...]`): The means, in the units of the data.
+        deviation (`tuple[float, ...]`): The standard deviations.
+    """
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def standardize(self, values: torch.Tensor) -> torch.Tensor:
+        """
+        Map values in the units of the data to those that a network sees.
+
+        Args:
+            values (`torch.Tensor` of shape `(..., channels, height, width)`): The values.
+
+        Returns:
+            `torch.Tensor`, at least float32: The standardised values.
+        """
+        exact = values.to(torch.promote_types(values.dtype, torch.float32))
+        return (exact - self._by_channel(self.mean, exact)) / self._by_channel(self.deviation, exact)
+
+    def restore(self, values: torch.Tensor) -> torch.Tensor:
+        """
+        Map what a network makes to the units of the data.
+
+        Args:
+            values (`torch.Tensor` of shape `(..., channels, height, width)`): The standardised values.
+
+        Returns:
+            `torch.Tensor`, at least float32: The values.
+        """
+        exact = values.to(torch.promote_types(values.dtype, torch.float32))
+        return exact * self._by_channel(self.deviation, exact) + self._by_channel(self.mean, exact)
+
+    @staticmethod
+    def _by_channel(numbers: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+
+
+Scale: TypeAlias = Range | Standardization
 Image: TypeAlias = PIL.Image.Image | np.ndarray | torch.Tensor
 Images: TypeAlias = Image | list[PIL.Image.Image] | list[np.ndarray] | list[torch.Tensor]
 
@@ -48,17 +100,85 @@ def check_value_range(value_range: Any) -> list[float] | None:
     return [float(number) for number in numbers]
 
 
-def normalize(values: torch.Tensor, value_range: Range) -> torch.Tensor:
+def check_scale(value_range: Any, channels: int) -> list[float] | dict[str, list[float]] | None:
     """
-    Map values from their range to [-1, 1].
+    Return how values become what a network sees, as JSON keeps it, or refuse it.
 
     Args:
-        values (`torch.Tensor`): Values of any shape and type.
-        value_range (`tuple[float, float]`): The values that become -1 and 1.
+        value_range (`tuple[float, float]`, [`Standardization`], `dict` or `None`): The values of black and
+            white, or `mean` and `deviation`, each with one number per channel.
+        channels (`int`): The number of channels.
 
     Returns:
-        `torch.Tensor`, at least float32: The values in [-1, 1].
+        `list[float]`, `dict[str, list[float]]` or `None`: The same in lists.
+
+    Raises:
+        ValueError: It is neither.
     """
+    entries = asdict(value_range) if isinstance(value_range, Standardization) else value_range
+    if not isinstance(entries, Mapping):
+        return check_value_range(value_range)
+    checked = {}
+    for name in ("mean", "deviation"):
+        given = entries.get(name)
+        numbers = [read_number(each) for each in given] if isinstance(given, (list, tuple)) else []
+        least = 0.0 if name == "deviation" else -math.inf
+        checked[name] = [float(each) for each in numbers if each is not None and least < each < math.inf]
+        if len(entries) != 2 or len(numbers) != channels or len(checked[name]) != channels:
+            raise ValueError(
+                "`value_range` of fields must hold `mean` and `deviation`, each with a number for each of the"
+                f" {channels} channels, the deviations positive, but is {value_range!r}."
+            )
+    return checked
+
+
+def read_scale(value_range: Any) -> Scale | None:
+    """
+    Read what [`check_scale`] returned.
+
+    Args:
+        value_range (`list[float]`, `dict[str, list[float]]` or `None`): The entry of a configuration.
+
+    Returns:
+        `tuple[float, float]`, [`Standardization`] or `None`: How values become what a network sees.
+    """
+    if isinstance(value_range, Mapping):
+        return Standardization(tuple(value_range["mean"]), tuple(value_range["deviation"]))
+    return (value_range[0], value_range[1]) if value_range else None
+
+
+def require_range(value_range: Scale) -> Range:
+    """
+    Return the values of black and white, or refuse fields, which have none.
+
+    Args:
+        value_range (`tuple[float, float]` or [`Standardization`]): How values become what a network sees.
+
+    Returns:
+        `tuple[float, float]`: The range.
+
+    Raises:
+        ValueError: The values are those of fields.
+    """
+    if isinstance(value_range, Standardization):
+        raise ValueError("`value_range` must be (low, high) here, but is that of fields, without pictures.")
+    return value_range
+
+
+def normalize(values: torch.Tensor, value_range: Scale) -> torch.Tensor:
+    """
+    Map values from their range to [-1, 1], or standardise them.
+
+    Args:
+        values (`torch.Tensor` of shape `(..., channels, height, width)`): Values of any type.
+        value_range (`tuple[float, float]` or [`Standardization`]): The values that become -1 and 1, or
+            those that become 0 and 1 in each channel.
+
+    Returns:
+        `torch.Tensor`, at least float32: What a network sees.
+    """
+    if isinstance(value_range, Standardization):
+        return value_range.standardize(values)
     low, high = value_range
     exact = values.to(torch.promote_types(values.dtype, torch.float32))
     return (exact - low) / ((high - low) / 2) - 1
@@ -69,7 +189,7 @@ def prepare_images(
     name: str,
     channels: int,
     size: tuple[int, int] | None,
-    value_range: Range | None = None,
+    value_range: Scale | None = None,
     slack: float = 0.0,
 ) -> torch.Tensor:
     """
@@ -83,7 +203,8 @@ def prepare_images(
         name (`str`): Name of the argument, for messages.
         channels (`int`): Channels that the images must have; PIL images are converted.
         size (`tuple[int, int]` or `None`): Height and width that they must have; None is any.
-        value_range (`tuple[float, float]`, *optional*): The pipeline's.
+        value_range (`tuple[float, float]` or [`Standardization`], *optional*): The pipeline's. Of fields,
+            whose values are in the units of the data, there are no PIL images.
         slack (`float`, defaults to 0): How far values may lie outside their range, in widths of it.
 
     Returns:
@@ -95,6 +216,7 @@ def prepare_images(
     """
     shape = f"({channels}, height, width)" if size is None else str((channels, *size))
     parts = []
+    image_range: Scale
     for image in images if isinstance(images, (list, tuple)) else [images]:
         if isinstance(image, PIL.Image.Image):
             values, image_range = _read_picture(image, name, channels, value_range)
@@ -115,9 +237,11 @@ def prepare_images(
 
 
 def _read_picture(
-    image: PIL.Image.Image, name: str, channels: int, value_range: Range | None
+    image: PIL.Image.Image, name: str, channels: int, value_range: Scale | None
 ) -> tuple[torch.Tensor, Range]:
     """Return the values of a picture with channels first, and their range."""
+    if isinstance(value_range, Standardization):
+        raise ValueError(f"`{name}` must be an array or a tensor in the units of the data, but is a picture.")
     try:
         pixels = read_picture(image, channels)
     except ValueError as error:
@@ -156,8 +280,10 @@ def _read_tensor(image: Any, name: str, shape: str) -> torch.Tensor:
     return tensor
 
 
-def _find_range(dtype: torch.dtype, value_range: Range | None) -> Range:
+def _find_range(dtype: torch.dtype, value_range: Scale | None) -> Scale:
     """Return the range of the values of a type."""
+    if isinstance(value_range, Standardization):
+        return value_range
     if dtype == torch.bool:
         return UNIT
     if dtype == torch.uint8:
@@ -182,8 +308,13 @@ def find_deep_range(value_range: Range | None) -> Range:
     return SIXTEEN_BITS
 
 
-def _scale(values: torch.Tensor, name: str, value_range: Range, slack: float) -> torch.Tensor:
+def _scale(values: torch.Tensor, name: str, value_range: Scale, slack: float) -> torch.Tensor:
     """Map values from their range to [-1, 1], and those near it alike."""
+    if isinstance(value_range, Standardization):
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"`{name}` must be finite, but holds NaN or infinity.")
+        is_fit = values.shape[1] == len(value_range.mean)  # another shape is refused later
+        return value_range.standardize(values) if is_fit else values
     low, high = value_range
     margin = slack * (high - low)
     is_float = values.is_floating_point()
@@ -259,20 +390,23 @@ def _read_mask(mask_image: Any, size: tuple[int, ...]) -> torch.Tensor:
     return values > top / 2
 
 
-def convert_samples(samples: torch.Tensor, output_type: str, value_range: Range | None = None) -> Any:
+def convert_samples(samples: torch.Tensor, output_type: str, value_range: Scale | None = None) -> Any:
     """
     Convert samples to the form in which a pipeline returns them.
 
     Args:
         samples (`torch.Tensor` of shape `(batch, channels, height, width)`): Samples in about [-1, 1].
         output_type (`str`): One of `OUTPUT_TYPES`, as for [`PFGMPPPipeline.__call__`].
-        value_range (`tuple[float, float]`, *optional*): The pipeline's.
+        value_range (`tuple[float, float]` or [`Standardization`], *optional*): The pipeline's.
 
     Returns:
         `list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`: The images.
     """
     if output_type == "latent":
         return samples
+    if isinstance(value_range, Standardization):
+        fields = value_range.restore(samples)
+        return fields if output_type == "pt" else _to_array(fields)
     images = (samples / 2 + 0.5).clamp(0, 1)
     is_deep = samples.shape[1] == 1 and value_range not in (None, EIGHT_BITS)
     if output_type == "pil" and not is_deep:

@@ -44,7 +44,7 @@ class PFGMPPLikelihoodOutput(BaseOutput):
     standard_error: torch.Tensor
 
 
-def count_levels(value_range: tuple[float, float] | None, dequantize: bool) -> int:
+def count_levels(value_range: Any, dequantize: bool) -> int:
     """
     Count the levels of the data that a pipeline is for.
 
@@ -115,6 +115,7 @@ def integrate_divergence(
     x: torch.Tensor,
     probes: torch.Tensor,
     timesteps: Iterable[torch.Tensor],
+    D: float | torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Follow field lines up to the prior, and integrate the divergence along them.
@@ -126,6 +127,7 @@ def integrate_divergence(
             level.
         probes (`torch.Tensor`): The vectors for the trace, as from [`make_probes`].
         timesteps (`Iterable[torch.Tensor]`): The scheduler's timesteps.
+        D (`float`, `torch.Tensor` or `None`): The augmented dimension of the states.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: The states at the largest noise level, and the integral
@@ -139,7 +141,7 @@ def integrate_divergence(
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             model_output = predict(x, t)
-            denoised = scheduler.precondition_outputs(x, model_output, sigma)
+            denoised = scheduler.precondition_outputs(x, model_output, sigma, D)
             divergence = x.new_full((len(x),), x[0].numel())
             for number, probe in enumerate(probes, 1):
                 product = (denoised * probe).sum()
@@ -151,7 +153,7 @@ def integrate_divergence(
             # The trapezoid that matches Heun's step; in ln(sigma) the integrand is bounded.
             volume += (sigma / scheduler.sigmas[index - 1]).log() * (first + divergence) / 2
             first = None
-        x = scheduler.step(model_output.detach(), t, x.detach(), return_dict=False)[0]
+        x = scheduler.step(model_output.detach(), t, x.detach(), return_dict=False, D=D)[0]
     return x, volume
 
 

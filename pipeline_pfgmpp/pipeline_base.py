@@ -30,10 +30,11 @@ from .conditioning import (
     get_trained_range,
     prepare_class_labels,
 )
-from .images import Images, check_value_range, prepare_images
+from .images import Images, Scale, Standardization, check_scale, prepare_images, read_scale
 from .latents import count_image_channels, decode_latents, encode_images, get_factor
 from .noise import parse_dimension
 from .pipeline_checks import check_components, check_scheduler
+from .preconditioning import name_dimension
 from .scheduler_config import get_default_steps
 
 
@@ -64,14 +65,14 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         guidance_unet: ModelMixin | None = None,
         vae: ModelMixin | None = None,
         id2label: dict | None = None,
-        value_range: tuple[float, float] | list[float] | None = None,
+        value_range: Scale | list[float] | dict[str, list[float]] | None = None,
     ):
         super().__init__()
         check_components(unet, scheduler, guidance_unet, vae)
         self.register_modules(unet=unet, scheduler=scheduler, guidance_unet=guidance_unet, vae=vae)
         self.register_to_config(
             id2label=check_class_names(id2label, count_classes(unet)),
-            value_range=check_value_range(value_range),
+            value_range=check_scale(value_range, self.image_channels),
         )
         self._guidance_scale = 1.0
         self._num_timesteps = 0
@@ -218,9 +219,10 @@ class PFGMPPBasePipeline(DiffusionPipeline):
     ) -> Callable[..., torch.Tensor]:
         """Make the function that computes the network's raw output, guided if the scale is not 1."""
         dtype = self.unet.dtype  # diffusers looks through all modules for it, so once
+        dimension = name_dimension(scheduler, D)
 
         def predict(latents: torch.Tensor, t: torch.Tensor, guidance_scale: float = 1.0) -> torch.Tensor:
-            model_input = scheduler.scale_model_input(latents, t).to(dtype)
+            model_input = scheduler.scale_model_input(latents, t, **dimension).to(dtype)
             if guidance_scale == 1:
                 output = call_network(self.unet, model_input, t, class_labels, D)
             else:
@@ -261,8 +263,13 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         return changed or {}, guidance_scale, interrupted
 
     @property
-    def _value_range(self) -> tuple[float, float] | None:
-        return tuple(self.config.value_range) if self.config.value_range else None
+    def _value_range(self) -> Scale | None:
+        return read_scale(self.config.value_range)
+
+    @property
+    def makes_fields(self) -> bool:
+        """Whether its data are standardised fields, in units of their own, and no pictures."""
+        return isinstance(self._value_range, Standardization)
 
     def _arrange_weights(self, device: torch.device) -> None:
         """On a CPU, give the weights of convolutions the layout that is fastest there, once."""
@@ -276,11 +283,6 @@ class PFGMPPBasePipeline(DiffusionPipeline):
                 if weight.is_contiguous(memory_format=layout) and not weight.is_contiguous():
                     break  # an earlier call has been here
                 weight.data = weight.data.contiguous(memory_format=layout)
-
-    @property
-    def _scheduler_is_ours(self) -> bool:
-        # A pipeline from a folder's own source files has its own PFGMPPScheduler, so compare no classes.
-        return "D" in inspect.signature(self.scheduler.step).parameters
 
     def _prepare_images(self, images: Images, name: str) -> torch.Tensor:
         return prepare_images(images, name, self.image_channels, self.image_size, self._value_range)
@@ -306,7 +308,7 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         if sigmas is None:
             number = check_integer("num_inference_steps", num_inference_steps, "be a positive integer", 1)
             scheduler.set_timesteps(number, device=device)
-        elif self._scheduler_is_ours:
+        elif name_dimension(scheduler, None):  # it is ours
             scheduler.set_timesteps(sigmas=sigmas, device=device)
         else:
             raise ValueError(

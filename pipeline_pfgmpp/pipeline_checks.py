@@ -12,6 +12,7 @@ from .arguments import check_choice, check_integer, check_number, check_tensor, 
 from .conditioning import get_sample_size
 from .images import OUTPUT_TYPES
 from .latents import check_autoencoder
+from .preconditioning import name_dimension
 
 
 logger = logging.get_logger(__name__)
@@ -32,6 +33,12 @@ def check_scheduler(scheduler: Any) -> None:
             "`scheduler` must be a PFGMPPScheduler or, of diffusers, an EDMEulerScheduler or an"
             " EDMDPMSolverMultistepScheduler, since others lack EDM's preconditioning, but is"
             f" {type(scheduler).__name__}."
+        )
+    preconditioning = scheduler.config.get("preconditioning", "edm")
+    if preconditioning != "edm" and not name_dimension(scheduler, None):
+        raise ValueError(
+            f"`scheduler` must be a PFGMPPScheduler for `preconditioning` {preconditioning!r}, but is"
+            f" {type(scheduler).__name__}, which has only EDM's."
         )
     prediction = scheduler.config.get("prediction_type", "epsilon")
     if prediction != "epsilon":
@@ -77,6 +84,12 @@ def check_components(unet: Any, scheduler: Any, guidance_unet: Any | None, vae: 
     if unet.config.get("sigma_data", sigma_data) != sigma_data:
         raise ValueError(
             f"`sigma_data` is {unet.config.sigma_data} in the network but {sigma_data} in the scheduler."
+        )
+    preconditioning = scheduler.config.get("preconditioning", "edm")
+    own = unet.config.get("preconditioning", "edm")
+    if "sigma_data" in unet.config and own != preconditioning:  # a network that undoes it
+        raise ValueError(
+            f"`preconditioning` is {own!r} in the network but {preconditioning!r} in the scheduler."
         )
     channels = unet.config.in_channels
     if unet.config.get("out_channels", channels) != channels:
@@ -161,18 +174,24 @@ def check_interval(name: str, interval: Any) -> tuple[float, float]:
     return low, high
 
 
-def check_output_type(output_type: Any, channels: int) -> None:
+def check_output_type(output_type: Any, channels: int, makes_fields: bool = False) -> None:
     """
     Refuse a form of images that does not exist, or that cannot hold their channels.
 
     Args:
         output_type (`str`): The form.
         channels (`int`): The channels of the images.
+        makes_fields (`bool`, defaults to `False`): Whether they are fields, and no pictures.
 
     Raises:
         ValueError: It is no such form.
     """
     check_choice("output_type", output_type, OUTPUT_TYPES)
+    if output_type == "pil" and makes_fields:
+        raise ValueError(
+            f"`output_type` must be one of {OUTPUT_TYPES[1:]} for fields, which are no pictures, but is"
+            " 'pil'."
+        )
     if output_type == "pil" and channels > 4:
         raise ValueError(
             f"`output_type` must be one of {OUTPUT_TYPES[1:]} for images of {channels} channels, since a"

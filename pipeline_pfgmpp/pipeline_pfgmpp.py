@@ -18,7 +18,7 @@ from diffusers import ImagePipelineOutput
 
 from .arguments import check_choice, check_generator, check_integer, check_number
 from .code_files import copy_files  # noqa: F401 - diffusers copies only what this file itself imports
-from .conditioning import ClassLabels, check_guidance, find_output, get_sample_size
+from .conditioning import ClassLabels, check_guidance, get_sample_size
 from .images import Images, convert_samples, prepare_mask
 from .latents import get_factor, shrink_mask
 from .likelihood import (
@@ -43,6 +43,7 @@ from .pipeline_checks import (
     warn_of_nonfinite,
 )
 from .pixels import read_picture  # noqa: F401 - likewise
+from .preconditioning import find_output, name_dimension
 from .scheduler_config import PortableConfig  # noqa: F401 - likewise
 from .scheduling_pfgmpp import PFGMPPScheduler
 
@@ -68,7 +69,9 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
             was not trained on that class, which is then neither drawn nor accepted.
         value_range (`tuple[float, float]`, *optional*): The data's own values of black and white, such as
             (0, 65535). Floats that come in or go out as images are in this range, and a grey picture
-            leaves as a PIL image of mode I;16. None is [0, 1], and pictures of 8 bits.
+            leaves as a PIL image of mode I;16. None is [0, 1], and pictures of 8 bits. For fields, that is,
+            data without black and white, `{"mean": [...], "deviation": [...]}` of each channel: values go in
+            and out in the units of the data, as arrays or tensors, and none are clipped.
 
     Raises:
         ValueError: The components do not fit each other; the message names what differs.
@@ -176,7 +179,7 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
         D = self._choose_dimension(D, batch_size)
         guidance_scale = check_guidance(guidance_scale, self.unet, self.guidance_unet)
         low, high = check_interval("guidance_interval", guidance_interval)
-        check_output_type(output_type, self.image_channels)
+        check_output_type(output_type, self.image_channels, self.makes_fields)
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         temperature = check_number("temperature", temperature, "be positive", 0, exclude_low=True)
         strength = check_editing(pixels, strength, mask_image, batch_size)
@@ -209,9 +212,7 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
 
         # 4. Follow the field lines
         predict = self._make_predictor(scheduler, labels, D)
-        step_options: dict[str, Any] = {"generator": generator}
-        if self._scheduler_is_ours:
-            step_options["D"] = D
+        dimension = name_dimension(scheduler, D)
         self._interrupt = False
         interrupted = False
         self._show_state(scheduler, guidance_scale, len(timesteps))
@@ -222,12 +223,15 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
             scale = guidance_scale if low <= sigma <= high else 1.0
             model_output = predict(latents, t, scale)
             if mask is not None:  # the part that is kept follows its own field line, whose end is known
-                known = find_output(scheduler, latents, start, sigma)
+                known = find_output(scheduler, latents, start, sigma, **dimension)
                 model_output = torch.where(mask, model_output, known)
             tensors = {}
             if "pred_original_sample" in callback_on_step_end_tensor_inputs:
-                tensors["pred_original_sample"] = scheduler.precondition_outputs(latents, model_output, sigma)
-            latents = scheduler.step(model_output, t, latents, return_dict=False, **step_options)[0]
+                denoised = scheduler.precondition_outputs(latents, model_output, sigma, **dimension)
+                tensors["pred_original_sample"] = denoised
+            latents = scheduler.step(
+                model_output, t, latents, generator=generator, return_dict=False, **dimension
+            )[0]
             if callback_on_step_end is not None:
                 if "latents" in callback_on_step_end_tensor_inputs:
                     tensors["latents"] = latents
@@ -306,7 +310,7 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
         x, labels, scheduler = self._prepare_reverse(pixels, num_inference_steps, class_labels)
         predict = self._make_predictor(scheduler, labels, D)
         for t in self.progress_bar(scheduler.timesteps):
-            x = scheduler.step(predict(x, t), t, x, return_dict=False)[0]
+            x = scheduler.step(predict(x, t), t, x, return_dict=False, D=D)[0]
         self.maybe_free_model_hooks()
         return x / scheduler.sigmas[-1]
 
@@ -341,7 +345,7 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
                 the mean and its error.
             dequantize (`bool`, defaults to `True`): Whether to spread each level, of 256 or one per integer
                 in `value_range`, over its width, so that the density bounds the probability of levels.
-                Latents have no levels, and stay what they are.
+                Latents and fields have no levels, and stay what they are.
             generator (`torch.Generator`, *optional*): Source of dequantisation and directions.
 
         Returns:
@@ -357,7 +361,9 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
         check_generator(generator, None)
         original = self._prepare_images(images, "images")
         D = self._choose_dimension(D, len(original))
-        levels = count_levels(self._value_range, dequantize) if self.vae is None else None
+        levels = None
+        if self.vae is None and not self.makes_fields:
+            levels = count_levels(self._value_range, dequantize)
         estimates = []
         for _ in range(num_repeats):
             x, labels, scheduler = self._prepare_reverse(original, num_inference_steps, class_labels)
@@ -366,7 +372,7 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
             probes = make_probes(x, trace, generator)
             predict = self._make_predictor(scheduler, labels, D)
             timesteps = self.progress_bar(scheduler.timesteps)
-            x, volume = integrate_divergence(predict, scheduler, x, probes, timesteps)
+            x, volume = integrate_divergence(predict, scheduler, x, probes, timesteps, D)
             estimates.append(log_density(x, D, scheduler.sigmas[-1]).to(volume) + volume)
         self.maybe_free_model_hooks()
         return summarize_estimates(torch.stack(estimates), x[0].numel(), levels)

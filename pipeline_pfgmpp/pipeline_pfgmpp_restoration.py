@@ -25,12 +25,13 @@ from diffusers.utils import logging
 from .arguments import check_generator, check_integer, check_number
 from .code_files import copy_files  # noqa: F401 - diffusers copies only what this file itself imports
 from .conditioning import ClassLabels, call_network
-from .images import Images, convert_samples, prepare_images
+from .images import UNIT, Images, convert_samples, prepare_images, require_range
 from .latents import count_image_channels, get_factor
 from .noise import sample_noise
 from .pipeline_base import PFGMPPBasePipeline
 from .pipeline_checks import check_callback, check_output_type, warn_of_nonfinite
 from .pixels import read_picture  # noqa: F401 - likewise
+from .preconditioning import name_dimension
 from .scheduler_config import PortableConfig  # noqa: F401 - likewise
 from .tiles import call_in_tiles
 
@@ -165,9 +166,7 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
 
         # 4. Follow the field lines
         predict = self._make_restorer(scheduler, degraded, labels, D, tile_size, divisor)
-        step_options: dict[str, Any] = {"generator": generator}
-        if self._scheduler_is_ours:
-            step_options["D"] = D
+        dimension = name_dimension(scheduler, D)
         self._interrupt = False
         interrupted = False
         num_calls = len(scheduler.timesteps)
@@ -179,8 +178,11 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
             tensors = {}
             if "pred_original_sample" in callback_on_step_end_tensor_inputs:
                 sigma = scheduler.sigmas[step]
-                tensors["pred_original_sample"] = scheduler.precondition_outputs(latents, output, sigma)
-            latents = scheduler.step(output, t, latents, return_dict=False, **step_options)[0]
+                denoised = scheduler.precondition_outputs(latents, output, sigma, **dimension)
+                tensors["pred_original_sample"] = denoised
+            latents = scheduler.step(output, t, latents, generator=generator, return_dict=False, **dimension)[
+                0
+            ]
             is_end_of_step = (step + 1) % scheduler.order == 0 or step + 1 == num_calls
             if blend < 1 and is_end_of_step:
                 latents = torch.lerp(degraded, latents, blend)
@@ -212,12 +214,15 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
     ) -> Callable[..., torch.Tensor]:
         """Make the function that computes the network's raw output, in tiles if there is their size."""
         dtype = self.unet.dtype  # diffusers looks through all modules for it, so once
+        dimension = name_dimension(scheduler, D)
 
         def predict(latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             def call(model_input: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
                 return call_network(self.unet, model_input, t, class_labels, D, condition).to(latents.dtype)
 
-            inputs = [scheduler.scale_model_input(each, t).to(dtype) for each in (latents, degraded)]
+            inputs = [
+                scheduler.scale_model_input(each, t, **dimension).to(dtype) for each in (latents, degraded)
+            ]
             if tile_size is None:
                 return call(*inputs)
             return call_in_tiles(call, inputs, tile_size, divisor)
@@ -231,9 +236,9 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
             raise ValueError(
                 "`unet` must be conditioned on an image to restore others, but its `condition_channels` is 0."
             )
+        low, high = require_range(self._value_range or UNIT)
         degraded = prepare_images(image, "image", channels, None, self._value_range, SLACK)
         if bool((degraded.abs() > 1).any()):
-            low, high = self._value_range or (0.0, 1.0)
             logger.warning(
                 f"`image` holds values outside [{low:g}, {high:g}], the range that the network was trained"
                 ' for; in the result they are clipped, except with `output_type="latent"`.'

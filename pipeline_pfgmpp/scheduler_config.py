@@ -10,6 +10,7 @@ from diffusers.configuration_utils import FrozenDict
 
 from .arguments import LARGEST, SMALLEST, check_choice, check_integer, check_number, read_number
 from .noise import SMALLEST_D_FOR_IMAGES, parse_dimension
+from .preconditioning import check_preconditioning
 
 
 # The solvers, with the options of EDMDPMSolverMultistepScheduler for those that it implements.
@@ -112,6 +113,8 @@ def check_scheduler_options(options: Mapping[str, Any]) -> dict[str, Any]:
     check_choice("stochastic_noise", options["stochastic_noise"], ["student-t", "gaussian"])
     check_choice("prediction_type", options["prediction_type"], ["epsilon", "v_prediction"])
     check_choice("final_sigmas_type", options["final_sigmas_type"], ["zero", "sigma_min"])
+    for D in (checked["D"], *(checked["D_range"] or ())):
+        check_preconditioning(options["preconditioning"], D)
     checked["default_steps"] = options["default_steps"]
     if options["default_steps"] is not None:
         name = "default_steps"

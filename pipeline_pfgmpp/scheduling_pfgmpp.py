@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+from diffusers import EDMDPMSolverMultistepScheduler
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
 from .arguments import check_integer, describe
 from .noise import sample_noise, sample_noise_given
+from .preconditioning import PreconditionedScheduler
 from .scheduler_config import SOLVERS, PortableConfig, check_levels, check_scheduler_options
 
 
@@ -64,7 +65,7 @@ EDM_OPTIONS = [
 ]
 
 
-class PFGMPPScheduler(EDMEulerScheduler):
+class PFGMPPScheduler(PreconditionedScheduler):
     r"""
     Scheduler of PFGM++ for any augmented dimension D, from PFGM (D = 1) to diffusion (D = infinity).
 
@@ -117,6 +118,9 @@ class PFGMPPScheduler(EDMEulerScheduler):
         sigmas (`dict[str, dict[str, list[float]]]` or `None`, defaults to `None`): Noise levels that
             suit the network, by solver and number of steps, such as `{"consistency": {"2": [80.0, 0.8]}}`.
             They take the place of `sigma_schedule` and `rho` for these numbers of steps.
+        preconditioning (`str`, defaults to `"edm"`): `"edm"`, as the published networks of PFGM++, or
+            `"t-edm"`, which scales by the variance of Student-t noise and needs D above 2; see
+            [`~pipeline_pfgmpp.preconditioning`]. It belongs to the network, which was trained with it.
 
     Raises:
         ValueError: An argument is out of range; the message names it.
@@ -147,6 +151,7 @@ class PFGMPPScheduler(EDMEulerScheduler):
         D_range: tuple[float, float | None] | None = None,
         default_steps: int | None = None,
         sigmas: dict[str, dict[str, list[float]]] | None = None,
+        preconditioning: str = "edm",
     ):
         # JSON has no infinity, and numbers from NumPy or torch are not JSON either.
         self.register_to_config(**check_scheduler_options(self.config))
@@ -222,8 +227,7 @@ class PFGMPPScheduler(EDMEulerScheduler):
         Returns:
             `torch.Tensor`: Student-t noise of scale 1.
         """
-        if isinstance(D, EllipsisType):
-            D = self.config.D
+        D = self._choose_dimension(D)
         return sample_noise(shape, D, generator, device, dtype, self.config.max_noise_norm)
 
     def set_timesteps(
@@ -381,8 +385,8 @@ class PFGMPPScheduler(EDMEulerScheduler):
                 churn and of stochastic solvers, which the consistency solver is.
             return_dict (`bool`, defaults to `True`): Whether to return a [`PFGMPPSchedulerOutput`]
                 or a tuple.
-            D (`float`, `torch.Tensor` or `None`, *optional*): Augmented dimension of that noise;
-                the scheduler's by default.
+            D (`float`, `torch.Tensor` or `None`, *optional*): Augmented dimension of the samples; the
+                scheduler's by default.
 
         Returns:
             [`PFGMPPSchedulerOutput`] or `tuple`: The next sample and the denoised image, in the type
@@ -400,7 +404,7 @@ class PFGMPPScheduler(EDMEulerScheduler):
             raise ValueError("All timesteps are used up; call `set_timesteps` to sample again.")
 
         x = sample.to(torch.promote_types(sample.dtype, torch.float32))
-        denoised = self.precondition_outputs(x, model_output.to(x.dtype), self.sigmas[index])
+        denoised = self.precondition_outputs(x, model_output.to(x.dtype), self.sigmas[index], D)
         if self._is_consistency:
             prev_sample = self._step_consistency(denoised, index, generator, D)
         elif self._multistep is not None:
@@ -498,8 +502,7 @@ class PFGMPPScheduler(EDMEulerScheduler):
         self, x: torch.Tensor, denoised: torch.Tensor, sigma: torch.Tensor, generator: Any, D: Any
     ) -> torch.Tensor:
         """Draw the noise of churn or of a stochastic step, given the sample that it is added to."""
-        if D is ...:
-            D = self.config.D
+        D = self._choose_dimension(D)
         if self.config.stochastic_noise == "gaussian":
             D = None
         return sample_noise_given((x - denoised) / sigma, D, generator)

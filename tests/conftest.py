@@ -35,11 +35,13 @@ CODE = {
     "pipeline_base.py": "pipeline_base.py",
     "pipeline_checks.py": "pipeline_checks.py",
     "pixels.py": "pixels.py",
+    "preconditioning.py": "preconditioning.py",
     "scheduler_config.py": "scheduler_config.py",
     "scheduling_pfgmpp.py": "scheduling_pfgmpp.py",
     "scheduler/arguments.py": "arguments.py",
     "scheduler/pipeline_pfgmpp.py": "scheduling_pfgmpp.py",
     "scheduler/noise.py": "noise.py",
+    "scheduler/preconditioning.py": "preconditioning.py",
     "scheduler/scheduler_config.py": "scheduler_config.py",
     "unet/pipeline_pfgmpp.py": "unet_pfgmpp.py",
 }

@@ -1,6 +1,7 @@
 """The programs and the notebook in examples/ run from a clean checkout."""
 
 import json
+import math
 import runpy
 import sys
 
@@ -11,7 +12,7 @@ from conftest import ROOT
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from pipeline_pfgmpp import PFGMPPPipeline
+from pipeline_pfgmpp import PFGMPPPipeline, sample_noise
 
 
 EXAMPLES = ROOT / "examples"
@@ -56,6 +57,20 @@ def test_training_on_a_folder(classes, tmp_path):
     assert pipe.scheduler.config.D == 128
     assert list((pipe.config.id2label or {}).values()) == classes
     assert pipe(num_inference_steps=1).images[0].size == (16, 16)
+
+
+def test_heavy_tails_are_trained_and_described(tmp_path, capsys):
+    names = run_example("heavy_tails.py", tmp_path, "--steps", 1, "--fields", 100)
+    assert capsys.readouterr().out.count("tail index") == 3
+    for D in (math.inf, 4):
+        pipe = DiffusionPipeline.from_pretrained(tmp_path / f"D-{D:g}")
+        assert pipe.scheduler.config.preconditioning == "t-edm"
+        assert pipe.config.value_range["deviation"] == [pytest.approx(names["fields"].std().item(), rel=1e-3)]
+    indices = []
+    for D in (2, 4, None):
+        values = sample_noise((200_000, 1), D, torch.Generator().manual_seed(0))
+        indices.append(float(names["describe_tails"](values).split(",")[0].split()[-1]))
+    assert indices == [pytest.approx(2, abs=0.4), pytest.approx(4, abs=0.8), pytest.approx(14, abs=2)]
 
 
 def test_the_sampling_loop_draws_what_the_pipeline_draws(tmp_path, monkeypatch):

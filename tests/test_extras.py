@@ -159,6 +159,7 @@ def list_command_lines(data):
         ],
         "evaluate": [
             ["evaluate", "model", *few, "--num-inference-steps", "2", "--D", "16", "--write"],
+            ["choose-D", "model", *few, "--groups", "2", "--num-inference-steps", "2", "--D", "16,128"],
             ["verify", "model", *few],
             [
                 "robustness",

@@ -118,7 +118,11 @@ def test_broken_json_is_one_sentence(folder, capsys, name, content, message):
         ),
         (SCHEDULER, {"sigma_data": []}, "must be int or float, but is list"),
         (NETWORK, {"d_conditioning": "yes"}, "`d_conditioning` in unet/config.json must be bool, but is str"),
-        (INDEX, {"value_range": 255}, "`value_range` in model_index.json must be list or null, but is int"),
+        (
+            INDEX,
+            {"value_range": 255},
+            "`value_range` in model_index.json must be list or dict or null, but is int",
+        ),
         (INDEX, {"value_range": [0, "255"]}, "`value_range` in model_index.json must be two numbers"),
         (NETWORK, {"in_channels": None}, "no network can be built from unet/config.json"),
         (NETWORK, {"sample_size": "28"}, "no network can be built from unet/config.json"),
@@ -322,3 +326,8 @@ def test_something_that_is_not_a_model_is_refused_in_one_sentence(tmp_path):
         with pytest.raises(ValueError, match="cannot be read as a PFGM.. pipeline") as error:
             model_info(name)
         assert "\n" not in str(error.value)
+
+
+def test_another_preconditioning_is_stated(folder, capsys):
+    change(folder, SCHEDULER, preconditioning="t-edm")
+    assert re.search(r"^preconditioning +t-edm$", show(folder, capsys)[1], re.MULTILINE)

@@ -115,6 +115,23 @@ def test_noise_given_a_residual_carries_a_sample_upwards(D):
         assert scipy.stats.kstest((wrong.square().sum(1) / D).numpy(), law.cdf).pvalue < 1e-8
 
 
+@pytest.mark.parametrize("dims", [1, 20])
+def test_the_noise_of_a_stochastic_step_is_student_t_of_as_many_degrees_as_dimensions(dims):
+    """
+    Given R it has N + D degrees of freedom and the squared scale (D + |R|^2) / (N + D): the posterior of
+    heavy-tailed diffusion (https://huggingface.co/papers/2410.14171).
+    """
+    D = 4
+    for size in (0.3, 3.0):
+        residual = torch.full((4000, dims), size, dtype=torch.float64)
+        noise = sample_noise_given(residual, D, generator(3))
+        scale = math.sqrt((D + dims * size**2) / (dims + D))
+        law = scipy.stats.t(dims + D, scale=scale)
+        assert scipy.stats.kstest(noise[:, 0].numpy(), law.cdf).pvalue > 1e-3
+        variance = (D + dims * size**2) / (dims + D - 2)
+        assert noise.square().mean().item() == pytest.approx(variance, rel=0.1)
+
+
 def test_noise_given_a_residual_takes_one_d_and_one_generator_per_image():
     residual, D = torch.randn(3, 5), torch.tensor([2.0, math.inf, 100.0])
     together = sample_noise_given(residual, D, [generator(seed) for seed in range(3)])

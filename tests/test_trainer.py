@@ -60,6 +60,13 @@ def test_ten_lines_train_a_pipeline(data, tmp_path):
     assert read_run(tmp_path)["--D"] == "64"
 
 
+def test_a_network_of_positional_arguments_becomes_a_pipeline(data, tmp_path):
+    """diffusers counts them as defaults; the result was a network of the default size without weights."""
+    unet = PFGMPPUNet2DModel(8, 1, 1, 0, "SongUNet", 16, (1,), 1, ())
+    assert make_trainer(tmp_path, data, unet, max_train_steps=1).run() is not None
+    assert DiffusionPipeline.from_pretrained(tmp_path).unet.config.model_channels == 16
+
+
 def test_a_resumed_trainer_equals_an_uninterrupted_one(data, tmp_path):
     whole = make_trainer(tmp_path / "whole", data).run()
     make_trainer(tmp_path / "parts", data, max_train_steps=2, checkpointing_steps=2).run()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from ..records.commands import format_command
 from . import (
     average,
+    choose_d,
     convert,
     data,
     evaluate,
@@ -36,6 +37,7 @@ COMMANDS = {
     "convert": convert,
     "evaluate": evaluate,
     "evaluate-restoration": evaluate_restoration,
+    "choose-D": choose_d,
     "robustness": robustness,
     "verify": verify,
     "push": push,

@@ -12,6 +12,7 @@ MODULES = {
 }
 # The extra of each command that needs more than the package itself.
 EXTRAS = {
+    "choose-D": "evaluate",
     "data": "train",
     "evaluate": "evaluate",
     "evaluate-restoration": "train",

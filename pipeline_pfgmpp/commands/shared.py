@@ -210,7 +210,9 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="allow a TorchScript program to run")
 
 
-def add_measuring_arguments(parser: argparse.ArgumentParser, num_images: int, groups: int) -> None:
+def add_measuring_arguments(
+    parser: argparse.ArgumentParser, num_images: int, groups: int, may_write: bool = True
+) -> None:
     """
     Add the arguments that say what images are measured against, how many there are and what is written.
 
@@ -218,6 +220,7 @@ def add_measuring_arguments(parser: argparse.ArgumentParser, num_images: int, gr
         parser (`argparse.ArgumentParser`): The parser of a command that measures images.
         num_images (`int`): Default number of images per value.
         groups (`int`): Default number of values per figure.
+        may_write (`bool`, defaults to `True`): Whether the model's card has a place for the results.
     """
     parser.add_argument("--data", required=True, help="data set of real images: a folder or a Hub id")
     parser.add_argument(
@@ -236,9 +239,10 @@ def add_measuring_arguments(parser: argparse.ArgumentParser, num_images: int, gr
         default=groups,
         help="values per figure, each from images of its own, for its error (default: %(default)s)",
     )
-    parser.add_argument(
-        "--write", action="store_true", help="also store the results in the model's folder and card"
-    )
+    if may_write:
+        parser.add_argument(
+            "--write", action="store_true", help="also store the results in the model's folder and card"
+        )
 
 
 def get_call_settings(args: argparse.Namespace, pipeline: PFGMPPPipeline) -> dict[str, Any]:
@@ -507,6 +511,8 @@ def load_metrics(
     from ..evaluation import ImageMetrics, load_features
     from ..evaluation.evaluate import gather_features
 
+    if pipeline.makes_fields:
+        raise ValueError("Features compare pictures, but this model makes fields of values without clipping.")
     check_image_size(features, pipeline)
     real_images = load_real_images(data, split, pipeline)
     state = PartialState(cpu=pipeline.device.type == "cpu")

@@ -6,7 +6,7 @@ ecosystem.
 from .cache import load_images
 from .decoding import ImageDecoder
 from .degradations import DEGRADATIONS, Degrader, register_degradation
-from .images import ImageDataset, convert_to_bytes, prefetch
+from .images import ImageDataset, convert_to_bytes, measure_standardization, prefetch
 from .latents import LatentDataset, load_latents
 from .sources import open_dataset
 from .stream import ImageStream
@@ -24,6 +24,7 @@ __all__ = [
     "convert_to_bytes",
     "load_images",
     "load_latents",
+    "measure_standardization",
     "open_dataset",
     "prefetch",
     "register_degradation",

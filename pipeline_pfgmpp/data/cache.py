@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..images import Scale
 from ..records.writing import replace_folder
 from .decoding import DeeperImageError, ImageDecoder, report
-from .images import ImageDataset, measure_range, split_images
+from .images import ImageDataset, measure_range, measure_standardization, split_images
 from .labels import MISSING, find_label_column, read_labels
 from .transforms import make_transform
 
@@ -35,6 +36,7 @@ def load_images(
     labels: bool = True,
     crop: bool = False,
     degradation: Sequence[str] | None = None,
+    standardize: bool = False,
     **options: Any,
 ) -> ImageDataset:
     """
@@ -55,6 +57,8 @@ def load_images(
             taken at random places.
         degradation (`Sequence[str]`, *optional*): Degradations that make the condition of each image, as
             for [`Degrader`].
+        standardize (`bool`, defaults to `False`): Whether the data are fields without black and white, of
+            which a network sees (value - mean) / deviation of each channel, and nothing is clipped.
         options: Further options of [`ImageDecoder`], such as `condition_column` for pairs.
 
     Returns:
@@ -64,6 +68,10 @@ def load_images(
         ValueError: A column is missing or ambiguous, an option is out of range, all pixels of float
             data have the same value, or `strict` is set and an image is broken or has no class.
     """
+    if standardize and options.get("value_range") is not None:
+        raise ValueError(
+            "`standardize` and `value_range` exclude each other: fields have no black and white."
+        )
     decoder = ImageDecoder(dataset, resolution, image_column, crop=crop, **options)
     transform = make_transform(decoder, degradation)
     column = find_label_column(dataset, label_column) if labels else None
@@ -84,9 +92,10 @@ def load_images(
     images = _map_images(folder, facts["dtype"], crop)
     names = None if found is None else found.names
     classes = None if found is None else found.indices[torch.from_numpy(rows)]
-    return ImageDataset(
-        images, classes, names, tuple(facts["value_range"]), decoder.condition_channels, transform
-    )
+    scale: Scale = tuple(facts["value_range"])
+    if standardize:
+        scale = measure_standardization(list(split_images(images, 256)))
+    return ImageDataset(images, classes, names, scale, decoder.condition_channels, transform)
 
 
 def _report_missing(missing: int, count: int, strict: bool) -> None:

@@ -27,6 +27,7 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 
+from ..images import Scale, require_range
 from ..pixels import LUMA
 
 
@@ -225,9 +226,7 @@ class Degrader:
         self.words = tuple(words)
         self._stages = [[_parse_choice(text) for text in word.split(",")] for word in words]
 
-    def __call__(
-        self, image: torch.Tensor, value_range: tuple[float, float], generator: torch.Generator
-    ) -> torch.Tensor:
+    def __call__(self, image: torch.Tensor, value_range: Scale, generator: torch.Generator) -> torch.Tensor:
         """
         Degrade an image.
 
@@ -239,8 +238,11 @@ class Degrader:
         Returns:
             `torch.Tensor`: The degraded image in the same shape, type and units. Bytes are rounded and
                 clipped, as they are in files; floats are clipped a whole range beyond their own.
+
+        Raises:
+            ValueError: The values are those of fields, which have no black and white.
         """
-        low, high = value_range
+        low, high = require_range(value_range)
         degraded = (image.float() - low) / (high - low)
         for choices in self._stages:
             chosen = choices[0]

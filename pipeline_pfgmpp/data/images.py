@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 from diffusers import ModelMixin
 
-from ..images import normalize
+from ..images import Scale, Standardization, normalize, require_range
 from ..pixels import EIGHT_BITS
 from ..records.digests import derive_seed
 from .transforms import ImageTransform, make_generator
@@ -39,7 +39,7 @@ def split_images(images: torch.Tensor | list[torch.Tensor], count: int) -> Itera
 
 def describe_images(
     shape: tuple[int, ...],
-    value_range: tuple[float, float],
+    value_range: Scale,
     num_classes: int | None,
     condition_channels: int = 0,
     is_cropped: bool = False,
@@ -49,7 +49,8 @@ def describe_images(
 
     Args:
         shape (`tuple[int, int, int]`): Channels, height and width of an image.
-        value_range (`tuple[float, float]`): The values of black and white.
+        value_range (`tuple[float, float]` or [`Standardization`]): The values of black and white, or those
+            of fields.
         num_classes (`int` or `None`): Number of classes; None without classes.
         condition_channels (`int`, defaults to 0): Channels of the degraded images; 0 without any.
         is_cropped (`bool`, defaults to `False`): Whether the images are crops of larger ones.
@@ -59,7 +60,10 @@ def describe_images(
             classes".
     """
     channels, height, width = shape
-    low, high = value_range
+    values = "standardised"
+    if not isinstance(value_range, Standardization):
+        low, high = value_range
+        values = f"values from {low:g} to {high:g}"
     classes = "without classes"
     if num_classes is not None:
         classes = f"in {num_classes} {'class' if num_classes == 1 else 'classes'}"
@@ -68,10 +72,7 @@ def describe_images(
     counts = [_count_channels(channels)]
     if condition_channels not in (0, channels):
         counts.append(f"{_count_channels(condition_channels)} in the degraded ones")
-    return (
-        f"{kind} {crops} {height}x{width} pixels, {' and '.join(counts)}, values from {low:g} to {high:g},"
-        f" {classes}"
-    )
+    return f"{kind} {crops} {height}x{width} pixels, {' and '.join(counts)}, {values}, {classes}"
 
 
 def describe_condition(channels: int) -> str:
@@ -136,6 +137,30 @@ def measure_range(images: Iterable[torch.Tensor]) -> tuple[float, float]:
     return low, high
 
 
+def measure_standardization(images: Sequence[torch.Tensor]) -> Standardization:
+    """
+    Compute the mean and the standard deviation of each channel.
+
+    Args:
+        images (sequence of `torch.Tensor` of shape `(M, C, H, W)`): The fields, in batches.
+
+    Returns:
+        [`Standardization`]: Both.
+
+    Raises:
+        ValueError: All values of a channel are the same.
+    """
+    axes = (0, 2, 3)
+    count = sum(chunk[:, 0].numel() for chunk in images)
+    mean = sum(chunk.double().sum(axes) for chunk in images) / count
+    centre = mean.view(-1, 1, 1)
+    deviation = (sum((chunk.double() - centre).square().sum(axes) for chunk in images) / count).sqrt()
+    for value, spread in zip(mean.tolist(), deviation.tolist()):
+        if spread == 0:
+            _refuse_flat(value)
+    return Standardization(tuple(mean.tolist()), tuple(deviation.tolist()))
+
+
 def _check_labels(labels: torch.Tensor, count: int, class_names: list[str] | None) -> None:
     if labels.shape != (count,) or labels.is_floating_point():
         raise ValueError(
@@ -198,9 +223,9 @@ class ImageDataset(ImageSource, torch.utils.data.Dataset):
             float32): The images, or pairs. Those in a list may differ in size, for crops.
         labels (`torch.Tensor` of shape `(M,)`, *optional*): Their classes.
         class_names (`list[str]`, *optional*): Names of the classes.
-        value_range (`tuple[float, float]`, *optional*): The values of black and white, which a network
-            sees as -1 and 1; by default (0, 255) for uint8, and otherwise the least and the largest
-            value.
+        value_range (`tuple[float, float]` or [`Standardization`], *optional*): The values of black and white,
+            which a network sees as -1 and 1; by default (0, 255) for uint8, and otherwise the least and the
+            largest value. The mean and the deviation of each channel for fields.
         paired_channels (`int`, defaults to 0): How many channels, the last ones, are those of a degraded
             image, from which a network is to restore the others.
         transform ([`ImageTransform`], *optional*): What is done to an image each time that it is read. Its
@@ -215,7 +240,7 @@ class ImageDataset(ImageSource, torch.utils.data.Dataset):
         images: torch.Tensor | list[torch.Tensor],
         labels: torch.Tensor | None = None,
         class_names: list[str] | None = None,
-        value_range: tuple[float, float] | None = None,
+        value_range: Scale | None = None,
         paired_channels: int = 0,
         transform: ImageTransform | None = None,
     ):
@@ -223,6 +248,8 @@ class ImageDataset(ImageSource, torch.utils.data.Dataset):
         _check_shapes(images, paired_channels, self.transform)
         if labels is not None:
             _check_labels(labels, len(images), class_names)
+        if isinstance(value_range, Standardization) and (paired_channels or self.transform.degrader):
+            raise ValueError("Fields that are standardised cannot be pairs.")
         self.images = images
         self.labels = labels
         self.class_names = class_names
@@ -301,13 +328,15 @@ class ImageDataset(ImageSource, torch.utils.data.Dataset):
         check_contrast(self._split_clean())
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """Scale images from the range of the data to [-1, 1], as float32."""
+        """Scale images from the range of the data to [-1, 1], or standardise them, as float32."""
         return normalize(images, self.value_range)
 
     @property
     def is_eight_bits(self) -> bool:
         """Whether the images are usual ones of 8 bits, and not data with a range of their own."""
-        return self.dtype == torch.uint8 and tuple(self.value_range) == EIGHT_BITS
+        if self.dtype != torch.uint8 or isinstance(self.value_range, Standardization):
+            return False
+        return tuple(self.value_range) == EIGHT_BITS
 
     def digest(self) -> str:
         """Digest images, labels and class names, which identify the data wherever they were loaded from."""
@@ -317,7 +346,7 @@ class ImageDataset(ImageSource, torch.utils.data.Dataset):
         else:
             shapes += [tuple(image.shape) for image in self.images]
         described: list = [shapes, self.class_names]
-        if self.dtype != torch.uint8:
+        if self.dtype != torch.uint8 or isinstance(self.value_range, Standardization):
             described.append(self.value_range)
         if self._paired_channels:
             described.append(self._paired_channels)
@@ -332,7 +361,9 @@ class ImageDataset(ImageSource, torch.utils.data.Dataset):
         return digest.hexdigest()
 
     def sigma_data(self) -> float:
-        """Compute the standard deviation of all pixels in [-1, 1], which preconditioning needs."""
+        """Compute the standard deviation of all pixels as a network sees them, for the preconditioning."""
+        if isinstance(self.value_range, Standardization):
+            return measure_deviation([self.normalize(chunk) for chunk in self._split_clean()], (-1.0, 1.0))
         return measure_deviation(self._split_clean(), self.value_range)
 
     def batches(
@@ -409,7 +440,7 @@ def prefetch(iterator: Iterator, depth: int = 2) -> Iterator:
             yield item
 
 
-def convert_to_bytes(images: torch.Tensor, value_range: tuple[float, float]) -> torch.Tensor:
+def convert_to_bytes(images: torch.Tensor, value_range: Scale) -> torch.Tensor:
     """
     Round images of any depth to 8 bits, in which features compare them.
 
@@ -419,7 +450,11 @@ def convert_to_bytes(images: torch.Tensor, value_range: tuple[float, float]) -> 
 
     Returns:
         `torch.Tensor`, uint8: The images in [0, 255].
+
+    Raises:
+        ValueError: The values are those of fields, which are no pictures.
     """
+    value_range = require_range(value_range)
     if images.dtype == torch.uint8 and tuple(value_range) == EIGHT_BITS:
         return images
     chunks = [

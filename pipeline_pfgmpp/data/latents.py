@@ -19,6 +19,7 @@ import torch
 from diffusers import ModelMixin
 from tqdm.auto import tqdm
 
+from ..images import Scale
 from ..latents import check_autoencoder, encode_images, get_factor
 from ..records.digests import digest_network
 from ..records.writing import replace_folder
@@ -67,9 +68,7 @@ class LatentTransform:
         mean, deviation, condition = stored.float().split(sizes, dim=-3)
         return mean, deviation, condition
 
-    def __call__(
-        self, image: torch.Tensor, value_range: tuple[float, float], generator: torch.Generator
-    ) -> torch.Tensor:
+    def __call__(self, image: torch.Tensor, value_range: Scale, generator: torch.Generator) -> torch.Tensor:
         """
         Draw a latent, and the orientation of the image.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..images import Scale
 from ..records.digests import derive_seed
 from .decoding import ImageDecoder
 from .degradations import Degrader
@@ -36,9 +37,7 @@ class ImageTransform:
         words = self.degrader.words if self.degrader else None
         return [self.crop_size, words] if self else []
 
-    def __call__(
-        self, image: torch.Tensor, value_range: tuple[float, float], generator: torch.Generator
-    ) -> torch.Tensor:
+    def __call__(self, image: torch.Tensor, value_range: Scale, generator: torch.Generator) -> torch.Tensor:
         """
         Transform an image.
 

@@ -100,6 +100,11 @@ def sample_to_files(
             f"Images of {channels} channels cannot be written as PNG files: `output` must end in .npz, but is"
             f" {output}."
         )
+    if getattr(pipeline, "makes_fields", False) and not packed:
+        raise ValueError(
+            f"Fields are no pictures, so they are not written as PNG files: `output` must end in .npz, but is"
+            f" {output}."
+        )
     folder = output.with_name(f".{output.name}.partial") if packed else output
     if packed and output.exists():
         raise ValueError(f"`output` {output} exists already; choose a new file.")

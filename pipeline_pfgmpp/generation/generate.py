@@ -7,7 +7,7 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
-from ..images import find_deep_range
+from ..images import Standardization, find_deep_range, read_scale
 from .disturbances import inject_noise
 
 
@@ -84,19 +84,26 @@ def generate_values(
             progress.update(len(batch))
 
 
-def round_to_bytes(images: torch.Tensor, value_range: tuple[float, float] | None) -> torch.Tensor:
+SHOWN_DEVIATIONS = 3.0  # from the mean of fields to black and white in their pictures
+
+
+def round_to_bytes(images: torch.Tensor, value_range: Any) -> torch.Tensor:
     """
     Convert images of a pipeline to uint8 on the CPU.
 
     Args:
         images (`torch.Tensor`): Finite images in [0, 1], or in the range of the data's values.
-        value_range (`tuple[float, float]`, *optional*): That range.
+        value_range (`list[float]` or `dict`, *optional*): That range, or the standardisation of fields, of
+            which black and white are three standard deviations from the mean.
 
     Returns:
         `torch.Tensor`, uint8: The images.
     """
-    if value_range is not None:
-        low, high = value_range
+    scale = read_scale(value_range)
+    if isinstance(scale, Standardization):
+        images = (scale.standardize(images) / SHOWN_DEVIATIONS / 2 + 0.5).clamp(0, 1)
+    elif scale is not None:
+        low, high = scale
         images = (images - low) / (high - low)
     return (images * 255).round().to("cpu", torch.uint8)
 

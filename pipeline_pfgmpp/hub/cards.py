@@ -29,7 +29,10 @@ TEMPLATE = """---
 {{ kind }} at {{ size }} pixels{{ channels }} with
 [PFGM++](https://huggingface.co/papers/2302.04265) at {{ dimension }}, as a diffusers pipeline.
 N = {{ data_dimensions }} data dimensions, {{ parameters }} parameters.
-{% if latents %}
+{% if preconditioning == "t-edm" %}
+Inputs and outputs of the network are scaled by the variance of Student-t noise
+([t-EDM](https://huggingface.co/papers/2410.14171)), which it has at D above 2.
+{% endif %}{% if latents %}
 The network works on latents: {{ latents }}
 {% endif %}{% if few_steps %}
 This is a consistency model: one call of the network makes an image, and by default it is called
@@ -86,6 +89,8 @@ a model that has been loaded once also loads offline (`HF_HUB_OFFLINE=1`).
 """
 
 CALL = "images = pipe(batch_size=16, generator=torch.Generator().manual_seed(0)).images"
+FIELDS_CALL = """generator = torch.Generator().manual_seed(0)
+fields = pipe(batch_size=16, output_type="np", generator=generator).images  # in the units of the data"""
 RESTORING_CALL = """degraded = ...  # PIL images, arrays or tensors
 restored = pipe(image=degraded, generator=torch.Generator().manual_seed(0)).images"""
 
@@ -118,6 +123,8 @@ def build_card(
     few_steps: int | None = None,
     vae: ModelMixin | None = None,
     sigma_data: float | None = None,
+    preconditioning: str = "edm",
+    makes_fields: bool = False,
     **metadata: Any,
 ) -> ModelCard:
     """
@@ -137,6 +144,8 @@ def build_card(
             for a denoiser.
         vae (`ModelMixin`, *optional*): The autoencoder.
         sigma_data (`float`, *optional*): The standard deviation of the data, which is stated for latents.
+        preconditioning (`str`, defaults to `"edm"`): That of the scheduler, which is stated if it is another.
+        makes_fields (`bool`, defaults to `False`): Whether the images are fields in units of their own.
         metadata: Further entries of the front matter, such as `license` and `base_model`.
 
     Returns:
@@ -151,6 +160,9 @@ def build_card(
     kind = "Image restoration, trained"
     if not restores:
         kind = f"{'Class-conditional' if num_classes else 'Unconditional'} image generation"
+    call = RESTORING_CALL
+    if not restores:
+        call = FIELDS_CALL if makes_fields else CALL
     card_data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="image-to-image" if restores else "unconditional-image-generation",
@@ -164,10 +176,11 @@ def build_card(
         has_picture=has_picture,
         kind=kind,
         command="" if restores else f"From the command line: `pfgmpp sample {name}`. ",
-        call=RESTORING_CALL if restores else CALL,
+        call=call,
         size=format_size(height * factor, width * factor),
         channels="" if channels in (1, 3) else f" of {channels} channels",
         latents=_describe_latents(unet, vae, sigma_data),
+        preconditioning=preconditioning,
         any_D=any_D,
         dimension=describe_dimensions(D, any_D, D_range),
         data_dimensions=f"{config.in_channels * height * width:,}",
@@ -236,6 +249,8 @@ def write_model_card(
         few_steps=get_default_steps(pipeline.scheduler) if is_consistency else None,
         vae=pipeline.vae,
         sigma_data=scheduler.sigma_data,
+        preconditioning=scheduler.get("preconditioning", "edm"),
+        makes_fields=pipeline.makes_fields,
         **metadata,
     )
     card.save(folder / "README.md")

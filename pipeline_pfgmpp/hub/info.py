@@ -95,6 +95,7 @@ def _describe(folder: Path, variants: Sequence[str | None]) -> dict[str, str]:
     sigma_max = get_number(scheduler, "sigma_max", SCHEDULER)
     sigma_data = get_number(scheduler, "sigma_data", SCHEDULER)
     classes = get_entry(index, "id2label", (dict, type(None)), INDEX, None) or {}
+    preconditioning = get_entry(scheduler, "preconditioning", str, SCHEDULER, "edm")
     rows = {
         "D": _describe_dimension(scheduler, unet),
         "noise levels": f"{sigma_min:g} to {sigma_max:g}, data {sigma_data:g}",
@@ -104,6 +105,8 @@ def _describe(folder: Path, variants: Sequence[str | None]) -> dict[str, str]:
         "trained on": _read_card_entry(card, "datasets"),
         "licence": _read_card_entry(card, "license"),
     }
+    if preconditioning != "edm":
+        rows["preconditioning"] = preconditioning
     if vae is not None:
         height, width = _read_size(unet)
         channels = get_entry(unet, "in_channels", int, NETWORK)
@@ -168,9 +171,11 @@ def _describe_images(index: Mapping[str, Any], unet: Mapping[str, Any], vae: Map
         channels = get_entry(vae, "in_channels", int, AUTOENCODER)
     colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
     description = f"{format_size(height, width)}, {colours}"
-    value_range = get_entry(index, "value_range", (list, type(None)), INDEX, None)
+    value_range = get_entry(index, "value_range", (list, dict, type(None)), INDEX, None)
     if value_range is None:
         return description
+    if isinstance(value_range, dict):
+        return f"{description}, fields standardised by channel"
     if len(value_range) != 2 or not all(_is_number(value) for value in value_range):
         raise ValueError(f"`value_range` in {INDEX} must be two numbers.")
     low, high = value_range

@@ -73,6 +73,8 @@ def _add_weights(digest: Any, part: str, network: torch.nn.Module) -> None:
 
 def _describe_component(component: Any) -> dict:
     public = {name: value for name, value in component.config.items() if not name.startswith("_")}
+    if public.get("preconditioning") == "edm":
+        del public["preconditioning"]  # which descriptions from before there was a choice do not state
     return {"_class_name": type(component).__name__, **public}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from ..data import Degrader
+from ..preconditioning import check_preconditioning
 from ..unet_pfgmpp import PRESETS
 from .recipes import TUNING
 
@@ -146,6 +147,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.validation_split is not None and args.validation_split == args.split:
         raise ValueError(f"--validation_split {args.split} is the split that is trained on")
     _check_pairs(args)
+    if args.standardize:
+        _check_fields(args)
     if args.vae_model_name_or_path:
         check_encoded(args)
     if args.reference_batch_size and args.class_conditional:
@@ -155,9 +158,12 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.reference_batch_size and args.objective == "consistency":
         raise ValueError("--reference_batch_size needs --objective perturbation")
     if args.pretrained_model_name_or_path:
-        if args.sigma_data is not None:
-            raise ValueError("--sigma_data belongs to the pretrained network and cannot be changed")
+        for name in ("sigma_data", "preconditioning"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name} belongs to the pretrained network and cannot be changed")
         return
+    if args.preconditioning:
+        check_preconditioning(args.preconditioning, args.D.low)
     if args.preset in TUNING:
         raise ValueError(f"--preset {args.preset} needs --pretrained_model_name_or_path")
     if args.new_classes:
@@ -183,6 +189,14 @@ def check_encoded(args: argparse.Namespace) -> None:
                 f"--{name} must {rule} with an autoencoder, which encodes images once, as they are"
                 " (a preset may have set it)"
             )
+
+
+def _check_fields(args: argparse.Namespace) -> None:
+    """Raise an error if an argument needs pictures, and not fields."""
+    pictures = ("streaming", "value_range", "condition_column", "degradation", "fid_steps")
+    for name in (*pictures, "vae_model_name_or_path"):
+        if getattr(args, name):
+            raise ValueError(f"--{name} must be left out with --standardize, for fields that are no pictures")
 
 
 def _check_pairs(args: argparse.Namespace) -> None:

@@ -103,18 +103,18 @@ class Teacher:
         condition: torch.Tensor | None,
     ) -> torch.Tensor:
         """Compute (x - F) / sigma."""
-        model_input = self.scheduler.precondition_inputs(x, sigma).to(self.dtype)
+        model_input = self.scheduler.precondition_inputs(x, sigma, D).to(self.dtype)
         c_noise = self.scheduler.precondition_noise(sigma.flatten())
         if self.guidance_scale == 1:
             if condition is not None:
-                condition = self.scheduler.precondition_inputs(condition, sigma)
+                condition = self.scheduler.precondition_inputs(condition, sigma, D)
             output = call_network(self.unet, model_input, c_noise, class_labels, D, condition)
         else:
             # Only in this form is there a row for "no class".
             labels = torch.nn.functional.one_hot(class_labels, count_classes(self.unet)).to(x)
             unets = (self.unet, self.guidance_unet)
             output = call_guided(*unets, self.guidance_scale, model_input, c_noise, labels, D)
-        return (x - self.scheduler.precondition_outputs(x, output.to(x.dtype), sigma)) / sigma
+        return (x - self.scheduler.precondition_outputs(x, output.to(x.dtype), sigma, D)) / sigma
 
 
 class ConsistencyLoss(PFGMPPLoss):

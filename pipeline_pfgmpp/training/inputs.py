@@ -71,6 +71,12 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         " (default: by the depth of integers, measured for floats)",
     )
     add(
+        "--standardize",
+        action="store_true",
+        help="the data are fields without black and white, such as of weather: standardise each channel, and"
+        " clip nothing",
+    )
+    add(
         "--background",
         default="white",
         help="colour behind transparent pictures, such as black or #808080 (default: %(default)s)",
@@ -199,7 +205,7 @@ def load_data(
             if args.streaming:
                 data = ImageStream(dataset, args.resolution, args.shuffle_window, **options)
             else:
-                data = load_images(dataset, args.resolution, **options)
+                data = load_images(dataset, args.resolution, standardize=args.standardize, **options)
             data.check_contrast()
             if vae is not None and isinstance(data, ImageDataset):  # check_encoded has refused streams
                 data = load_latents(data, vae, args.random_flip, accelerator.device)

@@ -239,8 +239,7 @@ class PFGMPPLoss:
         if references is not None:
             target = field_target(x, references, sigma, perturbation.D)
         denoised = denoise(unet, self.scheduler, x, sigma, perturbation.D, **conditioning)
-        sigma_data = self.scheduler.config.sigma_data
-        weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+        weight = self.scheduler.weigh_loss(sigma, perturbation.D)
         return weight * (denoised - target).square().flatten(1).mean(1)
 
 
@@ -271,10 +270,10 @@ def denoise(
         conditioning["D"] = D.to(x)
     levels = sigma.view(-1, 1, 1, 1)
     if "condition" in conditioning:
-        conditioning["condition"] = scheduler.precondition_inputs(conditioning["condition"], levels)
-    model_input = scheduler.precondition_inputs(x, levels)
+        conditioning["condition"] = scheduler.precondition_inputs(conditioning["condition"], levels, D)
+    model_input = scheduler.precondition_inputs(x, levels, D)
     output = unet(model_input, scheduler.precondition_noise(sigma), return_dict=False, **conditioning)[0]
-    return scheduler.precondition_outputs(x, output.to(x.dtype), levels)
+    return scheduler.precondition_outputs(x, output.to(x.dtype), levels, D)
 
 
 class UncertaintyWeighting(torch.nn.Module):

@@ -12,6 +12,7 @@ from diffusers import ModelMixin
 from ..conditioning import get_sample_size
 from ..data import ImageDataset, ImageStream
 from ..data.images import describe_condition
+from ..images import Standardization
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..pipeline_pfgmpp_restoration import PFGMPPRestorationPipeline
 from ..scheduling_pfgmpp import PFGMPPScheduler
@@ -142,6 +143,8 @@ def check_images(
             )
     if data.vae is not None:
         _check_latents(data, config)
+    if isinstance(data.value_range, Standardization) and config.fid_steps:
+        raise ValueError("`fid_steps` must be 0 for fields, which are no pictures.")
     if config.random_turn and data.size[0] != data.size[1]:
         raise ValueError(
             f"`random_turn` needs square images, but these have {'x'.join(map(str, data.size))} pixels."

@@ -47,8 +47,10 @@ def gather_pipeline(
     state = accelerator.get_state_dict(unet)
     if not accelerator.is_main_process:
         return None
-    # The path that the network was loaded from does not belong into the result.
-    config = {name: value for name, value in pipeline.unet.config.items() if name != "_name_or_path"}
+    # The path that the network was loaded from does not belong into the result, and diffusers takes
+    # positional arguments for defaults, which `from_config` would replace.
+    left_out = ("_name_or_path", "_use_default_values")
+    config = {name: value for name, value in pipeline.unet.config.items() if name not in left_out}
     whole = type(pipeline.unet).from_config(config)
     whole.load_state_dict(state)
     vae = None if pipeline.vae is None else copy.deepcopy(pipeline.vae).to("cpu")

@@ -53,6 +53,9 @@ CHANGEABLE = {
     "teacher_model_name_or_path", "vae_model_name_or_path", "fid_num_inference_steps",
 }  # fmt: skip
 
+# Settings that runs have stated only since there has been a choice, and what they were before.
+FORMER = {"--preconditioning": "edm", "--standardize": False}
+
 # What a run leaves in its folder besides checkpoints, including its result and measurements of it.
 LEFT = (
     ".checkpoint-*.partial", "best", ".best.*.partial", "samples", "samples.png", "ema", "logs", "log.jsonl",
@@ -115,6 +118,7 @@ def describe_run(
     digest = hashlib.blake2b(json.dumps(public, default=str).encode(), digest_size=8).hexdigest()
     identity["network"] = {"name": type(unet).__name__, "digest": digest}
     identity["--D"] = str(dimensions or f"{scheduler.config.D or math.inf:g}")
+    identity["--preconditioning"] = scheduler.config.preconditioning
     identity["data"] = {"name": type(data).__name__, "digest": data.digest()}
     identity["--streaming"] = isinstance(data, ImageStream)
     arguments = json.loads(json.dumps(settings, default=str))
@@ -136,8 +140,9 @@ def identify_run(settings: Mapping[str, Any], images_per_step: int) -> dict:
     """
     identity = {f"--{name}": value for name, value in settings.items() if name not in CHANGEABLE}
     identity["images per step (--train_batch_size)"] = images_per_step
-    if identity.get("--D") is None:
-        identity.pop("--D", None)  # that of the pretrained network, which is not loaded yet
+    for name in ("--D", "--preconditioning"):
+        if identity.get(name) is None:
+            identity.pop(name, None)  # that of the pretrained network, which is not loaded yet
     return json.loads(json.dumps(identity, default=str))
 
 
@@ -362,6 +367,7 @@ def _check_checkpoint(checkpoint: Path, identity: dict, unclaimed: bool) -> None
 def _list_differences(run: dict, identity: dict) -> str:
     """Put into words where two runs differ, of what both state."""
     parts = []
+    run = FORMER | run
     for name in identity:
         if name in run and _get_key(run[name]) != _get_key(identity[name]):
             there = _format_value(run[name])

@@ -1,0 +1,139 @@
+"""
+Choose the best D of a model that serves every D.
+
+Draws images from the same seeds at each D, measures them against real ones, and prints the D that is best
+beyond doubt, or within which bounds there is no difference. Images are shared with `pfgmpp evaluate`.
+Processes share the work under `accelerate launch -m pipeline_pfgmpp choose-D ...`. Interrupted runs resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .parsing import parse_dimensions
+from .shared import (
+    add_drawing_arguments,
+    add_measuring_arguments,
+    get_call_settings,
+    get_scheduler_settings,
+    load_metrics,
+    load_pipeline,
+)
+
+
+if TYPE_CHECKING:
+    from ..pipeline_pfgmpp import PFGMPPPipeline
+CANDIDATES = [16.0, 128.0, 2048.0, math.inf]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """
+    Add the arguments of `pfgmpp choose-D`.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The parser of the command.
+    """
+    parser.add_argument("model", help="a Hub id or a pipeline folder, with a network conditioned on D")
+    add_measuring_arguments(parser, num_images=500, groups=10, may_write=False)
+    parser.add_argument(
+        "--metric",
+        choices=["fid", "kid"],
+        default="fid",
+        help="the distance; kid has no bias, which suits groups of few images (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--D",
+        type=parse_dimensions,
+        help="two or more augmented dimensions (default: those of 16,128,2048,inf that the network was"
+        " trained for)",
+    )
+    add_drawing_arguments(parser)
+    parser.add_argument(
+        "--output",
+        help="folder for images and results (default: outputs/samples/MODEL-DIGEST and"
+        " outputs/choice/MODEL-DIGEST, where the digest covers everything that they depend on)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """
+    Draw images, measure them and choose.
+
+    Args:
+        args (`argparse.Namespace`): Arguments of [`add_arguments`].
+
+    Raises:
+        ValueError: The network is for one D, or there are too few D or groups to compare.
+    """
+    from accelerate import PartialState
+
+    from ..evaluation.choice import choose_best, describe_choice, format_choice
+    from ..evaluation.evaluate import evaluate
+    from ..evaluation.reports import build_report, name_metric
+    from ..records.commands import format_command
+    from ..records.digests import default_output, describe
+    from ..records.writing import replace_file
+
+    if args.groups < 2:
+        raise ValueError(f"--groups must be at least 2, for the error of a difference, but is {args.groups}.")
+    pipeline = load_pipeline(args.model, args.variant, **get_scheduler_settings(args))
+    settings = get_call_settings(args, pipeline)
+    dimensions = _choose_candidates(pipeline, args.D)
+    metrics = load_metrics(
+        pipeline, args.features, args.data, args.split, [args.metric], args.trust_remote_code
+    )
+    description = describe(pipeline, **settings)
+    samples = Path(args.output or default_output("samples", args.model, description))
+    entries = evaluate(
+        pipeline,
+        metrics,
+        dimensions,
+        samples,
+        args.num_images,
+        args.groups,
+        args.seed,
+        args.batch_size,
+        args.command_line,
+        **settings,
+    )
+    if not PartialState().is_main_process:
+        return
+    distances = {entry["D"]: entry[args.metric] for entry in entries}
+    choice = choose_best(distances)
+    data = format_command("", [args.data])  # without folders of this machine
+    reference = f"the {len(metrics.real_features):,} images of the {args.split} split of `{data}`"
+    report = build_report(
+        entries, pipeline, args.features, args.num_images, reference, args.command_line, **settings
+    )
+    measured = {name: getattr(args, name) for name in ("features", "metric", "seed", "num_images", "groups")}
+    description |= measured | {"D": dimensions, "reference": metrics.reference}
+    output = Path(args.output or default_output("choice", args.model, description))
+    with replace_file(output / "choice.json") as partial:
+        partial.write_text(json.dumps(report | describe_choice(choice), indent=1, ensure_ascii=False) + "\n")
+    print(format_choice(choice, distances, name_metric(args.metric, args.features)))
+
+
+def _choose_candidates(pipeline: PFGMPPPipeline, asked: list[float] | None) -> list[float]:
+    """Return the augmented dimensions to choose from, or refuse a network that leaves no choice."""
+    from ..conditioning import choose_dimension, get_trained_range
+
+    if not pipeline.unet.config.get("d_conditioning"):
+        own = pipeline.scheduler.config.D
+        raise ValueError(
+            f"There is no D to choose: this network was trained at D = {own or math.inf:g} only. Use a"
+            " network that is conditioned on D."
+        )
+    low, high = get_trained_range(pipeline.unet, pipeline.scheduler)
+    candidates = asked or [D for D in CANDIDATES if low <= D <= high]
+    if len(candidates) < 2:
+        raise ValueError(
+            f"--D must name two or more augmented dimensions to choose from; this network was trained for D"
+            f" from {low:g} to {high:g}."
+        )
+    for D in candidates:
+        choose_dimension(D, pipeline.unet, pipeline.scheduler)
+    return candidates
