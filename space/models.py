@@ -156,14 +156,14 @@ class Model:
                     raise ValueError(
                         f"{self.name} is a {type(pipe).__name__}, not a {self.pipeline_class.__name__}."
                     )
-                self._check_channels(pipe)
+                self._check_pictures(pipe)
                 check_finite(pipe, self.name)
                 if torch.cuda.is_available():
                     pipe.to("cuda")
                 self._loaded[source] = pipe
             return self._loaded[source]
 
-    def _check_channels(self, pipe: Any) -> None:
+    def _check_pictures(self, pipe: Any) -> None:
         """Refuse a network whose images cannot be shown."""
         channels = pipe.image_channels
         if channels not in PICTURE_MODES:
@@ -171,6 +171,8 @@ class Model:
                 f"{self.name} draws images of {channels} channels, but only images of 1, 3 or 4"
                 " channels can be shown."
             )
+        if pipe.makes_fields:
+            raise ValueError(f"{self.name} draws fields in units of their own, and only pictures can be shown.")
 
 
 class Restorer(Model):
@@ -189,9 +191,9 @@ class Restorer(Model):
         super().__init__(name, sources)
         self.entry = entry or {}
 
-    def _check_channels(self, pipe: Any) -> None:
+    def _check_pictures(self, pipe: Any) -> None:
         """Refuse a network whose images cannot be shown, or that restores what is no picture."""
-        super()._check_channels(pipe)
+        super()._check_pictures(pipe)
         if pipe.condition_channels not in PICTURE_MODES:
             raise ValueError(
                 f"{self.name} restores images of {pipe.condition_channels} channels, but only images of 1, 3"

@@ -298,6 +298,14 @@ def test_channels_that_cannot_be_shown_are_refused(monkeypatch):
         load_model(pipe, monkeypatch)
 
 
+def test_fields_are_no_pictures(monkeypatch):
+    units = {"mean": [0.0], "deviation": [2.0]}
+    denoiser = EmpiricalDenoiser(torch.zeros(1, 1, 4, 4))
+    pipe = PFGMPPPipeline(denoiser, PFGMPPScheduler(), value_range=units)
+    with pytest.raises(ValueError, match="Digits draws fields in units of their own, and only pictures can be"):
+        load_model(pipe, monkeypatch)
+
+
 def test_weights_that_are_not_finite_are_refused(monkeypatch):
     pipe = PFGMPPPipeline(EmpiricalDenoiser(torch.full((1, 1, 4, 4), torch.nan)), PFGMPPScheduler())
     with pytest.raises(ValueError, match="Digits cannot be used: its weights must be finite"):
