@@ -172,7 +172,7 @@ class Model:
                 " channels can be shown."
             )
         if pipe.makes_fields:
-            raise ValueError(f"{self.name} draws fields in units of their own, and only pictures can be shown.")
+            raise ValueError(f"{self.name} draws fields, but only pictures can be shown.")
 
 
 class Restorer(Model):

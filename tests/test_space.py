@@ -302,7 +302,7 @@ def test_fields_are_no_pictures(monkeypatch):
     units = {"mean": [0.0], "deviation": [2.0]}
     denoiser = EmpiricalDenoiser(torch.zeros(1, 1, 4, 4))
     pipe = PFGMPPPipeline(denoiser, PFGMPPScheduler(), value_range=units)
-    with pytest.raises(ValueError, match="Digits draws fields in units of their own, and only pictures can be"):
+    with pytest.raises(ValueError, match="Digits draws fields, but only pictures"):
         load_model(pipe, monkeypatch)
 
 
