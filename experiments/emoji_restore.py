@@ -182,7 +182,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", default="data/emoji", help="(default: %(default)s)")
     add("--output", default="outputs/emoji-restore", help="folder of the run (default: %(default)s)")
-    add("--steps", type=int, default=4000, help="of training (default: %(default)s)")
+    add("--steps", type=int, default=2000, help="of training (default: %(default)s)")
     add("--batch-size", type=int, default=16, help="pictures per step (default: %(default)s)")
     add("--mixed-precision", choices=("no", "bf16"), default="no", help="(default: %(default)s)")
     add("--compile", action="store_true", help="compile the network")
