@@ -11,7 +11,7 @@ resume. Half of the held-out emoji say where a single call enters
 the field lines and how much of its result counts, for all kinds of damage alike; the other half is measured.
 
 Writes results/emoji_restore.json and emoji_restore.png next to this file, and with --model the network in
-float16 and with its card. `--mixed-precision bf16 --compile` is faster where the processor or the GPU has
+float16 and with its card. `--mixed_precision bf16 --compile` is faster where the processor or the GPU has
 matrix units.
 """
 
@@ -51,7 +51,7 @@ DAMAGES = {
 }
 MEASURED = {"noise": "gaussian=0.2", "4x smaller": "downscale=4", "a hole": "mask=0.1"}
 SIGMAS = [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 5.0, 20.0]
-EMOJI_SHOWN = 6
+EMOJI_SHOWN = 4
 
 ORIGIN = """## One call
 
@@ -126,6 +126,7 @@ def train(args: argparse.Namespace) -> PFGMPPRestorationPipeline:
         train_batch_size=args.batch_size,
         learning_rate=1e-3,
         lr_warmup_images=3_200,
+        P_mean=args.P_mean,
         ema_halflife=[32_000.0],
         random_flip=True,
         mixed_precision=args.mixed_precision,
@@ -182,9 +183,10 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", default="data/emoji", help="(default: %(default)s)")
     add("--output", default="outputs/emoji-restore", help="folder of the run (default: %(default)s)")
-    add("--steps", type=int, default=2000, help="of training (default: %(default)s)")
-    add("--batch-size", type=int, default=16, help="pictures per step (default: %(default)s)")
-    add("--mixed-precision", choices=("no", "bf16"), default="no", help="(default: %(default)s)")
+    add("--steps", type=int, default=3000, help="of training (default: %(default)s)")
+    add("--P_mean", type=float, default=0.5, help="mean of ln(sigma) in training (default: %(default)s)")
+    add("--batch_size", type=int, default=16, help="pictures per step (default: %(default)s)")
+    add("--mixed_precision", choices=("no", "bf16"), default="no", help="(default: %(default)s)")
     add("--compile", action="store_true", help="compile the network")
     add("--model", type=Path, help="folder for the model, such as model_cards/pfgmpp-emoji-restore")
     return parser.parse_args()

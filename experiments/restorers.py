@@ -7,11 +7,9 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from pipeline_pfgmpp import PFGMPPRestorationPipeline
+from pipeline_pfgmpp.evaluation.restoration import METRICS
 from pipeline_pfgmpp.hub.cards import write_model_card
 from pipeline_pfgmpp.records.writing import replace_folder
-
-
-METRICS = (("psnr", "PSNR, dB", 2), ("ssim", "SSIM", 4))
 
 
 def list_results(rows: Sequence[dict[str, Any]], dataset: str, title: str) -> list[EvalResult]:
@@ -32,13 +30,14 @@ def list_results(rows: Sequence[dict[str, Any]], dataset: str, title: str) -> li
             task_type="image-to-image",
             dataset_type=dataset,
             dataset_name=title,
-            metric_type=metric,
-            metric_value=round(row[metric], digits),
-            metric_name=f"{name}, one call, D = {row['D']}",
+            metric_type=name,
+            metric_value=round(row[name], metric.digits),
+            metric_name=f"{metric.title}, one call, D = {row['D']}",
         )
         for row in rows
         if "D" in row
-        for metric, name, digits in METRICS
+        for name, metric in METRICS.items()
+        if name in row
     ]
 
 

@@ -43,7 +43,7 @@ def test_a_network_learns_to_restore_and_is_measured_by_damage(load_study, tmp_p
     monkeypatch.setattr(study, "DIMENSIONS", [16.0, math.inf])
     monkeypatch.setattr(study, "SIGMAS", [0.1, 1.0])
     monkeypatch.setattr(study, "EMOJI_SHOWN", 2)
-    arguments = ["--data", "emoji", "--output", "run", "--steps", "2", "--batch-size", "2"]
+    arguments = ["--data", "emoji", "--output", "run", "--steps", "2", "--batch_size", "2"]
     monkeypatch.setattr(sys, "argv", ["emoji_restore.py", *arguments, "--model", "restorer"])
     study.main()
     measurement = json.loads((tmp_path / "emoji_restore.json").read_text(encoding="utf-8"))

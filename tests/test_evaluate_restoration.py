@@ -10,6 +10,7 @@ import torch
 from pipeline_pfgmpp import PFGMPPRestorationPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 from pipeline_pfgmpp.commands import main
 from pipeline_pfgmpp.data import ImageDataset, ImageTransform
+from pipeline_pfgmpp.evaluation.features import load_lpips
 from pipeline_pfgmpp.evaluation.restoration import (
     Pair,
     evaluate_restoration,
@@ -53,6 +54,50 @@ def test_distances_are_what_they_are_called():
     assert measure_distances(truth, truth)["ssim"] == pytest.approx([1, 1], rel=1e-5)
     noisy = truth + 0.2 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(1))
     assert all(value < 0.9 for value in measure_distances(noisy, truth)["ssim"])
+
+
+class Perceptual(torch.nn.Module):
+    """Stands for LPIPS's network: its embedding is the mean of each channel, of 0 to 255."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(1 / 255))
+
+    def forward(self, images: torch.Tensor, resize_images: bool = True, return_lpips: bool = False):
+        if resize_images or not return_lpips:
+            return torch.zeros(len(images), 1)
+        return images.mean(dim=(2, 3)) * self.scale
+
+
+class Features(torch.nn.Module):
+    def forward(self, images: torch.Tensor, return_features: bool = False):
+        return images
+
+
+def test_lpips_is_measured_by_a_program_that_may_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.jit.script(Perceptual()).save("vgg16.pt")
+    lpips = load_lpips("vgg16.pt", trust_remote_code=True)
+    truth = torch.full((2, 1, 16, 16), 0.2)
+    images = truth + torch.tensor([0.0, 0.4]).view(2, 1, 1, 1)
+    found = measure_distances(images, truth, lpips)["lpips"]
+    assert found == pytest.approx([0, 3 * 0.4**2], abs=1e-5)  # a grey image has three equal channels
+    pipeline = make_pipeline()
+    entries = evaluate_restoration(pipeline, make_pairs(), [64.0], [1], lpips=lpips)
+    assert all(entry["lpips"] > 0 for entry in entries)
+    assert "| PSNR, dB | SSIM | LPIPS |" in format_restoration(entries)
+
+    pairs = [Pair(torch.zeros(2, 16, 16), torch.zeros(2, 16, 16))]
+    with pytest.raises(ValueError, match="LPIPS is a distance between images of 1 or 3 channels, but these"):
+        evaluate_restoration(make_pipeline(channels=2), pairs, [64.0], [1], lpips=lpips)
+    with pytest.raises(ValueError, match="is a TorchScript program, which runs only with trust_remote_code"):
+        load_lpips("vgg16.pt")
+    torch.jit.script(Features()).save("other.pt")
+    with pytest.raises(ValueError, match="must take `return_lpips`, but this one takes images, return_feat"):
+        load_lpips("other.pt", trust_remote_code=True)
+    torch.save({}, "weights.pt")
+    with pytest.raises(ValueError, match="weights.pt is not a TorchScript program"):
+        load_lpips("weights.pt", trust_remote_code=True)
 
 
 @pytest.mark.parametrize("value_range", [None, (-1000.0, 3000.0)])

@@ -2,7 +2,7 @@
 Measure how near restored images come to the truth.
 
 Restores degraded images at each D and number of steps, prints a table of PSNR and SSIM and writes
-restoration.json.
+restoration.json. With the network of LPIPS, it measures that distance as well.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .shared import (
     add_batch_size_argument,
     add_entry_arguments,
     add_seed_argument,
+    add_trust_argument,
     add_variant_argument,
     check_dimensions,
     choose_value_range,
@@ -78,6 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--solver-type", help="the solver, as in pfgmpp restore (default: the model's)")
     add_entry_arguments(parser)
+    add(
+        "--lpips",
+        metavar="FILE",
+        help="also measure LPIPS, by a TorchScript program such as the vgg16.pt of StyleGAN2-ADA: its path,"
+        " or org/name/file on the Hub",
+    )
+    add_trust_argument(parser)
     add_seed_argument(parser, "the degradations, and of the first image")
     add_variant_argument(parser)
     add_batch_size_argument(parser, 16)
@@ -101,6 +109,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from ..data import Degrader
     from ..evaluation.evaluate import choose_dimensions
+    from ..evaluation.features import load_lpips
     from ..evaluation.restoration import evaluate_restoration, format_restoration, list_pairs
     from ..records.digests import default_output, describe
     from ..records.writing import replace_file
@@ -110,9 +119,14 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("give one of --condition-column and --degradation")
     if args.degradation is not None:
         Degrader(args.degradation)  # refused before anything is loaded
+    if args.trust_remote_code and args.lpips is None:
+        raise ValueError("--trust-remote-code has no effect without --lpips: leave it out.")
     options = {} if args.solver_type is None else {"solver_type": args.solver_type}
     pipeline = load_pipeline(args.model, args.variant, restores=True, **options)
     check_dimensions([pipeline], args.D)
+    lpips = None
+    if args.lpips is not None:
+        lpips = load_lpips(args.lpips, pipeline.device, args.trust_remote_code)
     data = _load_data(args, pipeline)
     pairs = list_pairs(data, args.degradation, args.seed)
     settings: dict[str, Any] = {"blend": args.blend}
@@ -120,8 +134,12 @@ def run(args: argparse.Namespace) -> None:
         settings["start_sigma"] = args.start_sigma
     dimensions = choose_dimensions(pipeline, args.D)
     steps = [int(number) for number in args.num_inference_steps or [get_default_steps(pipeline.scheduler)]]
-    entries = evaluate_restoration(pipeline, pairs, dimensions, steps, args.batch_size, args.seed, **settings)
+    entries = evaluate_restoration(
+        pipeline, pairs, dimensions, steps, args.batch_size, args.seed, lpips, **settings
+    )
     measured = {"num_images": len(pairs), "seed": args.seed, "degradation": args.degradation}
+    if lpips is not None:
+        measured["lpips"] = args.lpips
     description = describe(pipeline, **settings) | measured | {"data_digest": data.digest()}
     report = {"results": entries, "command": args.command_line, "settings": description}
     output = Path(args.output or default_output("evaluation", args.model, description))

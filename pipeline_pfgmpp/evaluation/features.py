@@ -63,6 +63,49 @@ class TorchScriptFeatures(nn.Module):
         return self.script(_to_pixels(images), **self.options).flatten(1)
 
 
+class LPIPS(nn.Module):
+    r"""
+    The learned perceptual distance of Zhang et al. (https://huggingface.co/papers/1801.03924),
+
+    $$d(x, y) = \lVert \phi(x) - \phi(y) \rVert^2,$$
+
+    where $\phi$ holds the normalised and weighted activations of VGG's layers.
+
+    Args:
+        script (`torch.jit.ScriptModule`): A network that returns $\phi$ of images in [0, 255] if its argument
+            `return_lpips` is True, as the `vgg16.pt` of StyleGAN2-ADA does.
+
+    Raises:
+        ValueError: The network has no such argument.
+    """
+
+    def __init__(self, script: torch.jit.ScriptModule):
+        super().__init__()
+        names = [argument.name for argument in script.forward.schema.arguments]
+        if "return_lpips" not in names:
+            raise ValueError(
+                f"A program for LPIPS must take `return_lpips`, but this one takes {', '.join(names[1:])}."
+            )
+        self.script = script
+        self.options = {"return_lpips": True}
+        if "resize_images" in names:
+            self.options["resize_images"] = False
+
+    def forward(self, images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """
+        Compute the distances between images.
+
+        Args:
+            images (`torch.Tensor` of shape `(batch, 1 or 3, H, W)`): Images in [-1, 1].
+            truth (`torch.Tensor`): Others in the same shape.
+
+        Returns:
+            `torch.Tensor` of shape `(batch,)`: The distances.
+        """
+        first, second = (self.script(_to_pixels(each), **self.options).flatten(1) for each in (images, truth))
+        return (first - second).square().sum(1)
+
+
 class BackboneFeatures(nn.Module):
     """
     Features of a vision model of transformers: its pooled output, or its first token if it has none.
@@ -142,6 +185,37 @@ def load_features(
     return extractor.eval().requires_grad_(False).to(device)
 
 
+def load_lpips(name: str, device: torch.device | str = "cpu", trust_remote_code: bool = False) -> LPIPS:
+    """
+    Load a network that measures LPIPS.
+
+    Args:
+        name (`str`): A TorchScript program as [`LPIPS`] takes it: a file, by its path or as `org/name/file`
+            on the Hub.
+        device (`torch.device`, defaults to the CPU): Device of the network.
+        trust_remote_code (`bool`, defaults to `False`): Whether the program may run.
+
+    Returns:
+        [`LPIPS`]: The network.
+
+    Raises:
+        OSError: There is no such file.
+        ValueError: The file holds no such program, or one that may not run.
+    """
+    path = _find_file(name)
+    if not _is_torchscript(path):
+        raise ValueError(f"{name} is not a TorchScript program.")
+    network = LPIPS(_load_script(path, name, trust_remote_code))
+    return network.eval().requires_grad_(False).to(device)
+
+
+def _load_script(path: str, name: str, trust_remote_code: bool) -> torch.jit.ScriptModule:
+    """Load a TorchScript program if it may run."""
+    if not trust_remote_code:
+        raise ValueError(f"{name} is a TorchScript program, which runs only with trust_remote_code.")
+    return torch.jit.load(path, map_location="cpu")
+
+
 def _find_file(name: str) -> str:
     """Return the path of a local file, or download it from the Hub if there is none."""
     if os.path.exists(name):
@@ -164,9 +238,7 @@ def _load_file(path: str, name: str, trust_remote_code: bool) -> nn.Module:
     if Path(name).suffix == ".safetensors":
         return _make_inception(load_file(path), name)
     if _is_torchscript(path):
-        if not trust_remote_code:
-            raise ValueError(f"{name} is a TorchScript program, which runs only with trust_remote_code.")
-        return TorchScriptFeatures(torch.jit.load(path, map_location="cpu"))
+        return TorchScriptFeatures(_load_script(path, name, trust_remote_code))
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -6,7 +6,8 @@ With values in [0, 1], an image x of n values and the truth y,
 $$\mathrm{PSNR} = -10 \log_{10} \tfrac1n \lVert x - y \rVert^2 \text{ dB},$$
 
 and SSIM is the structural similarity in windows of 11 pixels (Wang et al., 2004,
-https://doi.org/10.1109/TIP.2003.819861). Both are computed for each image and averaged over images.
+https://doi.org/10.1109/TIP.2003.819861). Both, and [`~pipeline_pfgmpp.evaluation.features.LPIPS`] where its
+network is given, are computed for each image and averaged over images.
 """
 
 import math
@@ -24,9 +25,26 @@ from ..generation.generate import check_finite_images
 from ..images import UNIT
 from ..pipeline_pfgmpp_restoration import PFGMPPRestorationPipeline
 from ..records.dimensions import format_dimension
+from .features import LPIPS
 
 
 WINDOW = 11  # of SSIM, in pixels
+
+
+class Metric(NamedTuple):
+    """
+    A distance between restored images and the truth, in tables.
+
+    Args:
+        title (`str`): Its name, with its unit.
+        digits (`int`): Digits behind the point.
+    """
+
+    title: str
+    digits: int
+
+
+METRICS = {"psnr": Metric("PSNR, dB", 2), "ssim": Metric("SSIM", 4), "lpips": Metric("LPIPS", 4)}
 
 
 class Pair(NamedTuple):
@@ -75,23 +93,33 @@ def list_pairs(data: ImageDataset, degradation: Sequence[str] | None = None, see
     return pairs
 
 
-def measure_distances(images: torch.Tensor, truth: torch.Tensor) -> dict[str, list[float]]:
+def measure_distances(
+    images: torch.Tensor, truth: torch.Tensor, lpips: LPIPS | None = None
+) -> dict[str, list[float]]:
     """
     Measure how near images come to the truth.
 
     Args:
         images (`torch.Tensor` of shape `(batch, C, H, W)`): The images; values outside [0, 1] are clipped.
         truth (`torch.Tensor` of shape `(batch, C, H, W)`): What they should be, in [0, 1].
+        lpips ([`~pipeline_pfgmpp.evaluation.features.LPIPS`], *optional*): Network of that distance, for
+            images of one or three channels.
 
     Returns:
-        `dict[str, list[float]]`: `psnr` in dB and `ssim` of each image.
+        `dict[str, list[float]]`: `psnr` in dB, `ssim` and, with its network, `lpips` of each image.
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
     images = images.clamp(0, 1).to(truth)
     psnr = peak_signal_noise_ratio(images, truth, data_range=1.0, dim=(1, 2, 3), reduction="none")
     ssim = structural_similarity_index_measure(images, truth, data_range=1.0, reduction="none")
-    return {"psnr": psnr.reshape(-1).tolist(), "ssim": ssim.reshape(-1).tolist()}  # type: ignore[union-attr]
+    measured = {"psnr": psnr.reshape(-1).tolist(), "ssim": ssim.reshape(-1).tolist()}  # type: ignore[union-attr]
+    if lpips is not None:
+        device = next(lpips.parameters()).device
+        with torch.no_grad():
+            distances = lpips(2 * images.to(device) - 1, 2 * truth.to(device) - 1)
+        measured["lpips"] = distances.tolist()
+    return measured
 
 
 def evaluate_restoration(
@@ -101,6 +129,7 @@ def evaluate_restoration(
     numbers_of_steps: Sequence[int],
     batch_size: int = 16,
     seed: int = 0,
+    lpips: LPIPS | None = None,
     **settings: Any,
 ) -> list[dict[str, Any]]:
     """
@@ -113,18 +142,24 @@ def evaluate_restoration(
         numbers_of_steps (`Sequence[int]`): Numbers of steps of the solver.
         batch_size (`int`, defaults to 16): Images per call of the pipeline; they are of one size.
         seed (`int`, defaults to 0): Image i is restored with the seed `seed` + i.
+        lpips ([`~pipeline_pfgmpp.evaluation.features.LPIPS`], *optional*): Network of that distance.
         settings: Further arguments of the pipeline's call, such as `start_sigma` and `blend`.
 
     Returns:
         `list[dict]`: The degraded images, if they have the channels of the restored ones, and an entry per D
-            and number of steps: `D` as text, `steps`, `calls` of the network, and the mean `psnr` and `ssim`.
+            and number of steps: `D` as text, `steps`, `calls` of the network, and the means of what
+            [`measure_distances`] measures.
 
     Raises:
-        ValueError: An argument does not fit the pipeline, or an image has values that are not finite.
+        ValueError: An argument does not fit the pipeline, an image has values that are not finite, or the
+            images are not of one or three channels with `lpips`.
     """
+    channels = len(pairs[0].truth)
+    if lpips is not None and channels not in (1, 3):
+        raise ValueError(f"LPIPS is a distance between images of 1 or 3 channels, but these have {channels}.")
     entries: list[dict[str, Any]] = []
     if pairs[0].degraded.shape == pairs[0].truth.shape:
-        parts = [measure_distances(pair.degraded[None], pair.truth[None]) for pair in pairs]
+        parts = [measure_distances(pair.degraded[None], pair.truth[None], lpips) for pair in pairs]
         entries.append({"images": "degraded", **_average(parts)})
     pipeline.set_progress_bar_config(disable=True)
     for D in dimensions:
@@ -133,7 +168,7 @@ def evaluate_restoration(
             name = f"D = {format_dimension(D)}, {steps} steps"
             restored = restore_pairs(pipeline, pairs, batch_size, seed, name, own)
             parts = [
-                measure_distances(images, torch.stack([pairs[number].truth for number in numbers]))
+                measure_distances(images, torch.stack([pairs[number].truth for number in numbers]), lpips)
                 for numbers, images in restored
             ]
             entry = {"D": format_dimension(D), "steps": steps, "calls": pipeline.num_timesteps}
@@ -269,10 +304,11 @@ def format_restoration(entries: Sequence[dict[str, Any]]) -> str:
     Returns:
         `str`: The table.
     """
-    rows = ["| images | steps | calls | PSNR, dB | SSIM |", "|---|---|---|---|---|"]
+    metrics = [name for name in METRICS if name in entries[0]]
+    titles = " | ".join(METRICS[name].title for name in metrics)
+    rows = [f"| images | steps | calls | {titles} |", "|---" * (3 + len(metrics)) + "|"]
     for entry in entries:
         name = entry.get("images") or f"D = {entry['D']}"
-        steps = entry.get("steps", "")
-        calls = entry.get("calls", "")
-        rows.append(f"| {name} | {steps} | {calls} | {entry['psnr']:.2f} | {entry['ssim']:.4f} |")
+        values = " | ".join(f"{entry[metric]:.{METRICS[metric].digits}f}" for metric in metrics)
+        rows.append(f"| {name} | {entry.get('steps', '')} | {entry.get('calls', '')} | {values} |")
     return "\n".join(rows) + "\n"
