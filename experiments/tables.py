@@ -213,6 +213,18 @@ def format_recognition(results: dict[str, Any]) -> str:
     return format_table(header, rows)
 
 
+def format_heavy_tails(results: dict[str, Any]) -> str:
+    """Format how the tails of drawn fields compare with the data's: a row for other fields and per D."""
+    columns = {
+        "index": "tail index",
+        "percentile": "99.99th percentile",
+        "distance": "distance of the tails",
+        "extremes": "extremes",
+    }
+    rows = [[row["name"], *(format_mean(row[key]) for key in columns)] for row in results["rows"]]
+    return format_table(["fields", *columns.values()], rows)
+
+
 def format_sampling(results: dict[str, Any]) -> str:
     """Format the cost of sampling over the bare calls of the network, one column per network."""
     cases = results["cases"]
