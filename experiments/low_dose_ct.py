@@ -308,7 +308,7 @@ class Study:
             tests=len(self.pairs["test"]),
             dimensions=",".join(f"{D:g}" for D in DIMENSIONS),
         )
-        save_restorer(folder, pipeline, origin, results, "low-dose-ct", LIMITS)
+        save_restorer(folder, pipeline, PICTURE, origin, results, "low-dose-ct", LIMITS)
 
     def recall_references(self) -> dict[str, Any]:
         """Measure what needs no training, unless an earlier run did."""

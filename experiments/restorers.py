@@ -1,5 +1,6 @@
 """Saves the restoration networks that the studies train, with cards that say how good they are."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from pipeline_pfgmpp.hub.cards import write_model_card
 from pipeline_pfgmpp.records.writing import replace_folder
 
 
-def list_results(rows: Sequence[dict[str, Any]], dataset: str, title: str) -> list[EvalResult]:
+def list_results(
+    rows: Sequence[dict[str, Any]], dataset: str, title: str, damage: str = ""
+) -> list[EvalResult]:
     """
     List what was measured, as a card holds it.
 
@@ -20,7 +23,8 @@ def list_results(rows: Sequence[dict[str, Any]], dataset: str, title: str) -> li
         rows (`Sequence[dict]`): From
             [`~pipeline_pfgmpp.evaluation.restoration.evaluate_restoration`]; those without a D are left out.
         dataset (`str`): Name of the data set.
-        title (`str`): What was restored.
+        title (`str`): Its title.
+        damage (`str`, defaults to none): What was done to the images, if they were damaged in several ways.
 
     Returns:
         `list[EvalResult]`: A result per metric and row.
@@ -32,7 +36,7 @@ def list_results(rows: Sequence[dict[str, Any]], dataset: str, title: str) -> li
             dataset_name=title,
             metric_type=name,
             metric_value=round(row[name], metric.digits),
-            metric_name=f"{metric.title}, one call, D = {row['D']}",
+            metric_name=", ".join(filter(None, [metric.title, damage, "one call", f"D = {row['D']}"])),
         )
         for row in rows
         if "D" in row
@@ -44,6 +48,7 @@ def list_results(rows: Sequence[dict[str, Any]], dataset: str, title: str) -> li
 def save_restorer(
     folder: Path,
     pipeline: PFGMPPRestorationPipeline,
+    picture: Path,
     origin: str,
     results: list[EvalResult],
     dataset: str,
@@ -55,6 +60,7 @@ def save_restorer(
     Args:
         folder (`Path`): Where to; what is there is replaced.
         pipeline ([`PFGMPPRestorationPipeline`]): The model.
+        picture (`Path`): PNG file of what it restores.
         origin (`str`): The card's sections on how it is used, was trained and measured.
         results (`list[EvalResult]`): What was measured.
         dataset (`str`): Name of the data set.
@@ -63,6 +69,7 @@ def save_restorer(
     with replace_folder(folder) as partial:
         pipeline.unet.half()
         pipeline.save_pretrained(partial)
+        shutil.copyfile(picture, partial / "samples.png")
         write_model_card(
             partial,
             pipeline,

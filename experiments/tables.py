@@ -1,6 +1,7 @@
 """Markdown tables of the report, from the JSON that the studies and the benchmarks write."""
 
 import re
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,21 @@ def format_values(values: list[float] | str) -> str:
         `str`: Such as `"6.60 ± 0.44"`.
     """
     return values if isinstance(values, str) else format_mean(values)
+
+
+def format_rounded(values: list[float], digits: int) -> str:
+    """
+    Format the mean of values with a number of digits, and their standard deviation if there are several.
+
+    Args:
+        values (`list[float]`): The values.
+        digits (`int`): Digits behind the point.
+
+    Returns:
+        `str`: Such as `"46.12 ± 0.08"`.
+    """
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def format_printed(results: dict[str, Any]) -> str:
@@ -160,8 +176,8 @@ def format_low_dose_ct(results: dict[str, Any]) -> str:
     for row in results["rows"]:
         cells = [row["name"]]
         for split in ("test", "test_dose", "test_kernel"):
-            cells.append(format_mean(row[split]["psnr"]))
-            cells.append(format_mean(row[split]["ssim"]))
+            for metric, digits in (("psnr", 2), ("ssim", 4)):
+                cells.append(format_rounded(row[split][metric], digits))
         rows.append(cells)
     names = ("seen dose and kernel", "a third of the dose", "another kernel")
     metrics = [f"{name}: {metric}" for name in names for metric in ("PSNR, dB", "SSIM")]
