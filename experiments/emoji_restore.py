@@ -183,7 +183,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", default="data/emoji", help="(default: %(default)s)")
     add("--output", default="outputs/emoji-restore", help="folder of the run (default: %(default)s)")
-    add("--steps", type=int, default=4000, help="of training (default: %(default)s)")
+    add("--steps", type=int, default=3600, help="of training (default: %(default)s)")
     add("--P_mean", type=float, default=0.5, help="mean of ln(sigma) in training (default: %(default)s)")
     add("--batch_size", type=int, default=16, help="pictures per step (default: %(default)s)")
     add("--mixed_precision", choices=("no", "bf16"), default="no", help="(default: %(default)s)")

@@ -188,6 +188,8 @@ def describe_collection() -> dict[str, Any]:
     notes = {
         "pfgmpp-fashion-mnist": "Fashion-MNIST, bundled",
         "pfgmpp-fashion-mnist-fast": "Fashion-MNIST, bundled, two calls per image",
+        "pfgmpp-emoji-restore": "Restoration of emoji: noise, 4x smaller, holes; bundled, one call",
+        "pfgmpp-low-dose-ct": "Restoration of simulated low-dose CT, bundled, one call",
     }
     bundled = [{"item_id": f"org/{name}", "item_type": "model", "note": note} for name, note in notes.items()]
     return {

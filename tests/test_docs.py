@@ -17,6 +17,8 @@ GUIDES = sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name 
 PAGES = ["README.md", *(f"docs/{name}" for name in GUIDES)]
 # What a clean checkout holds of what the pages use.
 USED = [
+    "examples/damaged",
+    "model_cards/pfgmpp-emoji-restore",
     "model_cards/pfgmpp-fashion-mnist",
     "model_cards/pfgmpp-fashion-mnist-fast",
     "space",
