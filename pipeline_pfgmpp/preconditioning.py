@@ -78,9 +78,9 @@ def compute_deviation(
     Raises:
         ValueError: There is none, since D is at most 2.
     """
-    check_preconditioning(preconditioning, D)
     if preconditioning == "edm":
         return sigma
+    check_preconditioning(preconditioning, D)
     dof = parse_dimension(D)
     scale = torch.where(dof.isinf(), 1.0, dof / (dof - 2)).sqrt()
     if not scale.ndim:

@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from .reports import format_error
+
 
 CONFIDENCE = 0.95
 
@@ -49,10 +51,7 @@ class Difference:
         return abs(self.mean) + self.margin
 
     def __str__(self) -> str:
-        if not self.margin:
-            return f"{self.mean:.5g} ± 0"
-        decimals = max(0, 1 - math.floor(math.log10(self.margin)))
-        return f"{self.mean:.{decimals}f} ± {self.margin:.{decimals}f}"
+        return format_error(self.mean, self.margin)
 
 
 @dataclass(frozen=True)

@@ -100,11 +100,24 @@ def format_mean(values: list[float]) -> str:
     mean = statistics.mean(values)
     if len(values) == 1:
         return f"{mean:.5g}"
-    deviation = statistics.stdev(values)
-    if deviation == 0:
+    return format_error(mean, statistics.stdev(values))
+
+
+def format_error(mean: float, error: float) -> str:
+    """
+    Format a value with its error.
+
+    Args:
+        mean (`float`): The value.
+        error (`float`): Its error, at least 0.
+
+    Returns:
+        `str`: Such as `"6.60 ± 0.44"`, with two significant digits of the error.
+    """
+    if error == 0:
         return f"{mean:.5g} ± 0"
-    decimals = max(0, 1 - math.floor(math.log10(deviation)))
-    return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{mean:.{decimals}f} ± {error:.{decimals}f}"
 
 
 def name_metric(metric: str, features: str) -> str:
