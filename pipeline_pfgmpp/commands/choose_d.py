@@ -14,6 +14,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .evaluate import measure_dimensions, report_dimensions
 from .parsing import parse_dimensions
 from .shared import (
     add_drawing_arguments,
@@ -72,9 +73,7 @@ def run(args: argparse.Namespace) -> None:
     from accelerate import PartialState
 
     from ..evaluation.choice import choose_best, describe_choice, format_choice
-    from ..evaluation.evaluate import evaluate
-    from ..evaluation.reports import build_report, name_metric
-    from ..records.commands import format_command
+    from ..evaluation.reports import name_metric
     from ..records.digests import default_output, describe
     from ..records.writing import replace_file
 
@@ -87,28 +86,12 @@ def run(args: argparse.Namespace) -> None:
         pipeline, args.features, args.data, args.split, [args.metric], args.trust_remote_code
     )
     description = describe(pipeline, **settings)
-    samples = Path(args.output or default_output("samples", args.model, description))
-    entries = evaluate(
-        pipeline,
-        metrics,
-        dimensions,
-        samples,
-        args.num_images,
-        args.groups,
-        args.seed,
-        args.batch_size,
-        args.command_line,
-        **settings,
-    )
+    entries = measure_dimensions(args, pipeline, metrics, dimensions, settings)
     if not PartialState().is_main_process:
         return
     distances = {entry["D"]: entry[args.metric] for entry in entries}
     choice = choose_best(distances)
-    data = format_command("", [args.data])  # without folders of this machine
-    reference = f"the {len(metrics.real_features):,} images of the {args.split} split of `{data}`"
-    report = build_report(
-        entries, pipeline, args.features, args.num_images, reference, args.command_line, **settings
-    )
+    _, report = report_dimensions(args, pipeline, metrics, entries, settings)
     measured = {name: getattr(args, name) for name in ("features", "metric", "seed", "num_images", "groups")}
     description |= measured | {"D": dimensions, "reference": metrics.reference}
     output = Path(args.output or default_output("choice", args.model, description))

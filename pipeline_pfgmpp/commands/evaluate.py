@@ -8,6 +8,7 @@ Draws images at each D, prints a table and writes evaluation.json. Processes sha
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from .parsing import parse_dimensions
 from .shared import (
@@ -66,9 +67,8 @@ def run(args: argparse.Namespace) -> None:
     """
     from accelerate import PartialState
 
-    from ..evaluation.evaluate import evaluate, evaluate_real
-    from ..evaluation.reports import build_report, format_evaluation, write_evaluation
-    from ..records.commands import format_command
+    from ..evaluation.evaluate import evaluate_real
+    from ..evaluation.reports import format_evaluation, write_evaluation
     from ..records.digests import default_output, describe
     from ..records.writing import replace_file
 
@@ -84,28 +84,12 @@ def run(args: argparse.Namespace) -> None:
     if args.baseline_split:
         baseline = load_real_images(args.data, args.baseline_split, pipeline)
     description = describe(pipeline, **settings)
-    samples = Path(args.output or default_output("samples", args.model, description))
-    entries = evaluate(
-        pipeline,
-        metrics,
-        args.D,
-        samples,
-        args.num_images,
-        args.groups,
-        args.seed,
-        args.batch_size,
-        args.command_line,
-        **settings,
-    )
+    entries = measure_dimensions(args, pipeline, metrics, args.D, settings)
     if baseline is not None:
         entries.append(evaluate_real(baseline, metrics, args.num_images, args.baseline_split))
     if not PartialState().is_main_process:
         return
-    data = format_command("", [args.data])  # without folders of this machine
-    reference = f"the {len(metrics.real_features):,} images of the {args.split} split of `{data}`"
-    report = build_report(
-        entries, pipeline, args.features, args.num_images, reference, args.command_line, **settings
-    )
+    data, report = report_dimensions(args, pipeline, metrics, entries, settings)
     report |= {"data": data, "split": args.split, "data_digest": metrics.reference}
     measured = {
         name: getattr(args, name) for name in ("features", "metrics", "seed", "num_images", "groups", "D")
@@ -117,3 +101,60 @@ def run(args: argparse.Namespace) -> None:
     print(format_evaluation(report))
     if args.write:
         write_evaluation(args.model, report)
+
+
+def measure_dimensions(
+    args: argparse.Namespace, pipeline: Any, metrics: Any, dimensions: list[float] | None, settings: dict
+) -> list[dict[str, Any]]:
+    """
+    Draw images at each D, and measure them.
+
+    Args:
+        args (`argparse.Namespace`): The arguments of a command that measures images.
+        pipeline ([`PFGMPPPipeline`]): The model.
+        metrics ([`~pipeline_pfgmpp.evaluation.ImageMetrics`]): What is measured.
+        dimensions (`list[float]`, *optional*): Augmented dimensions; by default the model's.
+        settings (`dict`): Arguments of the pipeline's call.
+
+    Returns:
+        `list[dict]`: The results, by D.
+    """
+    from ..evaluation.evaluate import evaluate
+    from ..records.digests import default_output, describe
+
+    samples = Path(args.output or default_output("samples", args.model, describe(pipeline, **settings)))
+    return evaluate(
+        pipeline,
+        metrics,
+        dimensions,
+        samples,
+        args.num_images,
+        args.groups,
+        args.seed,
+        args.batch_size,
+        args.command_line,
+        **settings,
+    )
+
+
+def report_dimensions(
+    args: argparse.Namespace, pipeline: Any, metrics: Any, entries: list[dict[str, Any]], settings: dict
+) -> tuple[str, dict[str, Any]]:
+    """
+    Report what was measured at each D.
+
+    Args:
+        args, pipeline, metrics, settings: As for [`measure_dimensions`].
+        entries (`list[dict]`): The results.
+
+    Returns:
+        `tuple[str, dict]`: The name of the data, without folders of this machine, and the report.
+    """
+    from ..evaluation.reports import build_report
+    from ..records.commands import format_command
+
+    data = format_command("", [args.data])
+    reference = f"the {len(metrics.real_features):,} images of the {args.split} split of `{data}`"
+    return data, build_report(
+        entries, pipeline, args.features, args.num_images, reference, args.command_line, **settings
+    )
