@@ -306,7 +306,7 @@ def add_dimension_input(model: Model) -> DimensionInput:
 def add_drawing(name: str) -> Drawing:
     """Add what starts and cancels a drawing."""
     with gr.Row():
-        draw = gr.Button(name, variant="primary", min_width=80)
+        draw = gr.Button(name, variant="primary", min_width=80, interactive=False)  # until a model is offered
         cancel = gr.Button("Cancel", min_width=80)
     return Drawing(draw, cancel, gr.Number(0, visible="hidden"))
 

@@ -126,7 +126,12 @@ def visit(browser, address, greeting="4,103,041 parameters", **options):
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.goto(address)
     expect(page.get_by_text(greeting)).to_be_visible()
-    yield page
+    try:
+        yield page
+    except BaseException as error:
+        toasts = page.locator(".toast-body").all_inner_texts()
+        error.add_note(f"The page reported {errors} and showed {toasts}.")
+        raise
     context.close()
     assert not errors
 

@@ -759,10 +759,9 @@ def test_a_visit(browser, address, monkeypatch):
         dial = find_dial(page)
         value = page.locator(".dial-value").filter(visible=True)
         expect(value).to_have_text("D = 128")
-        dial.focus()
-        page.keyboard.press("ArrowRight")
+        dial.press("ArrowRight")
         expect(value).to_have_text("D = 181")
-        page.keyboard.press("End")
+        dial.press("End")
         expect(value).to_have_text("D = ∞, diffusion")
         set_number(page, "Images", 6)
         set_number(page, "Steps", 3)
@@ -783,8 +782,7 @@ def test_a_visit(browser, address, monkeypatch):
         expect(value).to_have_text("D = 128")
         set_number(page, "Images", 6)
         set_number(page, "Steps", 3)
-        dial.focus()
-        page.keyboard.press("End")
+        dial.press("End")
         expect(page.get_by_text("6 images at D = ∞: 3 of 3 network calls")).to_be_visible()
         np.testing.assert_array_equal(read_images(page), shown)
 
@@ -793,13 +791,12 @@ def test_of_many_moves_of_the_dial_the_last_one_wins(browser, address, events):
     """While one drawing is under way, the moves that are overtaken are never sent."""
     with visit(browser, address) as page:
         expect(find_images(page)).to_have_count(16)
-        expect(page.get_by_label("number input for Steps")).to_have_value("2")  # the model is offered
-        find_dial(page).focus()
+        dial = find_dial(page)
         with note_drawings(page, events["sample"], hold_first=True) as (asked, release):
             with page.expect_request("**/queue/join*"):
-                page.keyboard.press("ArrowRight")
+                dial.press("ArrowRight")
             for key in ["ArrowRight"] * 24 + ["ArrowLeft"] * 25:
-                page.keyboard.press(key)
+                dial.press(key)
             expect(page.locator(".dial-value").filter(visible=True)).to_have_text("D = 90.5")
             release()
             expect(page.get_by_text("16 images at D = 90.5: 2 of 2 network calls")).to_be_visible()
@@ -809,7 +806,7 @@ def test_of_many_moves_of_the_dial_the_last_one_wins(browser, address, events):
         # the same while the server answers
         with note_drawings(page, events["sample"]) as (asked, _):
             for key in ["ArrowRight"] * 22 + ["ArrowLeft"] * 26:  # to where no move before the last has been
-                page.keyboard.press(key)
+                dial.press(key)
             expect(page.get_by_text("16 images at D = 22.6: 2 of 2 network calls")).to_be_visible()
             assert asked[-1][1] == 4.5
             assert len(asked) <= 48
