@@ -4,6 +4,8 @@ import contextlib
 import json
 import math
 
+import datasets
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -11,6 +13,7 @@ from conftest import make_tiny_pipeline
 
 from pipeline_pfgmpp import commands
 from pipeline_pfgmpp.evaluation.choice import choose_best, compute_quantile, format_choice
+from pipeline_pfgmpp.generation.generate import draw_class, generate, round_to_bytes
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 4, 9, 100, 9999])
@@ -138,4 +141,55 @@ def test_what_cannot_be_chosen_from_is_refused_before_anything_is_drawn(
     errors = run_command(make_tiny_pipeline(**network), *options).err
     assert message in errors
     assert "Traceback" not in errors
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.filterwarnings("ignore:The Fréchet distance of")
+def test_classes_are_drawn_as_often_as_the_data_hold_them(run_command, fashion_mnist, tmp_path):
+    pipeline = make_tiny_pipeline(label_dim=10)
+    names = datasets.load_dataset(str(fashion_mnist), split="test").features["label"].names
+    pipeline.register_to_config(id2label={str(number): name for number, name in enumerate(names)})
+    run_command(pipeline, "--groups", "2", "--D", "16,inf", "--match-classes")
+    (path,) = tmp_path.glob("outputs/choice/model-*/choice.json")
+    labels = datasets.load_dataset(str(fashion_mnist), split="test")["label"]
+    assert (
+        json.loads(path.read_text())["settings"]["class_weights"]
+        == np.bincount(labels, minlength=10).tolist()
+    )
+
+
+def test_an_image_keeps_its_class_and_its_seed_when_classes_are_weighted():
+    pipeline = make_tiny_pipeline(label_dim=3)
+    weights = [1, 0, 3]
+    seeds = list(range(8))
+    drawn = [draw_class(weights, seed) for seed in range(2000)]
+    assert np.bincount(drawn) / 2000 == pytest.approx([0.25, 0, 0.75], abs=0.04)
+    together = next(generate(pipeline, seeds, 8, None, class_weights=weights, num_inference_steps=1))[1]
+    labels = [drawn[seed] for seed in seeds]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    asked = pipeline(
+        8, generator=generators, class_labels=labels, num_inference_steps=1, output_type="pt"
+    ).images
+    torch.testing.assert_close(together, round_to_bytes(asked, None), rtol=0, atol=1)
+    apart = [
+        next(generate(pipeline, [seed], 1, None, class_weights=weights, num_inference_steps=1))[1]
+        for seed in seeds
+    ]
+    torch.testing.assert_close(together, torch.cat(apart), rtol=0, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        ([], ["--match-classes"], "--match-classes needs a model and data that both have classes"),
+        (["Shoe"], ["--match-classes"], "the model does not know the class 'Ankle boot' of the data"),
+        (["Shoe"], ["--match-classes", "--class-label", "Shoe"], "--match-classes draws all classes, and"),
+    ],
+)
+def test_classes_that_are_not_the_models_are_refused(run_command, tmp_path, names, options, message):
+    pipeline = make_tiny_pipeline(label_dim=len(names))
+    if names:
+        pipeline.register_to_config(id2label={str(number): name for number, name in enumerate(names)})
+    errors = run_command(pipeline, *options).err
+    assert message in errors
     assert not (tmp_path / "outputs").exists()

@@ -14,12 +14,16 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .evaluate import measure_dimensions, report_dimensions
+from .evaluate import (
+    add_class_weights_argument,
+    get_measuring_settings,
+    measure_dimensions,
+    report_dimensions,
+)
 from .parsing import parse_dimensions
 from .shared import (
     add_drawing_arguments,
     add_measuring_arguments,
-    get_call_settings,
     get_scheduler_settings,
     load_metrics,
     load_pipeline,
@@ -53,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " trained for)",
     )
     add_drawing_arguments(parser)
+    add_class_weights_argument(parser)
     parser.add_argument(
         "--output",
         help="folder for images and results (default: outputs/samples/MODEL-DIGEST and"
@@ -80,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
     if args.groups < 2:
         raise ValueError(f"--groups must be at least 2, for the error of a difference, but is {args.groups}.")
     pipeline = load_pipeline(args.model, args.variant, **get_scheduler_settings(args))
-    settings = get_call_settings(args, pipeline)
+    settings = get_measuring_settings(args, pipeline)
     dimensions = _choose_candidates(pipeline, args.D)
     metrics = load_metrics(
         pipeline, args.features, args.data, args.split, [args.metric], args.trust_remote_code

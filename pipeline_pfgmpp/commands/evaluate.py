@@ -7,6 +7,7 @@ Draws images at each D, prints a table and writes evaluation.json. Processes sha
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " (default: the model's)",
     )
     add_drawing_arguments(parser)
+    add_class_weights_argument(parser)
     parser.add_argument(
         "--output",
         help="folder for images and results (default: outputs/samples/MODEL-DIGEST and"
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     if args.write:
         check_card(args.model)
     pipeline = load_pipeline(args.model, args.variant, **get_scheduler_settings(args))
-    settings = get_call_settings(args, pipeline)
+    settings = get_measuring_settings(args, pipeline)
     check_dimensions([pipeline], args.D)
     metrics = load_metrics(
         pipeline, args.features, args.data, args.split, args.metrics, args.trust_remote_code
@@ -101,6 +103,60 @@ def run(args: argparse.Namespace) -> None:
     print(format_evaluation(report))
     if args.write:
         write_evaluation(args.model, report)
+
+
+def add_class_weights_argument(parser: argparse.ArgumentParser) -> None:
+    """
+    Add the argument that says how often each class is drawn.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The parser of a command that measures images.
+    """
+    parser.add_argument(
+        "--match-classes",
+        action="store_true",
+        help="draw each class as often as the split holds it (default: all equally often)",
+    )
+
+
+def get_measuring_settings(args: argparse.Namespace, pipeline: Any) -> dict[str, Any]:
+    """
+    Return the command line's arguments for the images that are drawn.
+
+    Args:
+        args (`argparse.Namespace`): The arguments of a command that measures images.
+        pipeline ([`PFGMPPPipeline`]): The model.
+
+    Returns:
+        `dict`: Arguments of [`~pipeline_pfgmpp.generation.generate`].
+
+    Raises:
+        ValueError: There is no such class, or the classes of the data are not those of the model.
+    """
+    settings = get_call_settings(args, pipeline)
+    if args.match_classes:
+        if "class_labels" in settings:
+            raise ValueError("--match-classes draws all classes, and --class-label one: choose one.")
+        settings["class_weights"] = _count_classes(args, pipeline)
+    return settings
+
+
+def _count_classes(args: argparse.Namespace, pipeline: Any) -> list[int]:
+    """Count the images of each class of the model in the data."""
+    from ..data import open_dataset
+    from ..data.labels import MISSING, find_label_column, read_labels
+    from ..generation import list_classes
+
+    dataset = open_dataset(args.data, split=args.split)
+    column = find_label_column(dataset)
+    names = list_classes(pipeline)
+    if not names or column is None:
+        raise ValueError("--match-classes needs a model and data that both have classes.")
+    labels = read_labels(dataset, column)
+    found = Counter(labels.names[index] for index in labels.indices.tolist() if index != MISSING)
+    if unknown := sorted(found.keys() - names.values()):
+        raise ValueError(f"--match-classes: the model does not know the class {unknown[0]!r} of the data.")
+    return [found[names.get(number)] for number in range(pipeline.num_classes)]
 
 
 def measure_dimensions(

@@ -100,7 +100,7 @@ def verify_evaluation(
         ValueError: The report's settings are not those of this pipeline.
     """
     settings = {name: value for name, value in report["settings"].items() if name not in DESCRIPTION}
-    allowed = {"noise", *inspect.signature(pipeline.__call__).parameters} - set(OWN)
+    allowed = {"noise", "class_weights", *inspect.signature(pipeline.__call__).parameters} - set(OWN)
     if unknown := sorted(settings.keys() - allowed):
         raise ValueError(
             f"evaluation.json cannot be verified: its `settings` hold {', '.join(unknown)}, which this"

@@ -8,6 +8,7 @@ from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 from ..images import Standardization, find_deep_range, read_scale
+from ..records.digests import derive_seed
 from .disturbances import inject_noise
 
 
@@ -17,6 +18,7 @@ def generate(
     batch_size: int,
     desc: str | None = "Sampling",
     noise: float = 0.0,
+    class_weights: list[float] | None = None,
     **settings: Any,
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """
@@ -32,6 +34,8 @@ def generate(
             bar is shown.
         noise (`float`, defaults to 0): The factor alpha of the noise that disturbs each step, see
             [`inject_noise`].
+        class_weights (`list[float]`, *optional*): How often each class is drawn, relative to the others; by
+            default the pipeline draws all equally often.
         settings: Further arguments of the pipeline's call, such as `num_inference_steps`.
 
     Yields:
@@ -42,7 +46,8 @@ def generate(
         ValueError: `batch_size` is not positive, an argument does not fit the pipeline, or an image has
             values that are not finite.
     """
-    for batch, images in generate_values(pipeline, seeds, batch_size, desc, noise, **settings):
+    values = generate_values(pipeline, seeds, batch_size, desc, noise, class_weights, **settings)
+    for batch, images in values:
         yield batch, round_to_bytes(images, pipeline.config.get("value_range"))
 
 
@@ -52,13 +57,14 @@ def generate_values(
     batch_size: int,
     desc: str | None = "Sampling",
     noise: float = 0.0,
+    class_weights: list[float] | None = None,
     **settings: Any,
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """
     Generate images as [`generate`] does, without rounding them.
 
     Args:
-        pipeline, seeds, batch_size, desc, noise, settings: As for [`generate`].
+        pipeline, seeds, batch_size, desc, noise, class_weights, settings: As for [`generate`].
 
     Yields:
         `tuple[list[int], torch.Tensor]`: The seeds of a batch, and its images of shape
@@ -72,6 +78,8 @@ def generate_values(
     with tqdm(total=len(seeds), desc=desc, unit="image", disable=desc is None) as progress:
         for batch in batches:
             generators = [torch.Generator().manual_seed(seed) for seed in batch]
+            if class_weights is not None:
+                settings["class_labels"] = [draw_class(class_weights, seed) for seed in batch]
             disturbance = {}
             if noise:
                 has_classes = settings.get("class_labels") is not None
@@ -82,6 +90,21 @@ def generate_values(
             check_finite_images(output.images, batch)
             yield batch, output.images
             progress.update(len(batch))
+
+
+def draw_class(class_weights: list[float], seed: int) -> int:
+    """
+    Draw the class of an image.
+
+    Args:
+        class_weights (`list[float]`): How often each class is drawn, relative to the others.
+        seed (`int`): The seed of the image, whose class does not depend on how its noise is drawn.
+
+    Returns:
+        `int`: The number of the class.
+    """
+    rng = torch.Generator().manual_seed(derive_seed(seed, "class"))
+    return int(torch.multinomial(torch.tensor(class_weights, dtype=torch.float64), 1, generator=rng))
 
 
 SHOWN_DEVIATIONS = 3.0  # from the mean of fields to black and white in their pictures
