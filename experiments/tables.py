@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline_pfgmpp.evaluation.reports import format_mean
+from pipeline_pfgmpp.evaluation.choice import compute_quantile
+from pipeline_pfgmpp.evaluation.reports import format_error, format_mean
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -239,6 +240,42 @@ def format_heavy_tails(results: dict[str, Any]) -> str:
     }
     rows = [[row["name"], *(format_mean(row[key]) for key in columns)] for row in results["rows"]]
     return format_table(["fields", *columns.values()], rows)
+
+
+def format_rounding(results: dict[str, Any]) -> str:
+    """
+    Format what rounded weights add, and how much more they add at infinity than at the least D.
+
+    The interval of the difference is over the networks, whose roundings are averaged first.
+    """
+    bits = list(dict.fromkeys(row["bits"] for row in results["rows"]))
+    rows = []
+    for network in dict.fromkeys(row["network"] for row in results["rows"]):
+        chosen = [row for row in results["rows"] if row["network"] == network]
+        means = {
+            (row["D"], row["bits"]): [statistics.mean(values) for values in row["added"]] for row in chosen
+        }
+        labels = list(dict.fromkeys(row["D"] for row in chosen))
+        for label in labels:
+            cells = [
+                format_mean([value for values in row["added"] for value in values])
+                for row in chosen
+                if row["D"] == label
+            ]
+            rows.append([f"{network}, D = {label}", *cells])
+        least, most = labels[0], labels[-1]
+        cells = [_format_interval([b - a for a, b in zip(means[least, k], means[most, k])]) for k in bits]
+        rows.append([f"{network}, D = {most} minus D = {least}", *cells])
+    return format_table(["what rounding adds", *(f"{k} bits" for k in bits)], rows)
+
+
+def _format_interval(values: list[float]) -> str:
+    """Format the mean of a value per network, with its interval of 95 % if there are several."""
+    mean = statistics.mean(values)
+    if len(values) == 1:
+        return f"{mean:.3g}"
+    error = compute_quantile(0.95, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{format_error(mean, error)} (95 %)"
 
 
 def format_sampling(results: dict[str, Any]) -> str:

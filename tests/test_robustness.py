@@ -49,6 +49,22 @@ def test_quantised_weights_take_few_values_and_come_back(bits, pipe):
     )
 
 
+@pytest.mark.parametrize("bits", [1, 5])
+def test_weights_that_are_rounded_at_random_keep_their_mean(bits):
+    weights = torch.linspace(-1, 1, 101)
+    module = torch.nn.Linear(101, 1000, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(weights.expand(1000, -1))
+    step = 2 / (2**bits - 1)
+    with quantize_temporarily(module, bits, torch.Generator().manual_seed(0)):
+        rounded = module.weight.detach().clone()
+    assert len(rounded.unique()) <= 2**bits
+    assert (rounded - weights).abs().max() < step + 1e-6
+    assert (rounded.mean(0) - weights).abs().max() < 5 * step / 2 / 1000**0.5
+    with quantize_temporarily(module, bits, torch.Generator().manual_seed(1)):
+        assert not torch.equal(module.weight, rounded)
+
+
 def test_injected_noise_changes_nothing_else(pipe):
     """Noise too weak to be seen does not change the image of a seed, nor its class."""
 

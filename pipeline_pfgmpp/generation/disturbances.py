@@ -72,7 +72,7 @@ def inject_noise(
     return arguments
 
 
-def quantize(module: torch.nn.Module, bits: int) -> None:
+def quantize(module: torch.nn.Module, bits: int, generator: torch.Generator | None = None) -> None:
     r"""
     Round weights in place.
 
@@ -81,28 +81,38 @@ def quantize(module: torch.nn.Module, bits: int) -> None:
     Args:
         module (`torch.nn.Module`): The network.
         bits (`int`): Bits per weight, k.
+        generator (`torch.Generator`, *optional*): Source of randomness on the CPU. With it each weight is
+            rounded up or down at random, so that its mean is the weight itself; by default to the nearest.
     """
     for parameter in module.parameters():
         weights = parameter.data.float()
         low, high = weights.aminmax()
         step = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(torch.float32).tiny)
-        rounded = ((weights - low) / step).round() * step + low
-        parameter.data = rounded.to(parameter.dtype)
+        levels = (weights - low) / step
+        if generator is None:
+            levels = levels.round()
+        else:
+            chances = torch.rand(levels.shape, generator=generator).to(levels.device)
+            levels = (levels + chances).floor().clamp_max(2**bits - 1)
+        parameter.data = (levels * step + low).to(parameter.dtype)
 
 
 @contextlib.contextmanager
-def quantize_temporarily(module: torch.nn.Module, bits: int | None) -> Iterator[None]:
+def quantize_temporarily(
+    module: torch.nn.Module, bits: int | None, generator: torch.Generator | None = None
+) -> Iterator[None]:
     """
     Round weights as [`quantize`] does, and restore them at the end of the block.
 
     Args:
         module (`torch.nn.Module`): The network.
         bits (`int` or `None`): Bits per weight; with None the weights are not rounded.
+        generator (`torch.Generator`, *optional*): As for [`quantize`].
     """
     originals = [parameter.data for parameter in module.parameters()]
     try:
         if bits is not None:
-            quantize(module, bits)
+            quantize(module, bits, generator)
         yield
     finally:
         for parameter, original in zip(module.parameters(), originals):
