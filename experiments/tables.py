@@ -263,7 +263,8 @@ def format_rounding(results: dict[str, Any]) -> str:
                 if row["D"] == label
             ]
             rows.append([f"{network}, D = {label}", *cells])
-        least, most = labels[0], labels[-1]
+        least = labels[0]
+        most = labels[-1]
         cells = [_format_interval([b - a for a, b in zip(means[least, k], means[most, k])]) for k in bits]
         rows.append([f"{network}, D = {most} minus D = {least}", *cells])
     return format_table(["what rounding adds", *(f"{k} bits" for k in bits)], rows)

@@ -6,8 +6,8 @@ Guidance extrapolates from a weaker prediction $F_0$ to the network's own $F$,
 
 $$F_w = F_0 + w\,(F - F_0).$$
 
-$F_0$ comes from the same network without a class (classifier-free guidance,
-https://huggingface.co/papers/2207.12598), or from a weaker network (autoguidance,
+$F_0$ comes from the same network without a class or, if it restores images, without the degraded one
+(classifier-free guidance, https://huggingface.co/papers/2207.12598), or from a weaker network (autoguidance,
 https://huggingface.co/papers/2406.02507). The network's raw output is affine in the denoised image
 and the coefficients are the same for both, so guiding one guides the other.
 """
@@ -355,7 +355,8 @@ def check_guidance(guidance_scale: float, unet: Any, guidance_unet: Any | None) 
             one that can be called without a class.
     """
     number = check_number("guidance_scale", guidance_scale, "lie in [-1000, 1000]", -1000, 1000)
-    if number != 1 and guidance_unet is None and not unet.config.get("label_dim"):
+    is_conditional = unet.config.get("label_dim") or unet.config.get("condition_channels")
+    if number != 1 and guidance_unet is None and not is_conditional:
         raise ValueError(
             f"`guidance_scale` must be 1 for this network, but is {guidance_scale}: guidance needs a"
             " class-conditional network trained with label dropout, or a `guidance_unet`."
@@ -371,15 +372,17 @@ def call_guided(
     t: torch.Tensor,
     class_labels: torch.Tensor | None,
     D: float | torch.Tensor | None,
+    condition: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     Call a network and its guide, and extrapolate from the guide's output.
 
     Args:
         unet (`ModelMixin`): The network.
-        guidance_unet (`ModelMixin`, *optional*): The guide; None is the network without a class.
+        guidance_unet (`ModelMixin`, *optional*): The guide; None is the network without the degraded image,
+            or without a class if it restores none.
         guidance_scale (`float`): The w of the equation above.
-        model_input, t, class_labels, D: As for [`call_network`].
+        model_input, t, class_labels, D, condition: As for [`call_network`].
 
     Returns:
         `torch.Tensor` of shape `(batch, channels, height, width)`: The guided raw output, at least float32.
@@ -389,15 +392,20 @@ def call_guided(
     """
     check_guidance(guidance_scale, unet, guidance_unet)
     if guidance_unet is not None:
-        output = call_network(unet, model_input, t, class_labels, D)
-        guide = call_network(guidance_unet, model_input.to(guidance_unet.dtype), t, class_labels, D)
+        output = call_network(unet, model_input, t, class_labels, D, condition)
+        weak_input = model_input.to(guidance_unet.dtype)
+        guide = call_network(guidance_unet, weak_input, t, class_labels, D, condition)
     else:  # one call of twice the batch
+        if condition is None:
+            labels = torch.cat([torch.zeros_like(class_labels), class_labels])
+        else:
+            labels = None if class_labels is None else torch.cat([class_labels] * 2)
+            condition = torch.cat([torch.zeros_like(condition), condition])
         doubled = torch.cat([model_input] * 2)
-        labels = torch.cat([torch.zeros_like(class_labels), class_labels])
         if isinstance(D, torch.Tensor) and D.ndim:
             D = torch.cat([D, D])
         if t.ndim:
             t = torch.cat([t, t])
-        guide, output = call_network(unet, doubled, t, labels, D).chunk(2)
+        guide, output = call_network(unet, doubled, t, labels, D, condition).chunk(2)
     dtype = torch.promote_types(output.dtype, torch.float32)
     return torch.lerp(guide.to(dtype), output.to(dtype), guidance_scale)

@@ -24,7 +24,7 @@ from diffusers.utils import logging
 
 from .arguments import check_generator, check_integer, check_number
 from .code_files import copy_files  # noqa: F401 - diffusers copies only what this file itself imports
-from .conditioning import ClassLabels, call_network
+from .conditioning import ClassLabels, call_guided, call_network, check_guidance
 from .images import UNIT, Images, convert_samples, prepare_images, require_range
 from .latents import count_image_channels, get_factor
 from .noise import sample_noise
@@ -65,6 +65,7 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
         blend: float = 1.0,
         D: float | None = None,
         class_labels: ClassLabels = None,
+        guidance_scale: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -101,6 +102,9 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
             D (`float`, *optional*): Augmented dimension, as in [`PFGMPPPipeline.__call__`].
             class_labels (`int`, `str`, list of them, `np.ndarray` or `torch.Tensor`, *optional*): Classes,
                 of all degraded images or of each, as in [`PFGMPPPipeline.__call__`].
+            guidance_scale (`float`, defaults to 1.0): The w in F_0 + w (F - F_0); 1 is no guidance. F_0 is
+                the output of `guidance_unet` if there is one, otherwise the network's output without the
+                degraded image, for networks trained with condition dropout.
             generator (`torch.Generator` or a list of them, *optional*): Source of the prior and of
                 stochastic solvers. With a list, one per restored image, image i depends on generator i
                 alone.
@@ -137,6 +141,7 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
         check_output_type(output_type, self.image_channels)
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         blend = check_number("blend", blend, "lie in [0, 1]", 0, 1)
+        guidance_scale = check_guidance(guidance_scale, self.unet, self.guidance_unet)
         self._check_entry(start_sigma, blend, repeats)
         divisor = 2 ** (len(self.unet.config.channel_mult) - 1)
         factor = get_factor(self.vae)
@@ -170,11 +175,11 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
         self._interrupt = False
         interrupted = False
         num_calls = len(scheduler.timesteps)
-        self._show_state(scheduler, 1.0, num_calls)
+        self._show_state(scheduler, guidance_scale, num_calls)
         for step, t in enumerate(self.progress_bar(scheduler.timesteps)):
             if interrupted or self.interrupt:
                 continue
-            output = predict(latents, t)
+            output = predict(latents, t, guidance_scale)
             tensors = {}
             if "pred_original_sample" in callback_on_step_end_tensor_inputs:
                 sigma = scheduler.sigmas[step]
@@ -189,10 +194,10 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
             if callback_on_step_end is not None:
                 if "latents" in callback_on_step_end_tensor_inputs:
                     tensors["latents"] = latents
-                state = (scheduler, step, t, tensors, 1.0, num_calls)
-                changed, _, interrupted = self._call_back(callback_on_step_end, *state)
+                state = (scheduler, step, t, tensors, guidance_scale, num_calls)
+                changed, guidance_scale, interrupted = self._call_back(callback_on_step_end, *state)
                 latents = changed.get("latents", latents)
-        self._show_state(scheduler, 1.0, num_calls)
+        self._show_state(scheduler, guidance_scale, num_calls)
 
         # 5. Turn the samples into images
         images = latents[..., : -(-height // factor), : -(-width // factor)]
@@ -216,9 +221,14 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
         dtype = self.unet.dtype  # diffusers looks through all modules for it, so once
         dimension = name_dimension(scheduler, D)
 
-        def predict(latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        def predict(latents: torch.Tensor, t: torch.Tensor, guidance_scale: float = 1.0) -> torch.Tensor:
             def call(model_input: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-                return call_network(self.unet, model_input, t, class_labels, D, condition).to(latents.dtype)
+                inputs = (model_input, t, class_labels, D, condition)
+                if guidance_scale == 1:
+                    output = call_network(self.unet, *inputs)
+                else:
+                    output = call_guided(self.unet, self.guidance_unet, guidance_scale, *inputs)
+                return output.to(latents.dtype)
 
             inputs = [
                 scheduler.scale_model_input(each, t, **dimension).to(dtype) for each in (latents, degraded)

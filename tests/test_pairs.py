@@ -404,7 +404,7 @@ def test_a_loss_hands_the_condition_on_as_the_pipeline_does(objective):
 
 def test_a_resumed_run_on_pairs_equals_an_uninterrupted_one(tmp_path):
     data = make_degraded(crop=(6, 6))
-    options = {"random_flip": True, "random_turn": True}
+    options = {"random_flip": True, "random_turn": True, "condition_dropout": 0.5}
     whole = make_trainer(tmp_path / "whole", data, make_unet(6), **options).run()
     parts = {**options, "checkpointing_steps": 2}
     make_trainer(tmp_path / "parts", data, make_unet(6), max_train_steps=2, **parts).run()
@@ -416,6 +416,21 @@ def test_a_resumed_run_on_pairs_equals_an_uninterrupted_one(tmp_path):
     other = make_degraded(["grey"], crop=(6, 6))
     with pytest.raises(ValueError, match="holds another run .*data is ImageDataset"):
         make_trainer(tmp_path / "parts", other, make_unet(6), resume_from_checkpoint="latest", **parts)
+
+
+def test_degraded_images_are_dropped_at_random(tmp_path):
+    data = make_degraded()
+    options = {"train_batch_size": 8, "max_train_steps": 1}
+    seen = {}
+    for rate in (0.0, 0.25, 1.0):
+        trainer = make_trainer(tmp_path / f"{rate}", data, condition_dropout=rate, **options)
+        trainer.run()
+        seen[rate] = trainer.last_inputs
+    kept = seen[0.25]["condition"].flatten(1).any(1)
+    assert 0 < kept.sum() < 8
+    assert torch.equal(seen[0.25]["condition"][kept], seen[0.0]["condition"][kept])
+    assert not seen[1.0]["condition"].any()
+    assert all(torch.equal(seen[rate]["images"], seen[0.0]["images"]) for rate in seen)
 
 
 def measure_psnr(images, truth):
@@ -477,6 +492,7 @@ def test_a_grid_of_grey_images_that_become_coloured():
         ({"condition_channels": 1}, {}, "3 channels, but the network takes degraded images of 1 channel "),
         ({}, {"fid_steps": 2}, "`fid_steps` must be 0 for pairs"),
         ({}, {"reference_batch_size": 8}, "`reference_batch_size` must be left out for pairs"),
+        ({}, {"condition_dropout": 1.5}, r"`condition_dropout` must lie in \[0, 1\]"),
     ],
 )
 def test_what_does_not_fit_pairs_is_refused(network, options, message, tmp_path):
@@ -542,6 +558,7 @@ def test_a_folder_of_pairs_becomes_a_pipeline_that_restores_any_size(folder_of_p
         (["--condition_column", "degraded", "--crop_size", "64"], "too few for crops of 64x64"),
         (["--degradation", "haze=2"], "`degradation` must be made of blur"),
         (["--degradation", "grey", "--condition_column", "degraded"], "one of --condition_column and"),
+        (["--condition_dropout", "0.1"], "--condition_dropout 0.1 has no effect without --condition_column"),
         (["--condition_channels", "1"], "--condition_channels 1 has no effect without --condition_column"),
         (
             ["--resolution", "16", "--crop_size", "32"],

@@ -172,6 +172,50 @@ def test_the_dial_of_d_turns_a_network_for_every_d():
     assert not torch.equal(small, large)
 
 
+@pytest.mark.parametrize("tile_size", [None, 8])
+def test_guidance_extrapolates_from_the_network_without_the_image(tile_size):
+    pipe = make_pipeline("euler", sigma_max=1.0)
+    image = draw_images(2, 1, 12, 12)
+
+    def restore(image, scale=1.0):
+        options = {"tile_size": tile_size, "generator": seed(0, 1), "output_type": "latent"}
+        return pipe(image, 1, guidance_scale=scale, **options).images
+
+    grey = torch.full_like(image, 0.5)  # which the network sees as 0, as where the image was dropped
+    expected = torch.lerp(restore(grey), restore(image), 2.5)
+    torch.testing.assert_close(restore(image, 2.5), expected, atol=1e-4, rtol=1e-4)
+    assert (restore(image, 2.5) - restore(image)).abs().max() > 1e-2
+
+
+def test_a_weaker_network_guides_with_the_same_image():
+    pipe, weak = make_pipeline("euler"), make_pipeline("euler")
+    with torch.no_grad():
+        for parameter in weak.unet.parameters():
+            parameter.mul_(0.9)
+    image = draw_images(1, 1, 8, 8)
+    options = {"start_sigma": 1.0, "output_type": "latent"}
+    expected = torch.lerp(weak(image, 1, **options).images, pipe(image, 1, **options).images, 2.0)
+    guided = PFGMPPRestorationPipeline(pipe.unet, pipe.scheduler, guidance_unet=weak.unet)
+    torch.testing.assert_close(
+        guided(image, 1, guidance_scale=2.0, **options).images, expected, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_guidance_keeps_the_class():
+    """The guide of a restoring network lacks the image alone."""
+    pipe = make_pipeline("euler", sigma_max=1.0, label_dim=3)
+    pipe.unet.map_label.weight.data.mul_(100)
+    image = draw_images(2, 1, 8, 8)
+
+    def restore(image, scale=1.0, label=2):
+        options = {"class_labels": label, "generator": seed(0, 1), "output_type": "latent"}
+        return pipe(image, 1, guidance_scale=scale, **options).images
+
+    expected = torch.lerp(restore(torch.full_like(image, 0.5)), restore(image), 2.5)
+    torch.testing.assert_close(restore(image, 2.5), expected, atol=1e-4, rtol=1e-4)
+    assert (restore(image, 2.5, label=0) - expected).abs().max() > 2e-3
+
+
 def test_the_configuration_of_the_scheduler_stays():
     pipe = make_pipeline(d_conditioning=True)
     pipe.scheduler = PFGMPPScheduler(D=16, sigmas={"heun": {"2": [80.0, 20.0]}})
@@ -518,6 +562,7 @@ def test_windows_add_up_to_one(divisor, tiles):
         ({"num_inference_steps": 0}, "`num_inference_steps` must be a positive integer"),
         ({"D": 16}, "`D` is 16, but this network was trained at D = 128 only"),
         ({"class_labels": 3}, "this network is unconditional"),
+        ({"guidance_scale": float("nan")}, "`guidance_scale` must lie in [-1000, 1000]"),
         ({"generator": seed(1, 2, 3)}, "`generator`"),
         ({"output_type": "jpeg"}, "`output_type` must be one of"),
         ({"num_images_per_condition": 0}, "`num_images_per_condition` must be a positive integer"),

@@ -20,6 +20,7 @@ from .parsing import (
 from .shared import (
     add_batch_size_argument,
     add_entry_arguments,
+    add_guidance_argument,
     add_seed_argument,
     add_trust_argument,
     add_variant_argument,
@@ -79,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--solver-type", help="the solver, as in pfgmpp restore (default: the model's)")
     add_entry_arguments(parser)
+    add_guidance_argument(parser)
     add(
         "--lpips",
         metavar="FILE",
@@ -129,7 +131,7 @@ def run(args: argparse.Namespace) -> None:
         lpips = load_lpips(args.lpips, pipeline.device, args.trust_remote_code)
     data = _load_data(args, pipeline)
     pairs = list_pairs(data, args.degradation, args.seed)
-    settings: dict[str, Any] = {"blend": args.blend}
+    settings: dict[str, Any] = {"blend": args.blend, "guidance_scale": args.guidance_scale}
     if args.start_sigma is not None:
         settings["start_sigma"] = args.start_sigma
     dimensions = choose_dimensions(pipeline, args.D)

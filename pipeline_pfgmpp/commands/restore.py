@@ -16,6 +16,7 @@ from .parsing import make_integer_parser, parse_dimension
 from .shared import (
     add_batch_size_argument,
     add_entry_arguments,
+    add_guidance_argument,
     add_seed_argument,
     add_solver_arguments,
     check_dimensions,
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="the folder of the restored files")
     add_entry_arguments(parser)
+    add_guidance_argument(parser)
     parser.add_argument(
         "--D",
         type=parse_dimension,
@@ -107,6 +109,7 @@ def _get_call_settings(args: argparse.Namespace, pipeline: Any) -> dict[str, Any
     settings: dict[str, Any] = {
         "num_inference_steps": args.num_inference_steps or get_default_steps(pipeline.scheduler),
         "blend": args.blend,
+        "guidance_scale": args.guidance_scale,
     }
     for name in ("start_sigma", "D", "tile_size"):
         if getattr(args, name) is not None:

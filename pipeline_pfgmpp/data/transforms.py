@@ -94,7 +94,7 @@ def make_transform(decoder: ImageDecoder, degradation: Sequence[str] | None) -> 
 
 
 def split_pairs(
-    images: torch.Tensor, condition_channels: int
+    images: torch.Tensor, condition_channels: int, kept: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """
     Split pairs into images and the degraded ones, from which a network restores them.
@@ -102,6 +102,8 @@ def split_pairs(
     Args:
         images (`torch.Tensor` of shape `(batch, C, H, W)`): Pairs, or images alone.
         condition_channels (`int`): How many channels, the last ones, are those of the degraded images.
+        kept (`torch.Tensor` of shape `(batch,)`, *optional*): Which degraded images are kept; the others
+            become 0, which says nothing about the image. None keeps all.
 
     Returns:
         `tuple[torch.Tensor, dict[str, torch.Tensor]]`: The images, and `condition` with the degraded ones;
@@ -110,6 +112,8 @@ def split_pairs(
     if not condition_channels:
         return images, {}
     clean, degraded = images.split([images.shape[1] - condition_channels, condition_channels], dim=1)
+    if kept is not None:
+        degraded = degraded * kept.view(-1, 1, 1, 1)
     return clean, {"condition": degraded}
 
 

@@ -172,7 +172,7 @@ def _measure_distances(
     batch_size: int,
 ) -> list[float]:
     """Measure one distance per group of seeds."""
-    call = {"D": D, "num_inference_steps": count_steps(pipeline, setting.nfe)}
+    call: dict[str, Any] = {"D": D, "num_inference_steps": count_steps(pipeline, setting.nfe)}
     distances = []
     with quantize_temporarily(pipeline.unet, setting.bits):
         for seeds in groups:
@@ -226,7 +226,7 @@ def draw_noise_grid(
     labels = None
     if pipeline.num_classes:
         labels = [seed % pipeline.num_classes for seed in seeds]
-    call = {"num_inference_steps": count_steps(pipeline, nfe), "class_labels": labels}
+    call: dict[str, Any] = {"num_inference_steps": count_steps(pipeline, nfe), "class_labels": labels}
     rows = []
     for D in dimensions:
         columns = []

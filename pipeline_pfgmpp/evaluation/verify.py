@@ -141,7 +141,7 @@ def verify_robustness(
         setting = Setting(entry["noise"], entry["bits"], entry["nfe"])
         (D,) = choose_dimensions(pipeline, [_parse_dimension(label)])
         seeds = list(range(entry["num_images"]))
-        call = {"D": D, "num_inference_steps": count_steps(pipeline, setting.nfe)}
+        call: dict[str, Any] = {"D": D, "num_inference_steps": count_steps(pipeline, setting.nfe)}
         with quantize_temporarily(pipeline.unet, setting.bits):
             batches = generate(pipeline, seeds, batch_size, f"Robustness, D = {label}", setting.noise, **call)
             images = torch.cat([images for _, images in batches])

@@ -27,6 +27,11 @@ _NEEDS = (
     ),
     _Need(("condition_channels",), "without --condition_column", lambda args: args.condition_column),
     _Need(
+        ("condition_dropout",),
+        "without --condition_column or --degradation",
+        lambda args: args.condition_column or args.degradation,
+    ),
+    _Need(
         ("resolution",),
         "together with --crop_size, which a preset may set",
         lambda args: args.crop_size in (None, args.resolution),

@@ -61,7 +61,7 @@ _NUMBERS = (
     ),
     _Range("finite", math.isfinite, ("P_mean",)),
     _Range("in [0, 1)", lambda value: 0 <= value < 1, ("adam_beta1", "adam_beta2")),
-    _Range("in [0, 1]", lambda value: 0 <= value <= 1, ("augment",)),
+    _Range("in [0, 1]", lambda value: 0 <= value <= 1, ("augment", "condition_dropout")),
 )
 
 
@@ -96,6 +96,8 @@ class TrainingConfig:
             images, counted over all processes, instead of towards single images.
         random_flip (`bool`, defaults to `False`): Mirror images at random.
         random_turn (`bool`, defaults to `False`): Turn images by quarters at random.
+        condition_dropout (`float`, defaults to 0): Probability of training without the degraded image, so
+            that the network can be guided by it.
         augment (`float`, defaults to 0): Probability of each transform of [`Augmentation`].
         ema_halflife (sequence of `float`, defaults to 500,000): Longest half-lives of the weights'
             moving averages, in images. The pipeline holds the first; the others become variants.
@@ -153,6 +155,7 @@ class TrainingConfig:
     reference_batch_size: int | None = None
     random_flip: bool = False
     random_turn: bool = False
+    condition_dropout: float = 0.0
     augment: float = 0.0
     ema_halflife: Sequence[float] = (500_000.0,)
     ema_width: Sequence[float] = ()

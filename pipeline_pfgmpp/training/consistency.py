@@ -105,15 +105,15 @@ class Teacher:
         """Compute (x - F) / sigma."""
         model_input = self.scheduler.precondition_inputs(x, sigma, D).to(self.dtype)
         c_noise = self.scheduler.precondition_noise(sigma.flatten())
+        if condition is not None:
+            condition = self.scheduler.precondition_inputs(condition, sigma, D)
         if self.guidance_scale == 1:
-            if condition is not None:
-                condition = self.scheduler.precondition_inputs(condition, sigma, D)
             output = call_network(self.unet, model_input, c_noise, class_labels, D, condition)
         else:
-            # Only in this form is there a row for "no class".
-            labels = torch.nn.functional.one_hot(class_labels, count_classes(self.unet)).to(x)
-            unets = (self.unet, self.guidance_unet)
-            output = call_guided(*unets, self.guidance_scale, model_input, c_noise, labels, D)
+            if class_labels is not None:  # Only in this form is there a row for "no class".
+                class_labels = torch.nn.functional.one_hot(class_labels, count_classes(self.unet)).to(x)
+            inputs = (model_input, c_noise, class_labels, D, condition)
+            output = call_guided(self.unet, self.guidance_unet, self.guidance_scale, *inputs)
         return (x - self.scheduler.precondition_outputs(x, output.to(x.dtype), sigma, D)) / sigma
 
 

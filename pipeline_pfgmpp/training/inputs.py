@@ -101,6 +101,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--random_flip", action="store_true", help="mirror images at random")
     add("--random_turn", action="store_true", help="turn images by quarters at random")
+    add(
+        "--condition_dropout",
+        type=float,
+        default=0.0,
+        help="probability of training without the degraded image, so that the network can be guided by it"
+        " (default: %(default)s)",
+    )
     add("--augment", type=float, help="probability of each non-leaking transform (default: as the preset)")
     add(
         "--reference_batch_size",

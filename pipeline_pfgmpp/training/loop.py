@@ -376,12 +376,12 @@ class Trainer:
         progress = self.global_step / self.config.max_train_steps
         shape = (count, *self.image_shape)
         perturbation = self.loss.draw(shape, self.rng, self.device, progress=progress)
-        transforms = None
-        if self.augmentation:
-            transforms = self.augmentation.draw(count, self.rng, self.device)
+        transforms = self.augmentation.draw(count, self.rng, self.device) if self.augmentation else None
         moves = (self.config.random_flip and not self.data.flips, self.config.random_turn)
         symmetries = draw_symmetries(count, *moves, self.rng, self.device)
-        return StepDraws(perturbation, transforms, symmetries)
+        dropout = self.config.condition_dropout
+        kept = torch.rand(count, generator=self.rng, device=self.device) >= dropout if dropout else None
+        return StepDraws(perturbation, transforms, symmetries, kept)
 
     def read_batch(self) -> dict[str, torch.Tensor]:
         """Read the next batch of this process: `images` or pairs, and `class_labels` if there are any."""
@@ -416,7 +416,8 @@ class Trainer:
             images = apply_symmetries(images, draws.symmetries[part])
         if self.augmentation and draws.transforms is not None:
             images, conditioning["augment_labels"] = self.augmentation(images, draws.transforms[part])
-        images, condition = split_pairs(images, self.data.condition_channels)
+        kept = None if draws.kept is None else draws.kept[part]
+        images, condition = split_pairs(images, self.data.condition_channels, kept)
         return images, references, conditioning | condition
 
     def clip_gradients(self) -> None:

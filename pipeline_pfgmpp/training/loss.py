@@ -146,11 +146,14 @@ class StepDraws:
         perturbation ([`Perturbation`]): What the loss draws.
         transforms (`torch.Tensor` of shape `(batch, 8)`, *optional*): Transforms of [`Augmentation`].
         symmetries (`torch.Tensor` of shape `(batch,)`, *optional*): How images are turned and mirrored.
+        kept (`torch.Tensor` of shape `(batch,)`, *optional*): Which degraded images the network is shown;
+            None is all.
     """
 
     perturbation: Perturbation
     transforms: torch.Tensor | None
     symmetries: torch.Tensor | None
+    kept: torch.Tensor | None
 
 
 class PFGMPPLoss:
