@@ -6,7 +6,7 @@
 #
 # 1. An autoencoder of 64² pixels into 16² latents of four channels, for VAE_MINUTES.
 # 2. One network for every D from 16 to infinity on its latents, for STEPS steps of 64 images.
-# 3. The same network tuned for one and two calls, for FAST_STEPS steps.
+# 3. The same network distilled for one and two calls, with guidance, for FAST_STEPS steps.
 #
 # Where the GPU or the processor has matrix units for bfloat16, PRECISION=bf16 and COMPILE=--compile make stages
 # 2 and 3 faster.
@@ -20,10 +20,11 @@ python experiments/emoji_autoencoder.py "$data" "$folder/autoencoder" --minutes 
 
 $launch train_accelerate.py --dataset_name "$data" --class_conditional --balance_classes --label_dropout 0.1 \
     --vae_model_name_or_path "$folder/autoencoder/vae" --preset emoji-small --D 16:inf --d_conditioning \
-    --max_train_steps "${STEPS:-8000}" --checkpointing_steps 200 --sample_steps 1000 ${COMPILE:-} \
+    --max_train_steps "${STEPS:-10000}" --checkpointing_steps 200 --sample_steps 1000 ${COMPILE:-} \
     --resume_from_checkpoint latest --save_dtype float16 --output_dir "$folder/pfgmpp-emoji"
 
-$launch train_accelerate.py --pretrained_model_name_or_path "$folder/pfgmpp-emoji" --dataset_name "$data" \
+$launch train_accelerate.py --pretrained_model_name_or_path "$folder/pfgmpp-emoji" \
+    --teacher_model_name_or_path "$folder/pfgmpp-emoji" --guidance_scale 2 --dataset_name "$data" --balance_classes \
     --preset consistency-tuning --P_mean 0.5 --consistency_stages 7 \
-    --max_train_steps "${FAST_STEPS:-4000}" --checkpointing_steps 200 --sample_steps 1000 ${COMPILE:-} \
+    --max_train_steps "${FAST_STEPS:-1800}" --checkpointing_steps 200 --sample_steps 200 ${COMPILE:-} \
     --resume_from_checkpoint latest --save_dtype float16 --output_dir "$folder/pfgmpp-emoji-fast"

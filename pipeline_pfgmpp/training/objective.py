@@ -12,6 +12,7 @@ from .autoencoder import is_same_autoencoder
 from .consistency import ConsistencyLoss, Teacher
 from .finetune import load_pretrained
 from .loss import DimensionRange, PFGMPPLoss
+from .preparation import configure_network
 
 
 # The arguments that an objective changes, unless they are given.
@@ -119,9 +120,10 @@ def load_teacher(
         )
     if not is_same_autoencoder(teacher.vae, data.vae):
         raise ValueError(f"--teacher_model_name_or_path {name} must have the autoencoder of this run.")
-    if own_channels and args.guidance_scale != 1:
-        raise ValueError("--guidance_scale must be 1 for a teacher that restores images.")
-    return teacher.to(accelerator.device)
+    teacher.to(accelerator.device)
+    configure_network(teacher.unet, args, accelerator)
+    teacher.unet.forward = accelerator.autocast()(teacher.unet.forward)  # in the precision of the training
+    return teacher
 
 
 def create_loss(

@@ -1,5 +1,6 @@
 """What a run is put together from, before its first step."""
 
+import argparse
 import os
 from collections.abc import Collection
 from typing import Any
@@ -221,13 +222,15 @@ def create_frechet_distance(
         raise ValueError(f"`fid_steps`: {error}") from None
 
 
-def configure_network(unet: ModelMixin, config: TrainingConfig, accelerator: Accelerator) -> None:
+def configure_network(
+    unet: ModelMixin, config: TrainingConfig | argparse.Namespace, accelerator: Accelerator
+) -> None:
     """
     Set how a network is computed.
 
     Args:
         unet (`ModelMixin`): The network, which is changed in place.
-        config ([`TrainingConfig`]): The settings.
+        config ([`TrainingConfig`] or `argparse.Namespace`): The settings.
         accelerator (`Accelerator`): What the network will run on.
     """
     if accelerator.device.type == "cpu" and accelerator.distributed_type != DistributedType.FSDP:
