@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="folder of the model")
     parser.add_argument("data", help="data set from `pfgmpp data emoji`")
     parser.add_argument("--per-group", type=int, default=40, help="pictures per group (default: %(default)s)")
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=40, help="(default: %(default)s)")
     args = parser.parse_args()
 
@@ -122,7 +123,8 @@ def main() -> None:
     drawn = []
     for group, name in enumerate(names):
         seeds = [args.per_group * group + number for number in range(args.per_group)]
-        batches = generate(pipeline, seeds, args.batch_size, name, class_labels=group)
+        options = {"class_labels": group, "guidance_scale": args.guidance_scale}
+        batches = generate(pipeline, seeds, args.batch_size, name, **options)
         drawn += [images for _, images in batches]
     images = torch.cat(drawn)
     asked = torch.arange(len(names)).repeat_interleave(args.per_group)

@@ -7,6 +7,7 @@ import math
 import pytest
 import scipy.stats
 import torch
+from accelerate import Accelerator
 
 from pipeline_pfgmpp import (
     EmpiricalDenoiser,
@@ -19,7 +20,7 @@ from pipeline_pfgmpp.commands import main
 from pipeline_pfgmpp.data import ImageDataset
 from pipeline_pfgmpp.training import ConsistencyLoss, DimensionRange, Teacher, Trainer, TrainingConfig
 from pipeline_pfgmpp.training.loss import denoise
-from pipeline_pfgmpp.training.objective import choose_scheduler_options
+from pipeline_pfgmpp.training.objective import choose_scheduler_options, load_teacher
 
 
 DIMENSIONS = [4, 64, 2048, None]
@@ -319,17 +320,30 @@ def test_the_teacher_takes_the_step_of_heun(guidance_scale):
     torch.testing.assert_close(end[2], steps[0]["pred_original_sample"][2], rtol=1e-4, atol=1e-5)
 
 
-def test_a_teacher_that_restores_sees_the_degraded_images():
+@pytest.mark.parametrize(("precision", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_teacher_computes_in_the_precision_of_the_training(precision, dtype, tmp_path, fresh_accelerator):
+    make_pipeline(make_unet(), solver_type="heun").save_pretrained(tmp_path / "teacher")
+    arguments = {"compile": False, "gradient_checkpointing": False}
+    args = argparse.Namespace(teacher_model_name_or_path=str(tmp_path / "teacher"), **arguments)
+    data = ImageDataset(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
+    teacher = load_teacher(args, Accelerator(mixed_precision=precision), data)
+    for parameter in teacher.unet.parameters():
+        assert parameter.dtype == torch.float32
+    assert teacher.unet(torch.zeros(1, 1, 8, 8), torch.zeros(1)).sample.dtype == dtype
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+def test_a_teacher_that_restores_sees_the_degraded_images(guidance_scale):
     scheduler = PFGMPPScheduler(D=64, sigma_min=0.5)
     pipe = PFGMPPRestorationPipeline(make_unet(condition_channels=1), scheduler)
     degraded = torch.rand(2, 1, 8, 8, generator=generator()) * 2 - 1
     levels = {"sigma": torch.full((2,), 2.0), "target_sigma": torch.full((2,), 0.5)}
     drawn = dataclasses.replace(ConsistencyLoss(scheduler).draw((2, 1, 8, 8), generator()), **levels)
-    end = Teacher(pipe).step(degraded, drawn, condition=degraded)
+    end = Teacher(pipe, guidance_scale).step(degraded, drawn, condition=degraded)
 
     steps = []
     pipe(
-        degraded / 2 + 0.5, num_inference_steps=2, start_sigma=2.0,
+        degraded / 2 + 0.5, num_inference_steps=2, start_sigma=2.0, guidance_scale=guidance_scale,
         callback_on_step_end=lambda pipe, step, t, tensors: steps.append(tensors["latents"]),
     )  # fmt: skip
     torch.testing.assert_close(end, steps[1], rtol=1e-4, atol=1e-5)
