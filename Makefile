@@ -8,7 +8,7 @@ EMOJI_NAMES := /usr/share/unicode/emoji/emoji-test.txt
 .PHONY: help demo space test packages data clean
 
 help:
-	@echo "make demo   install into .venv and draw clothes at several D, undisturbed and disturbed"
+	@echo "make demo   install into .venv and draw emoji at several D, undisturbed and disturbed"
 	@echo "make space  install into .venv and open the Space, which prints its address"
 	@echo "make test   install into .venv and run the tests; with CI=1, also install the browser and the font that some of them need"
 	@echo "make data   turn Debian's dataset-fashion-mnist into data/fashion-mnist, and its colour font into data/emoji"
@@ -20,7 +20,7 @@ help:
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/pfgmpp sample model_cards/pfgmpp-fashion-mnist-fast --D 16,128,2048,inf --noise 0,0.3 --output outputs/demo.png
+	$(BIN)/pfgmpp sample model_cards/pfgmpp-emoji-fast --D 16,128,2048,inf --noise 0,0.3 --columns 9 --output outputs/demo.png
 
 space: .venv/installed
 	cd space && ../$(BIN)/python app.py

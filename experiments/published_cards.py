@@ -188,6 +188,8 @@ def describe_collection() -> dict[str, Any]:
     notes = {
         "pfgmpp-fashion-mnist": "Fashion-MNIST, bundled",
         "pfgmpp-fashion-mnist-fast": "Fashion-MNIST, bundled, two calls per image",
+        "pfgmpp-emoji": "Emoji at 64×64 in nine groups, bundled",
+        "pfgmpp-emoji-fast": "Emoji at 64×64 in nine groups, bundled, two calls per image",
         "pfgmpp-emoji-restore": "Restoration of emoji: noise, 4x smaller, holes; bundled, one call",
         "pfgmpp-low-dose-ct": "Restoration of simulated low-dose CT, bundled, one call",
     }

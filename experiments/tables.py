@@ -230,6 +230,18 @@ def format_recognition(results: dict[str, Any]) -> str:
     return format_table(header, rows)
 
 
+def format_emoji_calls(results: dict[str, Any]) -> str:
+    """Format the distance of each way to draw, and how many times it is that of the first way."""
+    first, *_ = results["rows"]
+    labels = [label for label in first if label != "name"]
+    rows = [
+        [row["name"], *(f"{row[label]:.5g} ({row[label] / first[label]:.2f})" for label in labels)]
+        for row in results["rows"]
+    ]
+    rows.append([f"{results['count']} real emoji", *(f"{results['real']:.5g}" for _ in labels)])
+    return format_table(["pictures", *(f"D = {label}" for label in labels)], rows)
+
+
 def format_heavy_tails(results: dict[str, Any]) -> str:
     """Format how the tails of drawn fields compare with the data's: a row for other fields and per D."""
     columns = {
@@ -240,6 +252,20 @@ def format_heavy_tails(results: dict[str, Any]) -> str:
     }
     rows = [[row["name"], *(format_mean(row[key]) for key in columns)] for row in results["rows"]]
     return format_table(["fields", *columns.values()], rows)
+
+
+def format_which_d(results: list[dict[str, Any]]) -> str:
+    """Format the mean distance of each model at each D, with how much more it is than at the best D."""
+    labels = [entry["D"] for entry in results[0]["results"]]
+    rows = []
+    for row in results:
+        cells = []
+        for entry in row["results"]:
+            more = row["differences"].get(entry["D"])
+            added = f" (+{format_error(more['mean'], more['margin'])})" if more else ""
+            cells.append(f"{statistics.mean(entry['fid']):.5g}{added}")
+        rows.append([f"`{row['model']}`", *cells, row["choice"]])
+    return format_table(["model", *(f"D = {label}" for label in labels), "choice"], rows)
 
 
 def format_rounding(results: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import html
 import io
 import os
 import re
@@ -86,7 +87,7 @@ def connect(address):
 
 def list_texts(page):
     """List the texts of the pictures that a piece of HTML holds."""
-    return re.findall('<img class="pixels" alt="(.*?)" title="', page)
+    return [html.unescape(text) for text in re.findall('<img class="pixels" alt="(.*?)" title="', page)]
 
 
 def read_embedded(page):
@@ -112,7 +113,7 @@ def launch_browser():
 
 
 @contextlib.contextmanager
-def visit(browser, address, greeting="4,103,041 parameters", **options):
+def visit(browser, address, greeting="5,251,332 parameters", **options):
     """
     Open the page as a new visitor, and wait until it offers its first model.
 

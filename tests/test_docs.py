@@ -18,6 +18,7 @@ PAGES = ["README.md", *(f"docs/{name}" for name in GUIDES)]
 # What a clean checkout holds of what the pages use.
 USED = [
     "examples/damaged",
+    "model_cards/pfgmpp-emoji-fast",
     "model_cards/pfgmpp-emoji-restore",
     "model_cards/pfgmpp-fashion-mnist",
     "model_cards/pfgmpp-fashion-mnist-fast",

@@ -33,7 +33,7 @@ def load_study(tmp_path, monkeypatch, one_thread, fresh_accelerator):
         return module
 
     yield load
-    for name in ("emoji_cards", "emoji_restore", "restorers", "tables"):
+    for name in ("emoji_calls", "emoji_cards", "emoji_restore", "restorers", "tables"):
         sys.modules.pop(name, None)
 
 
@@ -72,13 +72,16 @@ def test_a_model_that_copies_is_found_out(load_study, tmp_path, monkeypatch, cap
     write_model_card("copier", pipeline, "## Training\n\nNone.\n")
     train = study.load_images(study.load_dataset("emoji", split="train"), 64)
 
-    def copy_training_pictures(pipeline, seeds, batch_size, name, class_labels):
+    def copy_training_pictures(pipeline, seeds, batch_size, name, class_labels, guidance_scale):
+        assert guidance_scale == 2
         rows = (train.labels == class_labels).nonzero().flatten()
         chosen = [int(rows[seed % len(rows)]) if len(rows) else 0 for seed in seeds]
         yield seeds, torch.stack([train.images[row] for row in chosen])
 
     monkeypatch.setattr(study, "generate", copy_training_pictures)
-    monkeypatch.setattr(sys, "argv", ["emoji_cards.py", "copier", "emoji", "--per-group", "2"])
+    monkeypatch.setattr(
+        sys, "argv", ["emoji_cards.py", "copier", "emoji", "--per-group", "2", "--guidance-scale", "2"]
+    )
     study.main()
     measured = json.loads((tmp_path / "copier.json").read_text(encoding="utf-8"))["results"]
     assert measured["drawn"]["count"] == 18
@@ -88,3 +91,29 @@ def test_a_model_that_copies_is_found_out(load_study, tmp_path, monkeypatch, cap
     assert sys.modules["tables"].format_recognition(measured) in card
     assert card.index("## Recognition and copies") < card.index("## Limits")
     assert Image.open(tmp_path / "copier" / "neighbours.png").width > 9 * 64
+
+
+@pytest.mark.filterwarnings("ignore:The Fréchet distance of")
+def test_few_calls_are_compared_with_many(load_study, tmp_path, monkeypatch, capsys):
+    study = load_study("emoji_calls")
+    monkeypatch.setattr(study, "PICTURE", tmp_path / "emoji_calls.png")
+    monkeypatch.setattr(study, "DIMENSIONS", [128.0, math.inf])
+    for name, solver_type in (("many", "dpmpp_2m"), ("fast", "consistency")):
+        unet = PFGMPPUNet2DModel.from_preset(
+            "fashion-mnist-small", sample_size=64, in_channels=3, out_channels=3, label_dim=9,
+            model_channels=8, attn_resolutions=(), d_conditioning=True,
+        )  # fmt: skip
+        scheduler = PFGMPPScheduler(D=128, solver_type=solver_type, default_steps=3)
+        PFGMPPPipeline(unet, scheduler).save_pretrained(name)
+    monkeypatch.setattr(sys, "argv", ["emoji_calls.py", "many", "fast", "emoji"])
+    study.main()
+    results = json.loads((tmp_path / "emoji_calls.json").read_text(encoding="utf-8"))["results"]
+    names = [row["name"] for row in results["rows"]]
+    assert names == ["3 calls", "3 guided calls", "fast, 2 calls", "fast, 1 call"]
+    assert all(row.keys() == {"name", "128", "∞"} for row in results["rows"])
+    held_out = study.load_dataset("emoji", split="validation")
+    assert results["count"] == len(held_out)
+    table = sys.modules["tables"].format_emoji_calls(results)
+    assert table in capsys.readouterr().out
+    assert f"| 3 calls | {results['rows'][0]['128']:.5g} (1.00) |" in table
+    assert Image.open(tmp_path / "emoji_calls.png").height > 4 * 64

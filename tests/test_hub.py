@@ -25,6 +25,7 @@ from pipeline_pfgmpp.hub import model_info
 
 
 BUNDLED = ROOT / "model_cards" / "pfgmpp-fashion-mnist"
+IN_LATENTS = ROOT / "model_cards" / "pfgmpp-emoji-fast"
 DRAW = """
 import hashlib, torch
 images = pipe(2, num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np").images
@@ -314,6 +315,18 @@ def test_a_folder_is_pushed_and_loads(hub, pfgmpp, run, folder, vanilla):
     pfgmpp("push", folder, "org/new", "--revision", "v1", env=env)
     assert server.files("org/new", branch="v1").keys() == PUSHED
     assert "/discussions/" in pfgmpp("push", folder, "org/new", "--create-pr", env=env)
+
+
+def test_a_model_of_latents_is_pushed_with_its_autoencoder(hub, pfgmpp, run, vanilla):
+    server, env = hub
+    pfgmpp("push", IN_LATENTS, "org/emoji", env=env)
+    names = {name for name in server.files("org/emoji") if not name.endswith(".py")}
+    files = {path.relative_to(IN_LATENTS).as_posix() for path in IN_LATENTS.rglob("*.*")}
+    assert names == {name for name in files if not name.endswith(".py")}
+    assert "vae/diffusion_pytorch_model.safetensors" in names
+    drawn = run(INSTALLED.format("org/emoji") + DRAW, env)
+    assert run(INSTALLED.format(str(IN_LATENTS)) + DRAW, env) == drawn
+    assert run(VANILLA.format("org/emoji") + DRAW, env, vanilla) == drawn
 
 
 def test_a_pipeline_pushes_itself(hub, run):

@@ -54,7 +54,11 @@ import sampling
 
 
 NAME = "Fashion-MNIST"
-FAST = f"{NAME} in two calls"  # the page opens with it
+FAST = f"{NAME} in two calls"
+EMOJI = "Emoji"
+FIRST = f"{EMOJI} in two calls"  # the page opens with it
+CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Dress"]
+EMOJI_CLASSES = ["Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink"]
 DIAL = "Augmented dimension D"
 PICTURES = ["pictures/norms.png", *(f"pictures/{path.name}" for path in SPACE.glob("pictures/emoji-*.png"))]
 
@@ -127,6 +131,11 @@ def call(client, name, arguments):
             {"model": FAST, "dial": 19, "steps": 2, "solver": "consistency", "noise": 0.3},
             "4 images at D = ∞ with noise α = 0.3: 2 of 2 network calls",
         ),
+        (
+            {"model": FIRST, "dial": 4, "steps": 1, "solver": "consistency"},
+            "4 images at D = 16: 1 of 1 network calls",
+        ),
+        ({"model": EMOJI, "solver": "dpmpp_2m", "guidance": 2}, "4 images at D = 128: 3 of 3 network calls"),
     ],
 )
 def test_the_code_draws_the_same_images(changes, described, client, monkeypatch):
@@ -134,10 +143,12 @@ def test_the_code_draws_the_same_images(changes, described, client, monkeypatch)
     assert summary.startswith(described)
     shown = [np.asarray(picture) for picture in read_embedded(images)]
     assert len(shown) == 4
-    assert list_texts(images)[:2] == ["T-shirt/top, seed 5", "Trouser, seed 6"]
+    names = EMOJI_CLASSES if EMOJI in changes.get("model", NAME) else CLOTHES
+    texts = [f"{name}, seed {seed}" for name, seed in zip(names, range(5, 9))]
+    assert list_texts(images) == texts
     with zipfile.ZipFile(archive) as file:
-        assert sorted(file.namelist())[0] == "Dress, seed 8.png"
-        with file.open("Trouser, seed 6.png") as picture:
+        assert sorted(file.namelist()) == sorted(f"{text}.png".replace("/", "-") for text in texts)
+        with file.open(f"{texts[1]}.png") as picture:
             np.testing.assert_array_equal(np.asarray(PIL.Image.open(picture)), shown[1])
     for expected, image in zip(shown, run_code(code, monkeypatch), strict=True):
         np.testing.assert_array_equal(image, expected)
@@ -167,7 +178,7 @@ def test_pictures_have_a_text(client):
         (
             "sample",
             {"model": "../../etc/passwd"},
-            "The model must be one of: Fashion-MNIST in two calls, Fashion-MNIST.",
+            "The model must be one of: Emoji in two calls, Emoji, Fashion-MNIST in two calls, Fashion-MNIST.",
         ),
         ("sample", {"count": 10**6}, "The number of images must be a whole number from 1 to 64"),
         ("sample", {"count": "many"}, "The number of images must be a whole number from 1 to 64"),
@@ -274,7 +285,7 @@ def test_the_environment_names_models(monkeypatch):
     assert offered["org/two"].sources == {None: "org/two"}
     monkeypatch.delenv("SPACE_MODELS")
     offered, _ = models.read_models()
-    assert list(offered) == [FAST, NAME]
+    assert list(offered) == [FIRST, EMOJI, FAST, NAME]
 
 
 def test_another_kind_of_pipeline_is_refused(monkeypatch):
@@ -778,7 +789,7 @@ def test_a_visit(browser, address, monkeypatch):
 
         # draw the same seed on a new page
         page.reload()
-        expect(page.get_by_text("4,103,041 parameters")).to_be_visible()
+        expect(page.get_by_text("5,251,332 parameters")).to_be_visible()
         expect(value).to_have_text("D = 128")
         set_number(page, "Images", 6)
         set_number(page, "Steps", 3)
@@ -821,12 +832,12 @@ def test_the_noise_the_class_and_the_seed_draw_as_well(browser, address):
         set_number(page, "Injected noise α", 0.5)
         expect(page.get_by_text("2 images at D = 128 with noise α = 0.5: 2 of 2")).to_be_visible()
         assert "inject_noise" in read_code(page)
-        choose(page, "Class", "Bag")
-        expect(find_images(page).first).to_have_attribute("alt", "Bag, seed 0")
+        choose(page, "Class", "Flags")
+        expect(find_images(page).first).to_have_attribute("alt", "Flags, seed 0")
         press(page, "New seed")
         seed = page.get_by_label("Seed")
         expect(seed).not_to_have_value("0")
-        expect(find_images(page).last).to_have_attribute("alt", f"Bag, seed {int(seed.input_value()) + 1}")
+        expect(find_images(page).last).to_have_attribute("alt", f"Flags, seed {int(seed.input_value()) + 1}")
 
 
 def drag_dial(page):

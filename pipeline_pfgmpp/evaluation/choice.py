@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from .reports import format_error
+from .reports import format_error, round_figure
 
 
 CONFIDENCE = 0.95
@@ -155,7 +155,8 @@ def describe_choice(choice: Choice) -> dict[str, Any]:
     return {
         "best": choice.best,
         "differences": {
-            D: {"mean": each.mean, "margin": each.margin} for D, each in choice.differences.items()
+            D: {"mean": round_figure(each.mean), "margin": round_figure(each.margin)}
+            for D, each in choice.differences.items()
         },
         "confidence": CONFIDENCE,
         "choice": str(choice),

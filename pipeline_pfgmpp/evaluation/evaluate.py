@@ -13,6 +13,7 @@ from ..images import find_deep_range
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..records.dimensions import format_dimension
 from .metrics import ImageMetrics
+from .reports import round_figure
 
 
 def choose_dimensions(pipeline: PFGMPPPipeline, dimensions: list[float] | None = None) -> list[float]:
@@ -104,7 +105,7 @@ def evaluate(
             if images.dtype == torch.uint16:
                 images = convert_to_bytes(images, find_deep_range(pipeline.config.value_range))
             for name, value in metrics(images).items():
-                entry.setdefault(name, []).append(_round(value))
+                entry.setdefault(name, []).append(round_figure(value))
         entries.append(entry)
     return entries
 
@@ -134,12 +135,7 @@ def evaluate_real(images: torch.Tensor, metrics: ImageMetrics, num_images: int, 
     check_num_images(len(chosen), state.num_processes)
     values = metrics(images[chosen[state.process_index :: state.num_processes]])
     entry: dict[str, Any] = {"images": f"{len(chosen):,} real images, {split} split"}
-    return entry | {name: [_round(value)] for name, value in values.items()}
-
-
-def _round(value: float) -> float:
-    """Round to five significant digits."""
-    return float(f"{value:.5g}")
+    return entry | {name: [round_figure(value)] for name, value in values.items()}
 
 
 def gather_features(features: torch.Tensor) -> torch.Tensor:

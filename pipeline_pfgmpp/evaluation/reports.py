@@ -87,6 +87,19 @@ def build_report(
     }
 
 
+def round_figure(value: float) -> float:
+    """
+    Round a figure as reports keep it.
+
+    Args:
+        value (`float`): The figure.
+
+    Returns:
+        `float`: The figure with five significant digits.
+    """
+    return float(f"{value:.5g}")
+
+
 def format_mean(values: list[float]) -> str:
     """
     Format the mean of values, with their standard deviation if there are several.
