@@ -142,6 +142,25 @@ def test_distances_of_several_networks_become_a_table(load_script, tmp_path, mon
     assert str(tmp_path) not in (tmp_path / "single_dimensions.json").read_text()
 
 
+def test_choices_of_d_are_collected(load_script, tmp_path, monkeypatch, capsys):
+    study = load_script("experiments", "which_d")
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    report = {
+        "results": [{"D": "16", "fid": [2.0, 4.0]}, {"D": "∞", "fid": [1.0, 2.0]}],
+        "num_images": 9,
+        "command": "pfgmpp choose-D model_cards/clothes --data data/clothes",
+        "differences": {"16": {"mean": 1.5, "margin": 0.5}},
+        "choice": "D = ∞ is the best beyond doubt.",
+    }
+    (tmp_path / "choice.json").write_text(json.dumps(report), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["which_d.py", str(tmp_path)])
+    study.main()
+    row = "| `clothes` | 3 (+1.50 ± 0.50) | 1.5 | D = ∞ is the best beyond doubt. |"
+    assert row in capsys.readouterr().out
+    measurement = json.loads((tmp_path / "which_d.json").read_text(encoding="utf-8"))
+    assert measurement["command"].startswith(report["command"] + "\npython experiments/which_d.py")
+
+
 def test_neighbours_along_dimensions(load_script):
     """Images that change in proportion to log D: the distance is in proportion to the step."""
     study = load_script("experiments", "dimensions")
