@@ -41,7 +41,7 @@ import restoring
 import uploads
 
 
-FAST = "model_cards/pfgmpp-fashion-mnist-fast"
+FAST = "model_cards/pfgmpp-emoji-fast"
 ENTRY = {"start_sigma": 0.4, "blend": 0.8}
 FOX = SPACE / "pictures" / "emoji-fox.png"
 
@@ -153,7 +153,7 @@ def test_without_such_a_model_there_is_no_tab(restorer, monkeypatch):
 
 def test_the_list_of_models_says_where_a_call_enters(folder, tmp_path, monkeypatch):
     (tmp_path / "models.yaml").write_text(
-        f"- name: Clothes\n  model: {FAST}\n"
+        f"- name: Emoji\n  model: {FAST}\n"
         f"- name: Emoji\n  model: {folder}\n  start_sigma: 0.4\n  blend: 0.8\n"
         f"- name: From the prior\n  models:\n    16: {folder}\n"
     )
@@ -164,8 +164,8 @@ def test_the_list_of_models_says_where_a_call_enters(folder, tmp_path, monkeypat
 
 
 def test_a_model_that_draws_is_refused_here():
-    with pytest.raises(ValueError, match="Clothes is a PFGMPPPipeline, not a PFGMPPRestorationPipeline"):
-        models.Restorer("Clothes", {None: FAST}).load()
+    with pytest.raises(ValueError, match="Emoji is a PFGMPPPipeline, not a PFGMPPRestorationPipeline"):
+        models.Restorer("Emoji", {None: FAST}).load()
 
 
 def test_a_model_that_cannot_be_loaded_is_named(monkeypatch):
