@@ -628,7 +628,7 @@ def test_dicom_without_pydicom_names_the_extra(models, tmp_path, capsys, monkeyp
         ([*ONE_CALL, "--num-samples", "2"], 1, "--num-samples must be 1 with --start-sigma"),
         (["--D", "16"], 1, "--D is 16, but this network was trained at D = 128 only"),
         (["--class-label", "3"], 1, "--class-label is '3', but this model is unconditional"),
-        (["--guidance-scale", "3"], 2, "unrecognized arguments: --guidance-scale 3"),
+        (["--guidance-scale", "-1"], 2, "a number from 0 to 100"),
         (["--variant", "fp16"], 1, "has no variants of its weights"),
     ],
 )
