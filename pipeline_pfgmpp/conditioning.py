@@ -375,21 +375,24 @@ def call_guided(
     condition: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    Call a network and its guide, and extrapolate from the guide's output.
+    Call a network and its guide, and extrapolate from the guide's output; at a scale of 1 call it alone.
 
     Args:
         unet (`ModelMixin`): The network.
         guidance_unet (`ModelMixin`, *optional*): The guide; None is the network without the degraded image,
             or without a class if it restores none.
-        guidance_scale (`float`): The w of the equation above.
+        guidance_scale (`float`): The w of the equation above; 1 is no guidance.
         model_input, t, class_labels, D, condition: As for [`call_network`].
 
     Returns:
-        `torch.Tensor` of shape `(batch, channels, height, width)`: The guided raw output, at least float32.
+        `torch.Tensor` of shape `(batch, channels, height, width)`: The raw output; if it is guided, at least
+            float32.
 
     Raises:
         ValueError: This network cannot be guided.
     """
+    if guidance_scale == 1:
+        return call_network(unet, model_input, t, class_labels, D, condition)
     check_guidance(guidance_scale, unet, guidance_unet)
     if guidance_unet is not None:
         output = call_network(unet, model_input, t, class_labels, D, condition)

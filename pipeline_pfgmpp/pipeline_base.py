@@ -22,7 +22,6 @@ from .code_files import copy_files, list_code, unlink_links
 from .conditioning import (
     ClassLabels,
     call_guided,
-    call_network,
     check_class_names,
     choose_dimension,
     count_classes,
@@ -223,11 +222,8 @@ class PFGMPPBasePipeline(DiffusionPipeline):
 
         def predict(latents: torch.Tensor, t: torch.Tensor, guidance_scale: float = 1.0) -> torch.Tensor:
             model_input = scheduler.scale_model_input(latents, t, **dimension).to(dtype)
-            if guidance_scale == 1:
-                output = call_network(self.unet, model_input, t, class_labels, D)
-            else:
-                unets = (self.unet, self.guidance_unet)
-                output = call_guided(*unets, guidance_scale, model_input, t, class_labels, D)
+            unets = (self.unet, self.guidance_unet)
+            output = call_guided(*unets, guidance_scale, model_input, t, class_labels, D)
             return output.to(latents.dtype)
 
         return predict

@@ -24,7 +24,7 @@ from diffusers.utils import logging
 
 from .arguments import check_generator, check_integer, check_number
 from .code_files import copy_files  # noqa: F401 - diffusers copies only what this file itself imports
-from .conditioning import ClassLabels, call_guided, call_network, check_guidance
+from .conditioning import ClassLabels, call_guided, check_guidance
 from .images import UNIT, Images, convert_samples, prepare_images, require_range
 from .latents import count_image_channels, get_factor
 from .noise import sample_noise
@@ -223,11 +223,8 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
 
         def predict(latents: torch.Tensor, t: torch.Tensor, guidance_scale: float = 1.0) -> torch.Tensor:
             def call(model_input: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-                inputs = (model_input, t, class_labels, D, condition)
-                if guidance_scale == 1:
-                    output = call_network(self.unet, *inputs)
-                else:
-                    output = call_guided(self.unet, self.guidance_unet, guidance_scale, *inputs)
+                unets = (self.unet, self.guidance_unet)
+                output = call_guided(*unets, guidance_scale, model_input, t, class_labels, D, condition)
                 return output.to(latents.dtype)
 
             inputs = [

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from ..conditioning import call_guided, call_network, check_guidance, choose_dimension, count_classes
+from ..conditioning import call_guided, check_guidance, choose_dimension, count_classes
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..scheduling_pfgmpp import PFGMPPScheduler
 from .loss import DimensionRange, Perturbation, PFGMPPLoss, denoise
@@ -107,13 +107,11 @@ class Teacher:
         c_noise = self.scheduler.precondition_noise(sigma.flatten())
         if condition is not None:
             condition = self.scheduler.precondition_inputs(condition, sigma, D)
-        if self.guidance_scale == 1:
-            output = call_network(self.unet, model_input, c_noise, class_labels, D, condition)
-        else:
-            if class_labels is not None:  # Only in this form is there a row for "no class".
-                class_labels = torch.nn.functional.one_hot(class_labels, count_classes(self.unet)).to(x)
-            inputs = (model_input, c_noise, class_labels, D, condition)
-            output = call_guided(self.unet, self.guidance_unet, self.guidance_scale, *inputs)
+        if self.guidance_scale != 1 and class_labels is not None:
+            # Only in this form is there a row for "no class".
+            class_labels = torch.nn.functional.one_hot(class_labels, count_classes(self.unet)).to(x)
+        inputs = (model_input, c_noise, class_labels, D, condition)
+        output = call_guided(self.unet, self.guidance_unet, self.guidance_scale, *inputs)
         return (x - self.scheduler.precondition_outputs(x, output.to(x.dtype), sigma, D)) / sigma
 
 
