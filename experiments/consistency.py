@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from small_networks import make_network
 from tables import RESULTS, format_consistency
 from tqdm import tqdm
 
@@ -178,18 +179,7 @@ class Study:
 
     def pretrain(self) -> PFGMPPUNet2DModel:
         """Train a denoiser from scratch."""
-        torch.manual_seed(self.args.seed)  # for the weights
-        network = PFGMPPUNet2DModel(
-            sample_size=8,
-            in_channels=1,
-            out_channels=1,
-            model_channels=32,
-            channel_mult=(1, 2),
-            num_blocks=1,
-            attn_resolutions=(),
-            dropout=0.0,
-            d_conditioning=True,
-        )
+        network = make_network(self.args.seed, d_conditioning=True)
         loss = PFGMPPLoss(self.scheduler, dimensions=TRAINED)
         self.train("pretrained", network, loss, self.args.pretraining_steps, PRETRAINING_RATE)
         return network

@@ -27,21 +27,20 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from small_networks import SIDE, load_or_train
 from tables import RESULTS, format_heavy_tails
 
-from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, sample_noise
+from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, sample_noise
 from pipeline_pfgmpp.data import ImageDataset, measure_standardization
 from pipeline_pfgmpp.generation.generate import generate_values
 from pipeline_pfgmpp.records.commands import format_command
 from pipeline_pfgmpp.records.dimensions import format_dimension
 from pipeline_pfgmpp.records.measurements import write_measurement
-from pipeline_pfgmpp.training import Trainer, TrainingConfig
 
 
 PICTURE = Path(__file__).with_suffix(".png")
 TAIL_INDEX = 4.0
 DIMENSIONS = [TAIL_INDEX, 16.0, math.inf]
-SIDE = 8  # of a field
 HELD_OUT = 1_000_000  # seed of the fields that nothing trains on
 QUANTILES = 1 - np.logspace(-0.3, -4, 60)  # from the median to the 99.99th percentile
 
@@ -69,35 +68,10 @@ def make_fields(count: int, seed: int) -> torch.Tensor:
 def train(args: argparse.Namespace, D: float, seed: int) -> PFGMPPPipeline:
     """Train the network of a D and a seed, or load what an earlier run trained."""
     folder = Path(args.output) / f"{args.steps}-steps-of-{args.fields}" / f"D-{D:g}-seed-{seed}"
-    if (folder / "model_index.json").is_file():
-        return PFGMPPPipeline.from_pretrained(folder)
     fields = make_fields(args.fields, seed)
     data = ImageDataset(fields, value_range=measure_standardization([fields]))
-    torch.manual_seed(seed)  # for the weights
-    network = PFGMPPUNet2DModel(
-        sample_size=SIDE,
-        in_channels=1,
-        out_channels=1,
-        model_channels=32,
-        channel_mult=(1, 2),
-        num_blocks=1,
-        attn_resolutions=(),
-        dropout=0.0,
-    )
     scheduler = PFGMPPScheduler(D=D, sigma_data=data.sigma_data(), preconditioning="t-edm")
-    config = TrainingConfig(
-        folder,
-        args.steps,
-        seed=seed,
-        sample_steps=0,
-        checkpointing_steps=500,
-        checkpoints_total_limit=1,
-        resume_from_checkpoint="latest",
-    )
-    pipeline = Trainer(network, scheduler, data, config).run()
-    if pipeline is None:
-        raise SystemExit("The training was stopped; run the command again to go on.")
-    return pipeline
+    return load_or_train(folder, data, scheduler, args.steps, seed)
 
 
 def sort_magnitudes(fields: torch.Tensor) -> np.ndarray:

@@ -26,10 +26,11 @@ from typing import Any
 
 import torch
 from consistency import load_digit_images
+from small_networks import load_or_train
 from tables import RESULTS, format_rounding
 from tqdm.auto import tqdm
 
-from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
+from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler
 from pipeline_pfgmpp.data import ImageDataset
 from pipeline_pfgmpp.evaluation.metrics import frechet_distance
 from pipeline_pfgmpp.generation import generate, quantize_temporarily
@@ -38,7 +39,7 @@ from pipeline_pfgmpp.records.digests import derive_seed
 from pipeline_pfgmpp.records.dimensions import format_dimension
 from pipeline_pfgmpp.records.measurements import write_measurement
 from pipeline_pfgmpp.records.writing import replace_file
-from pipeline_pfgmpp.training import DimensionRange, Trainer, TrainingConfig
+from pipeline_pfgmpp.training import DimensionRange
 
 
 DIMENSIONS = [16.0, 128.0, math.inf]
@@ -48,43 +49,15 @@ SINGLE = "a network per D"
 CALLS = 10  # of the network for an image
 
 
-def train(args: argparse.Namespace, images: torch.Tensor, D: float | None, seed: int) -> PFGMPPPipeline:
+def train(folder: Path, images: torch.Tensor, D: float | None, seed: int, steps: int) -> PFGMPPPipeline:
     """Train a network for a D, or for every D if it is None; or load what an earlier run trained."""
-    name = "every-D" if D is None else f"D-{D:g}"
-    folder = Path(args.output) / f"{name}-seed-{seed}-of-{args.steps}-steps"
-    if (folder / "model_index.json").is_file():
-        return PFGMPPPipeline.from_pretrained(folder)
-    torch.manual_seed(seed)  # for the weights
-    network = PFGMPPUNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        model_channels=32,
-        channel_mult=(1, 2),
-        num_blocks=1,
-        attn_resolutions=(),
-        dropout=0.0,
-        d_conditioning=D is None,
-    )
     data = ImageDataset(((images + 1) * 127.5).round().to(torch.uint8))
     options = {"D_range": (DIMENSIONS[0], None)} if D is None else {}
     scheduler = PFGMPPScheduler(
         D=D or DIMENSIONS[1], sigma_data=data.sigma_data(), solver_type="dpmpp_2m", **options
     )
-    config = TrainingConfig(
-        folder,
-        args.steps,
-        seed=seed,
-        sample_steps=0,
-        checkpointing_steps=500,
-        checkpoints_total_limit=1,
-        resume_from_checkpoint="latest",
-    )
     dimensions = DimensionRange(DIMENSIONS[0], math.inf) if D is None else None
-    pipeline = Trainer(network, scheduler, data, config, dimensions=dimensions).run()
-    if pipeline is None:
-        raise SystemExit("The training was stopped; run the command again to go on.")
-    return pipeline
+    return load_or_train(folder, data, scheduler, steps, seed, dimensions)
 
 
 def measure_distance(
@@ -156,9 +129,10 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     for seed in range(args.seeds):
         kinds = [(EVERY, None, DIMENSIONS), *((SINGLE, D, [D]) for D in DIMENSIONS)]
         for kind, D, dimensions in kinds:
-            pipeline = train(args, images, D, seed)
-            name = f"{'every-D' if D is None else f'D-{D:g}'}-seed-{seed}"
-            path = Path(args.output) / f"{name}-of-{args.steps}-steps-{args.images}-images.json"
+            name = "every-D" if D is None else f"D-{D:g}"
+            folder = Path(args.output) / f"{name}-seed-{seed}-of-{args.steps}-steps"
+            pipeline = train(folder, images, D, seed, args.steps)
+            path = folder.with_name(f"{folder.name}-{args.images}-images.json")
             added = measure_network(pipeline, dimensions, images, path, args)
             for bits, by_dimension in added.items():
                 for label, values in by_dimension.items():

@@ -19,7 +19,7 @@ def study(tmp_path, monkeypatch, one_thread, fresh_accelerator):
     monkeypatch.setattr(module, "RESULTS", tmp_path)
     monkeypatch.setattr(module, "PICTURE", tmp_path / "heavy_tails.png")
     yield module
-    for name in ("heavy_tails", "tables"):
+    for name in ("heavy_tails", "tables", "small_networks"):
         del sys.modules[name]
 
 
@@ -58,7 +58,7 @@ def test_the_study_resumes(study, tmp_path, monkeypatch, capsys):
     def refuse(*args, **options):
         raise AssertionError("It trains again.")
 
-    monkeypatch.setattr(study, "Trainer", refuse)
+    monkeypatch.setattr(sys.modules["small_networks"], "Trainer", refuse)
     study.main()
     resumed = json.loads((tmp_path / "heavy_tails.json").read_text(encoding="utf-8"))["results"]
     assert resumed == results

@@ -19,7 +19,7 @@ def study(tmp_path, monkeypatch, one_thread, fresh_accelerator):
     digits = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     monkeypatch.setattr(module, "load_digit_images", lambda: digits)
     yield module
-    for name in ("rounding", "consistency", "tables"):
+    for name in ("rounding", "consistency", "tables", "small_networks"):
         del sys.modules[name]
 
 
@@ -42,7 +42,7 @@ def test_the_study_rounds_every_network_and_resumes(study, tmp_path, monkeypatch
     def refuse(*args, **options):
         raise AssertionError("It draws or trains again.")
 
-    monkeypatch.setattr(study, "Trainer", refuse)
+    monkeypatch.setattr(sys.modules["small_networks"], "Trainer", refuse)
     monkeypatch.setattr(study, "generate", refuse)
     study.main()
     assert read_rows(tmp_path) == rows
