@@ -1,6 +1,7 @@
 """The small networks of 8x8 values that the studies train."""
 
 from pathlib import Path
+
 import torch
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
