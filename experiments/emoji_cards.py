@@ -16,7 +16,7 @@ card.
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import load_dataset
@@ -24,7 +24,7 @@ from huggingface_hub import ModelCard
 from tables import RESULTS, format_recognition
 
 from pipeline_pfgmpp import PFGMPPPipeline
-from pipeline_pfgmpp.data import load_images
+from pipeline_pfgmpp.data import ImageDataset, load_images
 from pipeline_pfgmpp.evaluation.classifier import WEIGHTS, ImageClassifier
 from pipeline_pfgmpp.generation import generate
 from pipeline_pfgmpp.hub.cards import put_section
@@ -49,6 +49,55 @@ them.
 ```bash
 {command}
 ```"""
+
+
+class EmojiPictures(NamedTuple):
+    """
+    The pictures of emoji, and what the classifier's subgroups belong to.
+
+    Args:
+        train (`torch.Tensor` of shape `(M, 3, 64, 64)`, uint8): The training pictures.
+        held_out ([`ImageDataset`]): The held-out emoji.
+        groups (`torch.Tensor`): The group of each subgroup.
+    """
+
+    train: torch.Tensor
+    held_out: ImageDataset
+    groups: torch.Tensor
+
+
+def load_emoji(data: str) -> EmojiPictures:
+    """Load the data set that `pfgmpp data emoji` wrote."""
+    sources = {split: load_dataset(data, split=split) for split in ("train", "validation")}
+    train, held_out = (load_images(source, 64) for source in sources.values())
+    groups = torch.full((ImageClassifier.load_config(WEIGHTS / "emoji")["num_classes"],), -1)
+    for source in sources.values():
+        groups[source["subgroup"]] = torch.tensor(source["label"])
+    return EmojiPictures(torch.stack(list(train.images)), held_out, groups)
+
+
+def draw_groups(
+    pipeline: PFGMPPPipeline, names: list[str], per_group: int, batch_size: int, guidance_scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Draw pictures of each group, of the same seeds whenever it is called.
+
+    Args:
+        pipeline ([`PFGMPPPipeline`]): The model.
+        names (`list[str]`): Names of the groups.
+        per_group (`int`): How many pictures of each.
+        batch_size (`int`): How many at once.
+        guidance_scale (`float`): Scale of guidance; 1 means none.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: The pictures and their groups.
+    """
+    drawn = []
+    for group, name in enumerate(names):
+        seeds = [per_group * group + number for number in range(per_group)]
+        options = {"class_labels": group, "guidance_scale": guidance_scale}
+        drawn += [images for _, images in generate(pipeline, seeds, batch_size, name, **options)]
+    return torch.cat(drawn), torch.arange(len(names)).repeat_interleave(per_group)
 
 
 def name_groups(images: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
@@ -111,42 +160,30 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=40, help="(default: %(default)s)")
     args = parser.parse_args()
 
-    sources = {split: load_dataset(args.data, split=split) for split in ("train", "validation")}
-    data = {split: load_images(source, 64) for split, source in sources.items()}
-    train, held_out = (torch.stack(list(part.images)) for part in data.values())
-    names = data["train"].class_names
-    groups = torch.full((ImageClassifier.load_config(WEIGHTS / "emoji")["num_classes"],), -1)
-    for source in sources.values():
-        groups[source["subgroup"]] = torch.tensor(source["label"])
-
+    emoji = load_emoji(args.data)
+    names = emoji.held_out.class_names
     pipeline = PFGMPPPipeline.from_pretrained(args.model)
-    drawn = []
-    for group, name in enumerate(names):
-        seeds = [args.per_group * group + number for number in range(args.per_group)]
-        options = {"class_labels": group, "guidance_scale": args.guidance_scale}
-        batches = generate(pipeline, seeds, args.batch_size, name, **options)
-        drawn += [images for _, images in batches]
-    images = torch.cat(drawn)
-    asked = torch.arange(len(names)).repeat_interleave(args.per_group)
+    images, asked = draw_groups(pipeline, names, args.per_group, args.batch_size, args.guidance_scale)
 
-    distances, rows = find_nearest(images, train)
-    known_distances, _ = find_nearest(held_out, train)
+    distances, rows = find_nearest(images, emoji.train)
+    known = torch.stack(list(emoji.held_out.images))
+    known_distances, _ = find_nearest(known, emoji.train)
     measured: dict[str, Any] = {
-        "drawn": describe(images, asked, groups, distances),
-        "held-out emoji": describe(held_out, data["validation"].labels, groups, known_distances),
+        "drawn": describe(images, asked, emoji.groups, distances),
+        "held-out emoji": describe(known, emoji.held_out.labels, emoji.groups, known_distances),
     }
     command = format_command("python experiments/emoji_cards.py", sys.argv[1:])
     write_measurement(RESULTS / f"{args.model.name}.json", command, measured)
 
     shown = torch.cat([torch.arange(SHOWN) + args.per_group * group for group in range(len(names))])
     halves = shown.split(len(names))
-    pairs = torch.cat([part for half in halves for part in (images[half], train[rows[half]])])
+    pairs = torch.cat([part for half in halves for part in (images[half], emoji.train[rows[half]])])
     with replace_file(args.model / "neighbours.png") as partial:
         draw_grid(to_pil(pairs), len(names), ["drawn", "nearest"] * len(halves)).save(partial, "PNG")
     card = ModelCard.load(args.model / "README.md")
     table = format_recognition(measured)
     put_section(
-        card, "Recognition and copies", SECTION.format(count=len(train), table=table, command=command)
+        card, "Recognition and copies", SECTION.format(count=len(emoji.train), table=table, command=command)
     )
     card.save(args.model / "README.md")
     print(table)

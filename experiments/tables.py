@@ -268,6 +268,30 @@ def format_which_d(results: list[dict[str, Any]]) -> str:
     return format_table(["model", *(f"D = {label}" for label in labels), "choice"], rows)
 
 
+def format_emoji_training(results: dict[str, Any]) -> str:
+    """Format what becomes of loss, distance, recognition and copies as the emoji network is trained."""
+    header = [
+        "images seen",
+        "loss on held-out emoji",
+        "Fréchet distance",
+        "in the right group",
+        "distance: median",
+        "distance: nearest 5 %",
+    ]
+    rows = [
+        [
+            f"{row['images']:,}",
+            f"{row['validation_loss']:.4f}",
+            f"{row['fid']:.5g}",
+            f"{row['right']:.1%}",
+            f"{row['median']:.4f}",
+            f"{row['least']:.4f}",
+        ]
+        for row in results["rows"]
+    ]
+    return format_table(header, rows)
+
+
 def format_rounding(results: dict[str, Any]) -> str:
     """
     Format what rounded weights add, and how much more they add at infinity than at the least D.

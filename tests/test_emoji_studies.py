@@ -12,6 +12,7 @@ from conftest import FIXTURES, ROOT
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors.torch import save_file
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 from pipeline_pfgmpp.hub.cards import write_model_card
@@ -33,7 +34,7 @@ def load_study(tmp_path, monkeypatch, one_thread, fresh_accelerator):
         return module
 
     yield load
-    for name in ("emoji_calls", "emoji_cards", "emoji_restore", "restorers", "tables"):
+    for name in ("emoji_calls", "emoji_cards", "emoji_restore", "emoji_training", "restorers", "tables"):
         sys.modules.pop(name, None)
 
 
@@ -117,3 +118,34 @@ def test_few_calls_are_compared_with_many(load_study, tmp_path, monkeypatch, cap
     assert table in capsys.readouterr().out
     assert f"| 3 calls | {results['rows'][0]['128']:.5g} (1.00) |" in table
     assert Image.open(tmp_path / "emoji_calls.png").height > 4 * 64
+
+
+@pytest.mark.filterwarnings("ignore:The Fréchet distance of")
+def test_a_run_is_measured_at_several_steps(load_study, tmp_path, monkeypatch, capsys):
+    study = load_study("emoji_training")
+    unet = PFGMPPUNet2DModel.from_preset(
+        "fashion-mnist-small", sample_size=64, in_channels=3, out_channels=3, label_dim=9, label_dropout=0.1,
+        model_channels=8, attn_resolutions=(),
+    )  # fmt: skip
+    PFGMPPPipeline(unet, PFGMPPScheduler(D=128, default_steps=1)).save_pretrained("run")
+    log = [
+        {"step": step, "images": 64.0 * step, "loss": 1.0, "validation_loss": loss}
+        for step, loss in ((2, 0.5), (4, 0.4), (6, 0.7))
+    ]
+    (tmp_path / "run" / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+    (tmp_path / "run" / "ema").mkdir()
+    weights = dict(unet.named_parameters())
+    for step in (2, 6):
+        scaled = {name: weight.detach() * step / 2 for name, weight in weights.items()}
+        save_file(scaled, tmp_path / "run" / "ema" / f"{step}-0.1.safetensors")
+    monkeypatch.setattr(
+        sys, "argv",
+        ["emoji_training.py", "run", "emoji", "--width", "0.1", "--steps", "2", "6", "--per-group", "1"],
+    )  # fmt: skip
+    study.main()
+    results = json.loads((tmp_path / "emoji_training.json").read_text(encoding="utf-8"))["results"]
+    assert [row["images"] for row in results["rows"]] == [128, 384]
+    assert [row["validation_loss"] for row in results["rows"]] == [0.5, 0.7]
+    assert results["rows"][0]["fid"] != results["rows"][1]["fid"]  # the weights of each step were loaded
+    assert results["lowest"] == {"images": 256, "validation_loss": 0.4}
+    assert sys.modules["tables"].format_emoji_training(results) in capsys.readouterr().out

@@ -1,0 +1,84 @@
+r"""
+Study how long to train the emoji network: what more steps do to the pictures, and how much they copy.
+
+    python experiments/emoji_training.py outputs/emoji data/emoji --width 0.08 --steps 500 1500 2000
+
+Reads the averages that a run with `--ema_width --validation_split validation` left in its folder, which also
+holds its pipeline. The validation loss of each step stands beside the Fréchet distance of as many pictures
+as there are held-out emoji to them, and beside what experiments/emoji_cards.py measures of guided pictures.
+
+Writes results/emoji_training.json next to this file.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from emoji_cards import describe, draw_groups, find_nearest, load_emoji
+from tables import RESULTS, format_emoji_training
+
+from pipeline_pfgmpp import PFGMPPPipeline
+from pipeline_pfgmpp.evaluation import ImageMetrics, load_features
+from pipeline_pfgmpp.evaluation.evaluate import evaluate
+from pipeline_pfgmpp.records.commands import format_command
+from pipeline_pfgmpp.records.digests import default_output
+from pipeline_pfgmpp.records.digests import describe as describe_draws
+from pipeline_pfgmpp.records.measurements import write_measurement
+from pipeline_pfgmpp.training.ema import combine_snapshots
+
+
+def read_validation(run: Path) -> dict[int, tuple[float, float]]:
+    """Read the images seen and the validation loss by step from the log of a run."""
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return {
+        entry["step"]: (entry["images"], entry["validation_loss"])
+        for entry in entries
+        if "validation_loss" in entry
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("run", type=Path, help="folder of the run")
+    add("data", help="data set from `pfgmpp data emoji`")
+    add("--width", type=float, required=True, help="width of the averages, as `pfgmpp average` has it")
+    add("--steps", type=int, nargs="+", required=True, help="steps at which to look")
+    add("--D", type=float, default=128.0, help="(default: %(default)s)")
+    add("--per-group", type=int, default=40, help="guided pictures per group (default: %(default)s)")
+    add("--guidance-scale", type=float, default=2.0, help="(default: %(default)s)")
+    add("--batch-size", type=int, default=64, help="(default: %(default)s)")
+    args = parser.parse_args()
+
+    emoji = load_emoji(args.data)
+    names = emoji.held_out.class_names
+    metrics = ImageMetrics(load_features("emoji"), emoji.held_out.images)
+    weights = emoji.held_out.labels.bincount(minlength=len(names)).tolist()
+    validation = read_validation(args.run)
+    pipeline = PFGMPPPipeline.from_pretrained(args.run)
+    rows: list[dict[str, Any]] = []
+    for step in args.steps:
+        pipeline.unet.load_state_dict(combine_snapshots(args.run, args.width, step), strict=False)
+        folder = default_output("samples", args.run.name, describe_draws(pipeline, class_weights=weights))
+        count = len(emoji.held_out)
+        (entry,) = evaluate(
+            pipeline, metrics, [args.D], folder, count, batch_size=args.batch_size, class_weights=weights
+        )
+        images, asked = draw_groups(pipeline, names, args.per_group, args.batch_size, args.guidance_scale)
+        distances, _ = find_nearest(images, emoji.train)
+        seen, loss = validation[step]
+        measured = describe(images, asked, emoji.groups, distances)
+        rows.append({"images": int(seen), "validation_loss": loss, "fid": entry["fid"][0], **measured})
+    lowest = min(validation.values(), key=lambda entry: entry[1])
+    results = {"D": args.D, "rows": rows, "lowest": {"images": int(lowest[0]), "validation_loss": lowest[1]}}
+    command = format_command("python experiments/emoji_training.py", sys.argv[1:])
+    write_measurement(RESULTS / "emoji_training.json", command, results)
+    print(format_emoji_training(results))
+
+
+if __name__ == "__main__":
+    main()
