@@ -500,6 +500,12 @@ def test_what_does_not_fit_pairs_is_refused(network, options, message, tmp_path)
         make_trainer(tmp_path, make_degraded(), make_unet(**network), **options)
 
 
+def test_degraded_images_that_are_not_there_cannot_be_dropped(tmp_path):
+    unet = make_unet(condition_channels=0)
+    with pytest.raises(ValueError, match="`condition_dropout` must be 0 without pairs"):
+        make_trainer(tmp_path, ImageDataset(make_images()), unet, condition_dropout=0.1)
+
+
 def test_validation_data_without_degraded_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match="The validation data hold no degraded images, but those"):
         make_trainer(tmp_path, make_degraded(), validation_data=ImageDataset(make_images()))

@@ -142,6 +142,8 @@ def check_images(
             raise ValueError(
                 "`fid_steps` must be 0 for pairs: a network that restores images generates none of its own."
             )
+    elif config.condition_dropout:
+        raise ValueError("`condition_dropout` must be 0 without pairs, whose degraded images it leaves out.")
     if data.vae is not None:
         _check_latents(data, config)
     if isinstance(data.value_range, Standardization) and config.fid_steps:
