@@ -92,10 +92,14 @@ def format_plane(results: list[dict[str, Any]]) -> str:
 
 
 def format_clothes(results: list[dict[str, Any]]) -> str:
-    """Format the metrics of PFGM on Fashion-MNIST."""
+    """Format the metrics of PFGM on Fashion-MNIST and, where they were measured, the norms of the noise."""
     metrics = {"fid": "Fréchet distance", "kid": "KID", "precision": "precision", "recall": "recall"}
+    header = ["images", *metrics.values()]
     rows = [[row["images"], *(format_values(row[metric]) for metric in metrics)] for row in results]
-    return format_table(["images", *metrics.values()], rows)
+    if "norms" in results[0]:
+        header.append("norm of the noise")
+        rows = [[*cells, "{:.2f} to {:.2f}".format(*row["norms"])] for cells, row in zip(rows, results)]
+    return format_table(header, rows)
 
 
 def format_solvers(results: dict[str, Any]) -> str:
