@@ -1,6 +1,7 @@
 """A call of the pipeline that reports its progress and stops when nobody waits for it any more."""
 
 import math
+import os
 import queue
 import threading
 import time
@@ -25,6 +26,25 @@ except ImportError:
 
 
 PAUSE = 0.7  # seconds between the intermediate results of a run
+
+
+def start_worker() -> None:
+    """
+    Start the thread that computes. It is always the same one: PyTorch prepares convolutions for a processor
+    once per thread, which takes as long as half a call of the network.
+    """
+    global _jobs
+    _jobs = queue.SimpleQueue()
+    threading.Thread(target=_do_jobs, args=(_jobs,), daemon=True).start()
+
+
+def _do_jobs(jobs: queue.SimpleQueue[Callable[[], None]]) -> None:
+    while True:
+        jobs.get()()
+
+
+start_worker()
+os.register_at_fork(after_in_child=start_worker)  # threads do not survive a fork, by which a GPU is lent
 
 
 class Progress(NamedTuple):
@@ -54,7 +74,7 @@ def run_pipeline(
     **settings: Any,
 ) -> Iterator[Progress]:
     """
-    Call a pipeline in a thread and report its progress.
+    Call a pipeline in the worker thread and report its progress.
 
     Closing this generator, as the Cancel button does, stops the pipeline after the current network
     call.
@@ -72,11 +92,15 @@ def run_pipeline(
         Refusal: The pipeline does not accept its arguments.
     """
     results: queue.Queue[Progress | Exception] = queue.Queue()
+    ended = threading.Event()
+    shown = -math.inf
 
     def report(pipe: PFGMPPPipeline, index: int, timestep: Any, tensors: dict) -> dict:
+        nonlocal shown
         total = len(pipe.scheduler.timesteps)
-        if index + 1 < total:
-            results.put(Progress(index + 1, total, tensors["pred_original_sample"]))
+        if index + 1 < total and time.monotonic() - shown > PAUSE:
+            results.put(Progress(index + 1, total, pipe.decode_latents(tensors["pred_original_sample"])))
+            shown = time.monotonic()
         if callback_on_step_end is None:
             return {}
         return callback_on_step_end(pipe, index, timestep, tensors)
@@ -91,13 +115,13 @@ def run_pipeline(
                 **settings,
             )
             total = len(pipe.scheduler.timesteps)
-            results.put(Progress(total, total, output.images))
+            results.put(Progress(total, total, pipe.decode_latents(output.images)))
         except Exception as error:
             results.put(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    shown = -math.inf
+    _jobs.put(work)
     try:
         while True:
             progress = results.get()
@@ -105,14 +129,12 @@ def run_pipeline(
                 raise Refusal(str(progress))
             if isinstance(progress, Exception):
                 raise progress
-            if progress.finished or time.monotonic() - shown > PAUSE:
-                shown = time.monotonic()
-                yield progress._replace(images=pipe.decode_latents(progress.images))
+            yield progress
             if progress.finished:
                 return
     finally:
         pipe._interrupt = True  # how diffusers' pipelines are asked to stop
-        thread.join()
+        ended.wait()
 
 
 def make_generators(seed: int, count: int) -> list[torch.Generator]:
