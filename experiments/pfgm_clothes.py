@@ -52,7 +52,7 @@ def main() -> None:
         limited = f"limit {limit:g}" if limit else "no limit"
         for entry in evaluation["results"]:
             D = entry.pop("D")
-            norms = measure_norms(float(D), limit)
+            norms = measure_norms(math.inf if D == "∞" else float(D), limit)
             results.append({"images": f"D = {D}, {limited}", **entry, "norms": norms})
             drawn = sorted((folder / f"D-{D}").glob("*.png"))[:COLUMNS]
             pictures += [Image.open(image) for image in drawn]
