@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import load_dataset
+from emoji_cards import load_emoji
 from tables import RESULTS, format_emoji_calls
 
 from pipeline_pfgmpp import PFGMPPPipeline
-from pipeline_pfgmpp.data import load_images
 from pipeline_pfgmpp.evaluation import ImageMetrics, load_features
 from pipeline_pfgmpp.evaluation.evaluate import evaluate, evaluate_real
 from pipeline_pfgmpp.generation import load_samples
@@ -77,12 +76,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
     args = parser.parse_args()
 
-    train, held_out = (
-        load_images(load_dataset(args.data, split=split), 64) for split in ("train", "validation")
-    )
-    count = len(held_out)
-    metrics = ImageMetrics(load_features("emoji"), held_out.images)
-    weights = held_out.labels.bincount(minlength=len(held_out.class_names)).tolist()
+    emoji = load_emoji(args.data)
+    count = len(emoji.held_out)
+    metrics = ImageMetrics(load_features("emoji"), emoji.held_out.images)
+    weights = emoji.count_held_out()
     many, fast = (PFGMPPPipeline.from_pretrained(folder) for folder in (args.many, args.fast))
     rows: list[dict[str, Any]] = []
     folders = {}
@@ -95,7 +92,7 @@ def main() -> None:
             pipeline, metrics, DIMENSIONS, folders[name], count, batch_size=args.batch_size, **settings
         )
         rows.append({"name": name, **{entry["D"]: entry["fid"][0] for entry in entries}})
-    real = evaluate_real(train.images, metrics, count, "train")["fid"][0]
+    real = evaluate_real(emoji.train, metrics, count, "train")["fid"][0]
     results = {"count": count, "real": real, "rows": rows}
     command = format_command("python experiments/emoji_calls.py", sys.argv[1:])
     write_measurement(RESULTS / "emoji_calls.json", command, results)

@@ -65,6 +65,10 @@ class EmojiPictures(NamedTuple):
     held_out: ImageDataset
     groups: torch.Tensor
 
+    def count_held_out(self) -> list[int]:
+        """Count the held-out emoji of each group."""
+        return self.held_out.labels.bincount(minlength=len(self.held_out.class_names)).tolist()
+
 
 def load_emoji(data: str) -> EmojiPictures:
     """Load the data set that `pfgmpp data emoji` wrote."""
@@ -134,7 +138,7 @@ def find_nearest(images: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tens
     return nearest.values, nearest.indices
 
 
-def describe(
+def describe_pictures(
     images: torch.Tensor, asked: torch.Tensor, groups: torch.Tensor, distances: torch.Tensor
 ) -> dict:
     """Describe pictures: their number, the share in the right group, and the quantiles of the distances."""
@@ -169,8 +173,8 @@ def main() -> None:
     known = torch.stack(list(emoji.held_out.images))
     known_distances, _ = find_nearest(known, emoji.train)
     measured: dict[str, Any] = {
-        "drawn": describe(images, asked, emoji.groups, distances),
-        "held-out emoji": describe(known, emoji.held_out.labels, emoji.groups, known_distances),
+        "drawn": describe_pictures(images, asked, emoji.groups, distances),
+        "held-out emoji": describe_pictures(known, emoji.held_out.labels, emoji.groups, known_distances),
     }
     command = format_command("python experiments/emoji_cards.py", sys.argv[1:])
     write_measurement(RESULTS / f"{args.model.name}.json", command, measured)

@@ -11,32 +11,26 @@ Writes results/emoji_training.json next to this file.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from emoji_cards import describe, draw_groups, find_nearest, load_emoji
+from emoji_cards import describe_pictures, draw_groups, find_nearest, load_emoji
 from tables import RESULTS, format_emoji_training
 
 from pipeline_pfgmpp import PFGMPPPipeline
 from pipeline_pfgmpp.evaluation import ImageMetrics, load_features
 from pipeline_pfgmpp.evaluation.evaluate import evaluate
 from pipeline_pfgmpp.records.commands import format_command
-from pipeline_pfgmpp.records.digests import default_output
-from pipeline_pfgmpp.records.digests import describe as describe_draws
+from pipeline_pfgmpp.records.digests import default_output, describe
 from pipeline_pfgmpp.records.measurements import write_measurement
+from pipeline_pfgmpp.training import read_log
 from pipeline_pfgmpp.training.ema import combine_snapshots
 
 
-def read_validation(run: Path) -> dict[int, tuple[float, float]]:
-    """Read the images seen and the validation loss by step from the log of a run."""
-    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return {
-        entry["step"]: (entry["images"], entry["validation_loss"])
-        for entry in entries
-        if "validation_loss" in entry
-    }
+def read_validation(entry: dict[str, Any]) -> dict[str, Any]:
+    """Read the images seen and the validation loss from an entry of a run's log."""
+    return {"images": int(entry["images"]), "validation_loss": entry["validation_loss"]}
 
 
 def main() -> None:
@@ -57,24 +51,23 @@ def main() -> None:
     emoji = load_emoji(args.data)
     names = emoji.held_out.class_names
     metrics = ImageMetrics(load_features("emoji"), emoji.held_out.images)
-    weights = emoji.held_out.labels.bincount(minlength=len(names)).tolist()
-    validation = read_validation(args.run)
+    weights = emoji.count_held_out()
+    validated = {entry["step"]: entry for entry in read_log(args.run) if "validation_loss" in entry}
     pipeline = PFGMPPPipeline.from_pretrained(args.run)
+    count = len(emoji.held_out)
     rows: list[dict[str, Any]] = []
     for step in args.steps:
         pipeline.unet.load_state_dict(combine_snapshots(args.run, args.width, step), strict=False)
-        folder = default_output("samples", args.run.name, describe_draws(pipeline, class_weights=weights))
-        count = len(emoji.held_out)
+        folder = default_output("samples", args.run.name, describe(pipeline, class_weights=weights))
         (entry,) = evaluate(
             pipeline, metrics, [args.D], folder, count, batch_size=args.batch_size, class_weights=weights
         )
         images, asked = draw_groups(pipeline, names, args.per_group, args.batch_size, args.guidance_scale)
         distances, _ = find_nearest(images, emoji.train)
-        seen, loss = validation[step]
-        measured = describe(images, asked, emoji.groups, distances)
-        rows.append({"images": int(seen), "validation_loss": loss, "fid": entry["fid"][0], **measured})
-    lowest = min(validation.values(), key=lambda entry: entry[1])
-    results = {"D": args.D, "rows": rows, "lowest": {"images": int(lowest[0]), "validation_loss": lowest[1]}}
+        measured = describe_pictures(images, asked, emoji.groups, distances)
+        rows.append({**read_validation(validated[step]), "fid": entry["fid"][0], **measured})
+    lowest = min(validated.values(), key=lambda entry: entry["validation_loss"])
+    results = {"D": args.D, "rows": rows, "lowest": read_validation(lowest)}
     command = format_command("python experiments/emoji_training.py", sys.argv[1:])
     write_measurement(RESULTS / "emoji_training.json", command, results)
     print(format_emoji_training(results))

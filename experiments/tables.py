@@ -11,6 +11,8 @@ from pipeline_pfgmpp.evaluation.reports import format_error, format_mean
 
 
 RESULTS = Path(__file__).parent / "results"
+# The columns that say whether pictures show the group that they should, and how near training pictures are.
+RECOGNITION = ["in the right group", "distance: median", "distance: nearest 5 %"]
 # What every training loop does, whatever it trains
 PARTS_OF_ANY_TRAINING = {"checking and clipping gradients", "Adam"}
 
@@ -226,12 +228,13 @@ def format_emoji_restore(results: dict[str, Any]) -> str:
 
 def format_recognition(results: dict[str, Any]) -> str:
     """Format how often pictures show the group that they should, and how near training pictures are."""
-    header = ["pictures", "number", "in the right group", "distance: median", "distance: nearest 5 %"]
-    rows = [
-        [name, str(row["count"]), f"{row['right']:.1%}", f"{row['median']:.4f}", f"{row['least']:.4f}"]
-        for name, row in results.items()
-    ]
-    return format_table(header, rows)
+    rows = [[name, str(row["count"]), *_format_recognition(row)] for name, row in results.items()]
+    return format_table(["pictures", "number", *RECOGNITION], rows)
+
+
+def _format_recognition(row: dict[str, Any]) -> list[str]:
+    """Format the cells of `RECOGNITION`."""
+    return [f"{row['right']:.1%}", f"{row['median']:.4f}", f"{row['least']:.4f}"]
 
 
 def format_emoji_calls(results: dict[str, Any]) -> str:
@@ -274,22 +277,13 @@ def format_which_d(results: list[dict[str, Any]]) -> str:
 
 def format_emoji_training(results: dict[str, Any]) -> str:
     """Format what becomes of loss, distance, recognition and copies as the emoji network is trained."""
-    header = [
-        "images seen",
-        "loss on held-out emoji",
-        "Fréchet distance",
-        "in the right group",
-        "distance: median",
-        "distance: nearest 5 %",
-    ]
+    header = ["images seen", "loss on held-out emoji", "Fréchet distance", *RECOGNITION]
     rows = [
         [
             f"{row['images']:,}",
             f"{row['validation_loss']:.4f}",
             f"{row['fid']:.5g}",
-            f"{row['right']:.1%}",
-            f"{row['median']:.4f}",
-            f"{row['least']:.4f}",
+            *_format_recognition(row),
         ]
         for row in results["rows"]
     ]

@@ -112,7 +112,7 @@ def test_few_calls_are_compared_with_many(load_study, tmp_path, monkeypatch, cap
     names = [row["name"] for row in results["rows"]]
     assert names == ["3 calls", "3 guided calls", "fast, 2 calls", "fast, 1 call"]
     assert all(row.keys() == {"name", "128", "∞"} for row in results["rows"])
-    held_out = study.load_dataset("emoji", split="validation")
+    held_out = sys.modules["emoji_cards"].load_dataset("emoji", split="validation")
     assert results["count"] == len(held_out)
     table = sys.modules["tables"].format_emoji_calls(results)
     assert table in capsys.readouterr().out
