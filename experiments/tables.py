@@ -237,6 +237,16 @@ def _format_recognition(row: dict[str, Any]) -> list[str]:
     return [f"{row['right']:.1%}", f"{row['median']:.4f}", f"{row['least']:.4f}"]
 
 
+def format_emoji_names(results: dict[str, Any]) -> str:
+    """Format how many pictures of each group a reader named, of those that were drawn and of real ones."""
+    counts = results["counts"]
+    names = list(next(iter(counts.values())))
+    rows = [[name, *("{} of {}".format(*by_group[name]) for by_group in counts.values())] for name in names]
+    totals = [[sum(column) for column in zip(*by_group.values())] for by_group in counts.values()]
+    rows.append(["all", *(f"{named} of {shown} ({named / shown:.0%})" for named, shown in totals)])
+    return format_table(["group", *counts], rows)
+
+
 def format_emoji_calls(results: dict[str, Any]) -> str:
     """Format the distance of each way to draw, and how many times it is that of the first way."""
     first, *_ = results["rows"]

@@ -34,8 +34,8 @@ def load_study(tmp_path, monkeypatch, one_thread, fresh_accelerator):
         return module
 
     yield load
-    for name in ("emoji_calls", "emoji_cards", "emoji_restore", "emoji_training", "restorers", "tables"):
-        sys.modules.pop(name, None)
+    for path in (ROOT / "experiments").glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 def test_a_network_learns_to_restore_and_is_measured_by_damage(load_study, tmp_path, monkeypatch, capsys):
@@ -92,6 +92,47 @@ def test_a_model_that_copies_is_found_out(load_study, tmp_path, monkeypatch, cap
     assert sys.modules["tables"].format_recognition(measured) in card
     assert card.index("## Recognition and copies") < card.index("## Limits")
     assert Image.open(tmp_path / "copier" / "neighbours.png").width > 9 * 64
+
+
+def test_a_reader_names_the_groups_of_pictures(load_study, tmp_path, monkeypatch, capsys):
+    """Right answers are all counted; one picture that was named wrongly is counted in its own group."""
+    study = load_study("emoji_names")
+    unet = PFGMPPUNet2DModel.from_preset(
+        "fashion-mnist-small", sample_size=64, in_channels=3, out_channels=3, label_dim=9,
+        model_channels=8, attn_resolutions=(),
+    )  # fmt: skip
+    PFGMPPPipeline(unet, PFGMPPScheduler(D=128, default_steps=1)).save_pretrained("model")
+    command = ["emoji_names.py", "model", "emoji", "--per-group", "2"]
+    monkeypatch.setattr(sys, "argv", command)
+    study.main()
+    folder = tmp_path / "outputs" / "emoji_names" / "model"
+    key = json.loads((folder / "key.json").read_text(encoding="utf-8"))
+    assert len({picture["group"] for picture in key}) == 9
+    assert Image.open(folder / "sheet-0.png").width > study.COLUMNS * study.PIXELS
+
+    answers = [picture["group"] for picture in key]
+    kind, group = key[0]["kind"], key[0]["group"]
+    answers[0] = (group + 1) % 9
+    (tmp_path / "answers.txt").write_text(" ".join(map(str, answers)))
+    monkeypatch.setattr(sys, "argv", [*command, "--answers", "answers.txt"])
+    study.main()
+    measurement = json.loads((tmp_path / "emoji_names.json").read_text(encoding="utf-8"))
+    counts = measurement["results"]["counts"]
+    assert sum(shown for by_group in counts.values() for _, shown in by_group.values()) == len(key)
+    missed = {
+        (kind, name): shown - named
+        for kind, by_group in counts.items()
+        for name, (named, shown) in by_group.items()
+        if named != shown
+    }
+    names = list(counts["drawn"])
+    assert missed == {(kind, names[group]): 1}
+    assert "| all | " in capsys.readouterr().out
+
+    (tmp_path / "answers.txt").write_text("1 2 3")
+    with pytest.raises(SystemExit):
+        study.main()
+    assert f"must hold {len(key)} numbers, but it holds 3." in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:The Fréchet distance of")

@@ -1,0 +1,121 @@
+"""
+Measure whether a reader can name the groups of the emoji that a model draws.
+
+    python experiments/emoji_names.py model_cards/pfgmpp-emoji-fast data/emoji
+    python experiments/emoji_names.py model_cards/pfgmpp-emoji-fast data/emoji --answers answers.txt
+
+The first command draws pictures of each group, mixes them with held-out emoji, as many of each group or all
+that there are, and writes sheets of numbered rows and a key to outputs/emoji_names/MODEL. The reader, who
+has not seen the key, writes down the number of the group of each picture, in order. The second command
+compares these answers with the key and writes results/emoji_names.json next to this file.
+"""
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import load_dataset
+from emoji_cards import draw_groups
+from tables import RESULTS, format_emoji_names
+
+from pipeline_pfgmpp import PFGMPPPipeline
+from pipeline_pfgmpp.data import ImageDataset, load_images
+from pipeline_pfgmpp.pictures.grid import draw_grid, to_pil
+from pipeline_pfgmpp.records.commands import format_command
+from pipeline_pfgmpp.records.measurements import write_measurement
+from pipeline_pfgmpp.records.writing import replace_file
+
+
+COLUMNS = 10  # of a sheet
+ROWS = 6
+PIXELS = 128  # of a picture on a sheet
+
+
+def mix_pictures(
+    pipeline: PFGMPPPipeline, held_out: ImageDataset, per_group: int
+) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    """
+    Mix pictures of each group that are drawn with held-out ones, in an order that nobody knows.
+
+    Args:
+        pipeline ([`PFGMPPPipeline`]): The model.
+        held_out ([`ImageDataset`]): The held-out emoji.
+        per_group (`int`): Pictures of each kind and group; fewer where there are fewer held-out emoji.
+
+    Returns:
+        `tuple[torch.Tensor, list[dict]]`: The pictures, and what each of them is.
+    """
+    names = held_out.class_names
+    drawn, groups = draw_groups(pipeline, names, per_group, batch_size=per_group, guidance_scale=1)
+    pictures = list(drawn)
+    key = [{"kind": "drawn", "group": int(group)} for group in groups]
+    shuffle = random.SystemRandom().shuffle
+    for group in range(len(names)):
+        rows = (held_out.labels == group).nonzero().flatten().tolist()
+        shuffle(rows)
+        pictures += [held_out.images[row] for row in rows[:per_group]]
+        key += [{"kind": "held-out emoji", "group": group} for _ in rows[:per_group]]
+    order = list(range(len(key)))
+    shuffle(order)
+    return torch.stack([pictures[index] for index in order]), [key[index] for index in order]
+
+
+def write_sheets(pictures: torch.Tensor, folder: Path) -> None:
+    """Write pictures on sheets, in rows that begin with the number of their first picture."""
+    for sheet, part in enumerate(pictures.split(COLUMNS * ROWS)):
+        first = sheet * COLUMNS * ROWS
+        labels = [str(first + number) for number in range(0, len(part), COLUMNS)]
+        draw_grid(to_pil(part), COLUMNS, labels, cell=PIXELS).save(folder / f"sheet-{sheet}.png")
+
+
+def count_named(key: list[dict[str, Any]], answers: list[int], names: list[str]) -> dict[str, Any]:
+    """Count by kind and group how many pictures there are, and how many of them were named."""
+    counts = {kind: {name: [0, 0] for name in names} for kind in ("drawn", "held-out emoji")}
+    for picture, answer in zip(key, answers, strict=True):
+        count = counts[picture["kind"]][names[picture["group"]]]
+        count[0] += answer == picture["group"]
+        count[1] += 1
+    return counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="folder of the model")
+    parser.add_argument("data", help="data set from `pfgmpp data emoji`")
+    parser.add_argument("--per-group", type=int, default=10, help="pictures per group (default: %(default)s)")
+    parser.add_argument("--answers", type=Path, help="file with the numbers of the groups, in order")
+    parser.add_argument("--reader", default="a person", help="who read the sheets (default: %(default)s)")
+    args = parser.parse_args()
+
+    held_out = load_images(load_dataset(args.data, split="validation"), 64)
+    folder = Path("outputs/emoji_names", args.model.name)
+    path = folder / "key.json"
+    if args.answers is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures, key = mix_pictures(PFGMPPPipeline.from_pretrained(args.model), held_out, args.per_group)
+        write_sheets(pictures, folder)
+        with replace_file(path) as partial:
+            partial.write_text(json.dumps(key), encoding="utf-8")
+        print(
+            f"{folder} holds the sheets. Write down the group of each of the {len(key)} pictures, in order:"
+        )
+        print(", ".join(f"{number} {name}" for number, name in enumerate(held_out.class_names)))
+        return
+    key = json.loads(path.read_text(encoding="utf-8"))
+    answers = [int(word) for word in args.answers.read_text(encoding="utf-8").split()]
+    if len(answers) != len(key):
+        parser.error(f"{args.answers} must hold {len(key)} numbers, but it holds {len(answers)}.")
+    results = {"reader": args.reader, "counts": count_named(key, answers, held_out.class_names)}
+    command = format_command("python experiments/emoji_names.py", sys.argv[1:])
+    write_measurement(RESULTS / "emoji_names.json", command, results)
+    print(format_emoji_names(results))
+
+
+if __name__ == "__main__":
+    main()
