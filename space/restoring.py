@@ -10,7 +10,7 @@ from drawing import check_seed
 from models import Restorer
 from PIL import Image
 from rendering import render_captioned
-from sampling import lend_gpu
+from sampling import lend_gpu, submit
 from uploads import read_upload
 
 from pipeline_pfgmpp import PFGMPPRestorationPipeline
@@ -120,8 +120,9 @@ def restore_once(model: Restorer, D: float, damaged: torch.Tensor, seed: int) ->
     """
     pipe: PFGMPPRestorationPipeline = load_pipeline(model, D)
     generator = torch.Generator().manual_seed(seed)
+    settings = {"num_inference_steps": 1, "D": D, "generator": generator, **model.entry}
     try:
-        output = pipe(damaged[None], num_inference_steps=1, D=D, generator=generator, **model.entry)
+        output = submit(lambda: pipe(damaged[None], **settings)).result()
     except ValueError as error:
         raise Refusal(str(error)) from None
     return output.images[0]

@@ -1,4 +1,4 @@
-"""A call of the pipeline that reports its progress and stops when nobody waits for it any more."""
+"""Calls of a pipeline in one thread: they report progress, and stop when nobody waits for them any more."""
 
 import math
 import os
@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from typing import Any, NamedTuple
 
 import torch
@@ -38,13 +39,32 @@ def start_worker() -> None:
     threading.Thread(target=_do_jobs, args=(_jobs,), daemon=True).start()
 
 
-def _do_jobs(jobs: queue.SimpleQueue[Callable[[], None]]) -> None:
+def _do_jobs(jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future]]) -> None:
     while True:
-        jobs.get()()
+        function, future = jobs.get()
+        try:
+            future.set_result(function())
+        except Exception as error:
+            future.set_exception(error)
 
 
 start_worker()
 os.register_at_fork(after_in_child=start_worker)  # threads do not survive a fork, by which a GPU is lent
+
+
+def submit(function: Callable[[], Any]) -> Future:
+    """
+    Let the worker thread call a function.
+
+    Args:
+        function (`Callable`): The function.
+
+    Returns:
+        `Future`: Of what it returns or raises.
+    """
+    future: Future = Future()
+    _jobs.put((function, future))
+    return future
 
 
 class Progress(NamedTuple):
@@ -91,8 +111,7 @@ def run_pipeline(
     Raises:
         Refusal: The pipeline does not accept its arguments.
     """
-    results: queue.Queue[Progress | Exception] = queue.Queue()
-    ended = threading.Event()
+    results: queue.SimpleQueue[Progress | None] = queue.SimpleQueue()
     shown = -math.inf
 
     def report(pipe: PFGMPPPipeline, index: int, timestep: Any, tensors: dict) -> dict:
@@ -105,36 +124,27 @@ def run_pipeline(
             return {}
         return callback_on_step_end(pipe, index, timestep, tensors)
 
-    def work() -> None:
-        try:
-            output = pipe(
-                count,
-                output_type="latent",
-                callback_on_step_end=report,
-                callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"],
-                **settings,
-            )
-            total = len(pipe.scheduler.timesteps)
-            results.put(Progress(total, total, pipe.decode_latents(output.images)))
-        except Exception as error:
-            results.put(error)
-        finally:
-            ended.set()
+    def call() -> Progress:
+        output = pipe(
+            count,
+            output_type="latent",
+            callback_on_step_end=report,
+            callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"],
+            **settings,
+        )
+        total = len(pipe.scheduler.timesteps)
+        return Progress(total, total, pipe.decode_latents(output.images))
 
-    _jobs.put(work)
+    job = submit(call)
+    job.add_done_callback(lambda job: results.put(None))
     try:
-        while True:
-            progress = results.get()
-            if isinstance(progress, ValueError):
-                raise Refusal(str(progress))
-            if isinstance(progress, Exception):
-                raise progress
-            yield progress
-            if progress.finished:
-                return
+        yield from iter(results.get, None)
+        yield job.result()
+    except ValueError as error:
+        raise Refusal(str(error)) from None
     finally:
         pipe._interrupt = True  # how diffusers' pipelines are asked to stop
-        ended.wait()
+        wait([job])
 
 
 def make_generators(seed: int, count: int) -> list[torch.Generator]:

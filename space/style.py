@@ -37,6 +37,8 @@ CSS = """
 .ruler { position: relative; height: 1.6em; margin: -6px 8px 0; font-size: 13px; }
 .ruler { color: var(--body-text-color-subdued); }
 .ruler span { position: absolute; transform: translateX(-50%); }
+[data-testid="status-tracker"]:not(.hide) { animation: reveal 0s 1s backwards; }
+@keyframes reveal { from { visibility: hidden; } }
 footer .divider { display: none; }
 .icon-button-wrapper:not(:has(button, a)) { display: none; }
 @media (max-width: 600px) {
