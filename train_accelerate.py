@@ -14,6 +14,7 @@ import json
 import math
 import sys
 from dataclasses import MISSING, fields
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -288,10 +289,15 @@ def read_arguments(path: str) -> list[str]:
         elif value is False and name == "class_conditional":  # the only argument with a negative form
             arguments.append("--no-class_conditional")
         elif isinstance(value, list):
-            arguments += [f"--{name}", *map(str, value)] if value else []
+            arguments += [f"--{name}", *map(_write_argument, value)] if value else []
         elif value is not None and value is not False:
             arguments.append(f"--{name}={value}")
     return arguments
+
+
+def _write_argument(value: Any) -> str:
+    """Write a number without an exponent: argparse takes -1e-05 for the name of an argument."""
+    return f"{Decimal(repr(value)):f}" if isinstance(value, float) else str(value)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -538,7 +544,7 @@ def train(args: argparse.Namespace) -> None:
     if not unet.config.get("d_conditioning"):
         dimensions = None
     scheduler = build_scheduler(args, data, pretrained, dimensions)
-    teacher = load_teacher(args, accelerator, data)
+    teacher = load_teacher(args, accelerator, data, class_names)
     if teacher:
         name = args.teacher_model_name_or_path
         record.identity["teacher"] = {"name": name, "digest": digest_weights(teacher)}

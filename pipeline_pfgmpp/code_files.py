@@ -8,6 +8,7 @@ modules that travel import nothing from this package but each other, by `from .n
 """
 
 import inspect
+import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -65,6 +66,20 @@ def unlink_links(paths: list[Path]) -> None:
     for path in paths:
         if path.is_symlink():
             path.unlink()
+
+
+def remove_origins(folder: Path) -> None:
+    """
+    Remove from the configurations of a saved pipeline where it came from, which may be a folder of this
+    machine and is nobody else's business.
+
+    Args:
+        folder (`Path`): The pipeline's folder.
+    """
+    for path in [folder / "model_index.json", *folder.glob("*/*config.json")]:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        if entries.pop("_name_or_path", None):
+            path.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _find_source(cls: type) -> Path:

@@ -5,7 +5,6 @@ its noise levels, its classes and D.
 """
 
 import inspect
-import json
 import math
 import os
 import threading
@@ -18,7 +17,7 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.utils import logging
 
 from .arguments import check_integer, describe
-from .code_files import copy_files, list_code, unlink_links
+from .code_files import copy_files, list_code, remove_origins, unlink_links
 from .conditioning import (
     ClassLabels,
     call_guided,
@@ -122,11 +121,12 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         for name in super().components:
             unlink_links([*(folder / name).glob("*.json"), *(folder / name).glob("*.safetensors")])
         super().save_pretrained(save_directory, *args, **kwargs)
-        # Where the pipeline came from may be a folder of this machine, which is nobody else's business.
-        for path in [folder / "model_index.json", *folder.glob("*/*config.json")]:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-            if entries.pop("_name_or_path", None):
-                path.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        remove_origins(folder)
+
+    def _upload_folder(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        # `save_pretrained(push_to_hub=True)` uploads before it returns, by this method of diffusers.
+        remove_origins(Path(working_dir))
+        return super()._upload_folder(working_dir, *args, **kwargs)
 
     def write_code(self, folder: str | os.PathLike) -> list[Path]:
         """
@@ -311,6 +311,11 @@ class PFGMPPBasePipeline(DiffusionPipeline):
                 f"`sigmas` are for a PFGMPPScheduler, but `scheduler` is {type(scheduler).__name__}."
             )
         steps = -(-len(scheduler.timesteps) // scheduler.order)
+        if steps == 1 and strength < 1:
+            raise ValueError(
+                f"`strength` is {strength:g}, but a single step always begins at the largest noise level:"
+                " take more steps, or leave `strength` out."
+            )
         skipped = min(math.floor((1 - strength) * steps + 1e-9), steps - 1)
         begin = skipped * scheduler.order
         scheduler.set_begin_index(begin)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import logging
 
 from .arguments import check_choice, check_integer, check_number, check_tensor, describe
@@ -199,22 +200,29 @@ def check_output_type(output_type: Any, channels: int, makes_fields: bool = Fals
         )
 
 
-def check_callback(callback: Any, names: Any, allowed: list[str]) -> None:
+def check_callback(callback: Any, names: Any, allowed: list[str]) -> list[str]:
     """
     Refuse a callback that cannot be called, or that wants what the pipeline does not have.
 
     Args:
-        callback (`Callable`, *optional*): The callback.
-        names (`list[str]`): Names of the tensors that the callback wants.
+        callback (`Callable` or `PipelineCallback`, *optional*): The callback.
+        names (`list[str]`): Names of the tensors that the callback wants. A `PipelineCallback` of diffusers
+            knows them itself.
         allowed (`list[str]`): Names of those that there are.
+
+    Returns:
+        `list[str]`: Names of the tensors that the callback wants.
 
     Raises:
         ValueError: The callback is no function, or the names are no list of these.
     """
     if callback is not None and not callable(callback):
         raise ValueError(f"`callback_on_step_end` must be a function, but is {describe(callback)}.")
+    if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+        names = callback.tensor_inputs
     if not isinstance(names, (list, tuple)) or any(name not in allowed for name in names):
         raise ValueError(f"`callback_on_step_end_tensor_inputs` may hold {allowed}, but is {names!r}.")
+    return list(names)
 
 
 def check_editing(image: torch.Tensor | None, strength: Any, mask_image: Any, batch_size: int) -> float:

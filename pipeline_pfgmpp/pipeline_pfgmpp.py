@@ -180,7 +180,9 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
         guidance_scale = check_guidance(guidance_scale, self.unet, self.guidance_unet)
         low, high = check_interval("guidance_interval", guidance_interval)
         check_output_type(output_type, self.image_channels, self.makes_fields)
-        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        callback_on_step_end_tensor_inputs = check_callback(
+            callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
+        )
         temperature = check_number("temperature", temperature, "be positive", 0, exclude_low=True)
         strength = check_editing(pixels, strength, mask_image, batch_size)
 

@@ -139,7 +139,9 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
         check_generator(generator, batch_size)
         D = self._choose_dimension(D, len(degraded))
         check_output_type(output_type, self.image_channels)
-        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        callback_on_step_end_tensor_inputs = check_callback(
+            callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
+        )
         blend = check_number("blend", blend, "lie in [0, 1]", 0, 1)
         guidance_scale = check_guidance(guidance_scale, self.unet, self.guidance_unet)
         self._check_entry(start_sigma, blend, repeats)

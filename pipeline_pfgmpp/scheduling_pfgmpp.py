@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import EDMDPMSolverMultistepScheduler
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.utils import BaseOutput
 
 from .arguments import check_integer, describe
@@ -188,7 +188,11 @@ class PFGMPPScheduler(PreconditionedScheduler):
             `tuple[dict, dict, dict]`: As in [`~diffusers.ConfigMixin.extract_init_dict`].
         """
         # A plain dictionary holds only entries: this class does know its own solvers.
-        return super().extract_init_dict(dict(config_dict), **kwargs)
+        entries = dict(config_dict)
+        # Only a scheduler of diffusers has a configuration without D, and it is one of D = infinity.
+        if isinstance(config_dict, FrozenDict):
+            entries.setdefault("D", None)
+        return super().extract_init_dict(entries, **kwargs)
 
     @property
     def order(self) -> int:

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def make_unet(**options):
     torch.manual_seed(0)
     options = {"model_channels": 16, "num_blocks": 1, "channel_mult": (1,), "attn_resolutions": (), **options}
-    return PFGMPPUNet2DModel(sample_size=8, in_channels=1, out_channels=1, **options)
+    return PFGMPPUNet2DModel(**{"sample_size": 8, "in_channels": 1, "out_channels": 1, **options})
 
 
 def make_pipeline(unet=None, **options):
@@ -326,7 +326,7 @@ def test_a_teacher_computes_in_the_precision_of_the_training(precision, dtype, t
     arguments = {"compile": False, "gradient_checkpointing": False}
     args = argparse.Namespace(teacher_model_name_or_path=str(tmp_path / "teacher"), **arguments)
     data = ImageDataset(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
-    teacher = load_teacher(args, Accelerator(mixed_precision=precision), data)
+    teacher = load_teacher(args, Accelerator(mixed_precision=precision), data, [])
     for parameter in teacher.unet.parameters():
         assert parameter.dtype == torch.float32
     assert teacher.unet(torch.zeros(1, 1, 8, 8), torch.zeros(1)).sample.dtype == dtype
@@ -349,6 +349,28 @@ def test_a_teacher_that_restores_sees_the_degraded_images(guidance_scale):
     torch.testing.assert_close(end, steps[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("options", "id2label", "names", "message"),
+    [
+        ({"label_dim": 2}, {0: "b", 1: "a"}, ["a", "b"], "2 classes .b, a., but the data have 2 classes"),
+        ({"label_dim": 1}, {0: "a"}, ["a", "b"], "has 1 classes .a., but the data have 2 classes"),
+        ({"label_dim": 2, "label_dropout": 0.1}, {0: "a", 1: "b"}, [], "but the data have no classes"),
+        ({"in_channels": 3, "out_channels": 3}, None, [], "images of 3 channels and 8×8 pixels, but"),
+        ({"sample_size": 16}, None, [], "16×16 pixels, but those to train on have 1 channels and 8×8"),
+        ({"condition_channels": 1}, None, [], "degraded images of 1 channels, but the data have 0"),
+    ],
+)  # fmt: skip
+def test_a_teacher_that_does_not_fit_the_data_is_refused(
+    options, id2label, names, message, tmp_path, fresh_accelerator
+):
+    unet = make_unet(**options)
+    PFGMPPPipeline(unet, PFGMPPScheduler(), id2label=id2label).save_pretrained(tmp_path / "teacher")
+    args = argparse.Namespace(teacher_model_name_or_path=str(tmp_path / "teacher"))
+    data = ImageDataset(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=f"^--teacher_model_name_or_path .*{message}"):
+        load_teacher(args, Accelerator(), data, names)
+
+
 def test_a_teacher_of_another_d_is_refused():
     pipe = make_pipeline(solver_type="heun", D=64)
     with pytest.raises(ValueError, match="trained at D = 64 only"):
@@ -356,6 +378,10 @@ def test_a_teacher_of_another_d_is_refused():
     with pytest.raises(ValueError, match="trained at D = 64 only"):
         ConsistencyLoss(PFGMPPScheduler(D=64), dimensions=DimensionRange(16, 64), teacher=Teacher(pipe))
     ConsistencyLoss(PFGMPPScheduler(D=64), teacher=Teacher(pipe))
+    pipe = make_pipeline(make_unet(d_conditioning=True), solver_type="heun", D=64, D_range=(16, 128))
+    ConsistencyLoss(PFGMPPScheduler(), dimensions=DimensionRange(16, 128), teacher=Teacher(pipe))
+    with pytest.raises(ValueError, match="trained for D from 16 to 128, not for inf"):
+        ConsistencyLoss(PFGMPPScheduler(), dimensions=DimensionRange(64, math.inf), teacher=Teacher(pipe))
 
 
 class Perceptron(torch.nn.Module):

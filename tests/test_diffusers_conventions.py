@@ -21,7 +21,9 @@ from diffusers import (
     EulerDiscreteScheduler,
     UNet2DModel,
 )
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from test_pipeline_pfgmpp import diffusers_unet, generator, our_unet, pipeline
+from test_restoration import make_pipeline
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 
@@ -50,6 +52,30 @@ def test_callbacks_receive_what_they_ask_for_and_nothing_else():
         seen.clear()
         sample(pipe, callback_on_step_end=look, callback_on_step_end_tensor_inputs=names)
         assert seen == [set(names)] * pipe.num_timesteps
+
+
+class Recorder(PipelineCallback):
+    """A callback of diffusers' own kind, which knows what it wants."""
+
+    tensor_inputs = ["latents", "pred_original_sample"]
+
+    def callback_fn(self, pipeline, step_index, timesteps, callback_kwargs):
+        self.seen = set(callback_kwargs)
+        return callback_kwargs
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda callback: callback, lambda callback: MultiPipelineCallbacks([callback])]
+)
+def test_callbacks_of_diffusers_are_asked_what_they_want(wrap):
+    recorder = Recorder()
+    sample(pipeline(), callback_on_step_end=wrap(recorder))
+    assert recorder.seen == {"latents", "pred_original_sample"}
+    restorer = make_pipeline()
+    image = torch.zeros(1, 1, 8, 8)
+    recorder = Recorder()
+    restorer(image, callback_on_step_end=wrap(recorder), **FEW)
+    assert recorder.seen == {"latents", "pred_original_sample"}
 
 
 @pytest.mark.parametrize("solver_type", SOLVERS)

@@ -163,6 +163,16 @@ def test_strength_starts_midway_with_student_t_noise(solver_type):
     torch.testing.assert_close(inputs[0], pipe.scheduler.precondition_inputs(noisy, sigma))
 
 
+def test_a_single_step_has_no_strength():
+    pipe = pipeline()
+    image = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(
+        ValueError, match="`strength` is 0.05, but a single step always begins at the largest"
+    ):
+        pipe(image=image, strength=0.05, num_inference_steps=1)
+    pipe(image=image, num_inference_steps=1)
+
+
 def test_a_little_strength_changes_an_image_little(bundled, clothes):
     image = clothes.images[:4]
     kwargs = {

@@ -339,6 +339,19 @@ p.PFGMPPPipeline.from_pretrained({str(BUNDLED)!r}).push_to_hub("org/itself")
     assert server.files("org/itself").keys() == PUSHED - SHOWN
 
 
+def test_a_pipeline_that_is_pushed_as_it_is_saved_does_not_tell_where_it_was(hub, run, tmp_path):
+    server, env = hub
+    program = f"""
+import pipeline_pfgmpp as p
+pipe = p.PFGMPPPipeline.from_pretrained({str(BUNDLED)!r})
+pipe.save_pretrained({str(tmp_path / "saved")!r}, push_to_hub=True, repo_id="org/saved")
+"""
+    run(program, env, token=WRITER)
+    files = server.files("org/saved")
+    assert files.keys() >= PUSHED - SHOWN
+    assert not [name for name in files if name.endswith(".json") and b"_name_or_path" in files[name]]
+
+
 def test_a_dry_run_needs_neither_token_nor_network(hub, pfgmpp, folder):
     server, env = hub
     output = pfgmpp("push", folder, "org/new", "--dry-run", env=env, token=None)

@@ -166,6 +166,13 @@ def test_blocks_that_a_configuration_leaves_to_the_default_are_counted(folder):
         model_info(folder)
 
 
+def test_a_scheduler_of_diffusers_has_infinite_d(folder):
+    scheduler = {"_class_name": "EDMEulerScheduler", "sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0}
+    (folder / SCHEDULER).write_text(json.dumps(scheduler))
+    change(folder, NETWORK, d_conditioning=False)
+    assert model_info(folder)["D"] == "∞"
+
+
 @pytest.mark.parametrize("missing", [INDEX, SCHEDULER, NETWORK])
 def test_a_file_that_is_missing_is_named(folder, missing):
     (folder / missing).unlink()

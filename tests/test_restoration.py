@@ -331,9 +331,13 @@ def test_a_folder_loads_with_the_package_and_with_diffusers_alone(tmp_path):
     expected = pipe(image, **options).images
     loaded = DiffusionPipeline.from_pretrained(folder)
     assert type(loaded) is PFGMPPRestorationPipeline
-    assert torch.equal(loaded(image, **options).images, expected)
+    for name, weight in pipe.unet.state_dict().items():
+        assert torch.equal(loaded.unet.state_dict()[name], weight)
+    # Where in memory the loaded weights lie can change the last bit of a result on some processors.
+    close = {"rtol": 0, "atol": 1e-6}
+    torch.testing.assert_close(loaded(image, **options).images, expected, **close)
     again = PFGMPPRestorationPipeline.from_pipe(loaded)
-    assert torch.equal(again(image, **options).images, expected)
+    torch.testing.assert_close(again(image, **options).images, expected, **close)
 
     environment = {
         "PYTHONPATH": sysconfig.get_path("purelib"),

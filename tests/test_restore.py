@@ -16,6 +16,7 @@ from conftest import make_tiny_pipeline
 from PIL import Image, PngImagePlugin
 from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
+from test_latents import make_kl, make_restorer
 from test_restoration import make_pipeline
 
 from pipeline_pfgmpp.commands import main
@@ -42,6 +43,20 @@ def models(tmp_path_factory):
         return str(folders[key])
 
     return get
+
+
+def test_a_picture_comes_back_as_from_the_pipeline_whatever_its_size(tmp_path):
+    """Its sides are no multiples of those that the autoencoder and the network take."""
+    pipe = make_restorer(make_kl())
+    pipe.save_pretrained(tmp_path / "model")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (18, 22, 3), dtype=np.uint8))
+    picture.save(tmp_path / "picture.png")
+    output = tmp_path / "out"
+    assert run(tmp_path / "model", tmp_path / "picture.png", "--output", output, *ONE_CALL) == 0
+    generator = torch.Generator().manual_seed(0)
+    expected = pipe(picture, num_inference_steps=1, start_sigma=0.5, generator=generator).images[0]
+    difference = np.asarray(Image.open(output / "picture.png"), int) - np.asarray(expected, int)
+    assert abs(difference).max() <= 1  # different roundings
 
 
 @pytest.fixture

@@ -117,6 +117,13 @@ def test_rounding_to_two_bits_does_harm(metrics, tmp_path):
     assert rounded["distances"] > plain["distances"]
 
 
+def test_a_number_of_calls_that_the_solver_cannot_make_is_refused(pipe, metrics, tmp_path):
+    settings = robustness.list_settings([], [], [3, 8])
+    with pytest.raises(ValueError, match="an odd number of calls, so 8 must be 7 or 9"):
+        robustness.measure({"tiny": pipe}, [128], settings, metrics, tmp_path, 5, 1)
+    assert not (tmp_path / "robustness.json").exists()
+
+
 def test_interrupted_measurements_resume(pipe, metrics, tmp_path, monkeypatch):
     settings = list_settings([0, 0.4], [2], [5, 3])
     # The undisturbed setting is measured once.

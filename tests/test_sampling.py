@@ -193,6 +193,9 @@ def test_default_outputs_tell_everything_apart(pipe):
             others.append(describe(pipe, num_inference_steps=3))
     finally:
         pipe.scheduler = scheduler
+    for changes in ({"value_range": [0, 65535]}, {"id2label": {0: "a", 1: "b"}}):
+        other = PFGMPPPipeline(pipe.unet, scheduler, **changes)
+        others.append(describe(other, num_inference_steps=3))
     assert len({default_output("samples", "best", each) for each in [described, *others]}) == 1 + len(others)
 
 

@@ -127,6 +127,15 @@ def test_a_round_trip_through_diffusers_schedulers_keeps_d(D, other, tmp_path):
     assert PFGMPPScheduler.from_config(scheduler.config, D=3).config.D == 3
 
 
+@pytest.mark.parametrize("other", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+def test_a_scheduler_of_diffusers_is_one_of_infinite_d(other, tmp_path):
+    other().save_pretrained(tmp_path)
+    for each in (other(), other.from_pretrained(tmp_path)):
+        assert PFGMPPScheduler.from_config(each.config).config.D is None
+        assert PFGMPPScheduler.from_config(each.config, D=64).config.D == 64
+    assert PFGMPPScheduler.from_config({}).config.D == 2048
+
+
 def test_from_config_of_another_scheduler_leaves_our_solver_behind(tmp_path):
     """It does so for a new scheduler and a loaded one, and in both directions."""
     scheduler = PFGMPPScheduler(solver_type="dpmpp_2m", max_noise_norm=8.0)

@@ -312,6 +312,8 @@ def test_a_file_of_arguments_goes_between_the_preset_and_the_command_line(tmp_pa
     assert (args.preset, args.train_batch_size, args.augment) == ("ffhq64-ddpmpp", 256, 0.15)
     assert (args.learning_rate, args.max_train_steps, str(args.D), args.seed) == (1e-3, 9, "16:inf", 0)
     assert (args.d_conditioning, args.class_conditional) == (True, False)
+    config.write_text("value_range: [-1.0e-05, 2.0e-05]\n")
+    assert parse("--config", config, *REQUIRED).value_range == [-1e-5, 2e-5]
     for text, message in (
         ("learning_rat: 1", "unrecognized arguments: --learning_rat=1"),
         ("preset: vgg", "argument --preset: invalid choice: 'vgg'"),

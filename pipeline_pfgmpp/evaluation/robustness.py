@@ -84,10 +84,18 @@ def count_steps(pipeline: PFGMPPPipeline, nfe: int) -> int:
         nfe (`int`): Calls of the network.
 
     Returns:
-        `int`: The steps, rounded up. Heun's method calls the network twice per step, except for the
-            last.
+        `int`: The steps.
+
+    Raises:
+        ValueError: The solver cannot make this number of calls. Heun's method calls the network twice per
+            step, except for the last.
     """
-    return -(-nfe // pipeline.scheduler.order)
+    order = pipeline.scheduler.order
+    if order == 2 and nfe % 2 == 0:
+        raise ValueError(
+            f"Heun's method makes an odd number of calls, so {nfe} must be {nfe - 1} or {nfe + 1}."
+        )
+    return -(-nfe // order)
 
 
 def measure(
@@ -122,13 +130,16 @@ def measure(
             `distances`, and the digests and configurations that they depend on.
 
     Raises:
-        ValueError: `robustness.json` holds distances of other weights, settings or real images, or
-            there are fewer images than processes.
+        ValueError: `robustness.json` holds distances of other weights, settings or real images, a solver
+            cannot make the number of calls, or there are fewer images than processes.
     """
     from accelerate import PartialState
 
     state = PartialState(cpu=next(iter(pipelines.values())).device.type == "cpu")
     check_num_images(num_images, state.num_processes)
+    for pipeline in pipelines.values():
+        for setting in settings:
+            count_steps(pipeline, setting.nfe)  # refuses a wrong number before anything is drawn
     path = Path(output) / "robustness.json"
     common = {"num_images": num_images, "reference": metrics.reference}
     origins = {model: {**common, **describe(pipeline)} for model, pipeline in pipelines.items()}

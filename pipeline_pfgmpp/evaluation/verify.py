@@ -24,7 +24,9 @@ from .robustness import Setting, count_steps
 
 
 # What a report's settings hold besides the arguments of the pipeline's call.
-DESCRIPTION = ("scheduler", "network", "weights", "dtype", "version")
+DESCRIPTION = (
+    "scheduler", "network", "autoencoder", "weights", "dtype", "id2label", "value_range", "version",
+)  # fmt: skip
 # Arguments of the call that are not settings, since they differ from image to image.
 OWN = ("batch_size", "D", "generator", "latents", "output_type", "return_dict")
 # How many standard deviations a figure may be off. The usual two are too few, because a deviation

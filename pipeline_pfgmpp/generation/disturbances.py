@@ -48,9 +48,9 @@ def inject_noise(
         `dict`: Arguments for the call of the pipeline, to be passed along with `generators`.
     """
     device = pipeline.device
-    scheduler = pipeline.scheduler
+    config = pipeline.scheduler.config
     if D is None:
-        D = scheduler.config.D
+        D = config.get("D")
     shape = (len(seeds), pipeline.unet.config.in_channels, *get_sample_size(pipeline.unet))
     own_generators = [torch.Generator().manual_seed(derive_seed(seed, "injected noise")) for seed in seeds]
 
@@ -68,7 +68,8 @@ def inject_noise(
     if pipeline.num_classes and not has_classes:
         names = pipeline.config.id2label
         arguments["class_labels"] = draw_classes(pipeline.unet, names, len(seeds), generators, device)
-    arguments["latents"] = scheduler.sample_noise(shape, generators, device, D=D) + draw_noise()
+    limit = config.get("max_noise_norm")
+    arguments["latents"] = sample_noise(shape, D, generators, device, max_norm=limit) + draw_noise()
     return arguments
 
 

@@ -305,7 +305,7 @@ def _choose_range(pipeline: PFGMPPRestorationPipeline, image: ImageFile) -> tupl
 def _restore(
     pipeline: PFGMPPRestorationPipeline, batch: list[Work], chunks: list[list[int]], settings: dict[str, Any]
 ) -> np.ndarray:
-    """Restore images of one size to about [-1, 1], of shape `(files, samples, height, width, channels)`."""
+    """Restore images of one size to [0, 1], of shape `(files, samples, height, width, channels)`."""
     degraded = np.stack([work.degraded for work in batch])
     parts = []
     for chunk in chunks:
@@ -314,13 +314,12 @@ def _restore(
             degraded,
             generator=generators,
             num_images_per_condition=len(chunk),
-            output_type="latent",
+            output_type="np",
             **settings,
         ).images
-        height, width = degraded.shape[1:3]
-        samples = pipeline.decode_latents(samples)[..., :height, :width]
-        samples = samples.cpu().double().permute(0, 2, 3, 1).numpy()
-        parts.append(samples.reshape(len(batch), len(chunk), *samples.shape[1:]))
+        first, last = pipeline.config.value_range or UNIT
+        shares = (samples.astype(np.float64) - first) / (last - first)
+        parts.append(shares.reshape(len(batch), len(chunk), *shares.shape[1:]))
     return np.concatenate(parts, axis=1)
 
 
@@ -331,7 +330,7 @@ def _write(
     if not np.isfinite(samples).all():
         raise ValueError(f"{work.source} became NaN or infinite when it was restored, so it is not stored.")
     low, high = _choose_range(pipeline, work.image)
-    values = low + (high - low) * (samples / 2 + 0.5).clip(0, 1)
+    values = low + (high - low) * samples.clip(0, 1)
     images = dict(zip(map(str, range(1, len(values) + 1)), values))
     images["mean"] = values.mean(0)
     for kind, target in name_outputs(work.name, len(values)).items():

@@ -121,6 +121,8 @@ def _describe(folder: Path, variants: Sequence[str | None]) -> dict[str, str]:
 
 def _describe_dimension(scheduler: Mapping[str, Any], unet: Mapping[str, Any]) -> str:
     """Describe D, or for a network that is conditioned on D the range that it was trained for."""
+    if str(scheduler.get("_class_name")).startswith("EDM"):
+        scheduler = {"D": None, **scheduler}  # a scheduler of diffusers, which knows no other D
     D = _format_dimension(scheduler, "D", SCHEDULER)
     if not get_entry(unet, "d_conditioning", bool, NETWORK, False):
         return D

@@ -88,7 +88,8 @@ def describe(pipeline: DiffusionPipeline, **settings: Any) -> dict:
 
     Returns:
         `dict`: The settings, the configurations of scheduler, network and autoencoder, digest and type of the
-            weights, and the version of this package, as JSON represents them.
+            weights, the names of the classes and the range of values if there are any, and the version of
+            this package, as JSON represents them.
     """
     description = {
         **settings,
@@ -100,6 +101,9 @@ def describe(pipeline: DiffusionPipeline, **settings: Any) -> dict:
     }
     if pipeline.components.get("vae") is not None:
         description["autoencoder"] = _describe_component(pipeline.vae)
+    for name in ("id2label", "value_range"):
+        if pipeline.config.get(name):
+            description[name] = pipeline.config[name]
     return json.loads(json.dumps(description))
 
 

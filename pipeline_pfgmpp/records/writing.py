@@ -48,8 +48,14 @@ def replace_folder(path: str | os.PathLike) -> Iterator[Path]:
     folder.mkdir(parents=True)
     try:
         yield folder
+        older = beside / "replaced"
         if path.exists():
-            os.replace(path, beside / "replaced")
-        os.replace(folder, path)
+            os.replace(path, older)
+        try:
+            os.replace(folder, path)
+        except OSError:
+            if older.exists() and not path.exists():
+                os.replace(older, path)
+            raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from ..conditioning import call_guided, check_guidance, choose_dimension, count_classes
+from ..conditioning import call_guided, check_guidance, choose_dimension, count_classes, get_trained_range
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..scheduling_pfgmpp import PFGMPPScheduler
 from .loss import DimensionRange, Perturbation, PFGMPPLoss, denoise
@@ -63,7 +63,11 @@ class Teacher:
         Raises:
             ValueError: The network was trained for another one.
         """
-        choose_dimension(math.inf if D is None else D, self.unet, self.scheduler)
+        asked = math.inf if D is None else D
+        choose_dimension(asked, self.unet, self.scheduler)
+        low, high = get_trained_range(self.unet, self.scheduler)
+        if not low <= asked <= high:
+            raise ValueError(f"The teacher was trained for D from {low:g} to {high:g}, not for {asked:g}.")
 
     @torch.no_grad()
     def step(

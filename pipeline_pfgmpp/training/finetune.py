@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..pipeline_pfgmpp_restoration import PFGMPPRestorationPipeline
+from ..scheduling_pfgmpp import PFGMPPScheduler
 from ..unet_pfgmpp import PFGMPPUNet2DModel
 from .loss import DimensionRange
 
@@ -33,13 +34,15 @@ def load_pretrained(name: str, accelerator: Accelerator) -> PFGMPPPipeline:
     try:
         with accelerator.main_process_first():
             pipeline = DiffusionPipeline.from_pretrained(name)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{name} cannot be loaded: {error}") from None
+    except Exception as error:  # also damaged weights, or a configuration that its class does not accept
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{name} cannot be loaded: {reason}") from None
     if not isinstance(pipeline, (PFGMPPPipeline, PFGMPPRestorationPipeline)):
         raise ValueError(
             f"{name} is a {type(pipeline).__name__}. pfgmpp convert --from-diffusers turns a DDPM into a"
             " PFGMPPPipeline."
         )
+    pipeline.scheduler = PFGMPPScheduler.from_config(pipeline.scheduler.config)  # if it is one of diffusers
     return pipeline
 
 
@@ -68,8 +71,6 @@ def choose_classes(
             classes. The message is to follow the name of the network.
     """
     count = pipeline.num_classes
-    # A class that never occurred in training has no name there, and gets the name that the data have.
-    names = {int(label): name for label, name in (pipeline.config.id2label or {}).items()}
     found = class_names or []
     if new_classes:
         return [] if class_conditional is False else found
@@ -81,16 +82,41 @@ def choose_classes(
         raise ValueError(
             f"has {count} classes: to remove them, give --new_classes together with --no-class_conditional."
         )
-    agree = len(found) == count and all(
-        _normalize(found[label]) == _normalize(name) for label, name in names.items()
-    )
-    if count and not agree:
-        known = _list_classes(count, list(names.values()))
+    if not count:
+        return []
+    try:
+        return match_classes(pipeline, found)
+    except ValueError as error:
         raise ValueError(
-            f"has {known}, but the data have {_list_classes(len(found), found)}:"
-            " --new_classes replaces its classes by those of the data and keeps the rest of the network."
-        )
-    return [names.get(label, found[label]) for label in range(count)]
+            f"{error}: --new_classes replaces its classes by those of the data and keeps the rest of the"
+            " network."
+        ) from None
+
+
+def match_classes(pipeline: PFGMPPPipeline, class_names: list[str]) -> list[str]:
+    """
+    Match the classes of a network with those of the data.
+
+    Args:
+        pipeline ([`PFGMPPPipeline`]): The pipeline with the network.
+        class_names (`list[str]`): The classes of the data.
+
+    Returns:
+        `list[str]`: Their names. A class that never occurred in training has no name in the pipeline, and
+            gets the name that the data have.
+
+    Raises:
+        ValueError: They differ. The message is to follow the name of the network.
+    """
+    count = pipeline.num_classes
+    names = {int(label): name for label, name in (pipeline.config.id2label or {}).items()}
+    agree = len(class_names) == count and all(
+        _normalize(class_names[label]) == _normalize(name) for label, name in names.items()
+    )
+    if not agree:
+        known = _list_classes(count, list(names.values()))
+        raise ValueError(f"has {known}, but the data have {_list_classes(len(class_names), class_names)}")
+    return [names.get(label, class_names[label]) for label in range(count)]
 
 
 def _normalize(name: str) -> str:

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from ..data import ImageDataset, ImageStream, prefetch, split_pairs
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..records.digests import derive_seed
+from ..records.writing import replace_file
 from ..scheduling_pfgmpp import PFGMPPScheduler
 from .augment import apply_symmetries, draw_symmetries
 from .checkpoint import load_newest_checkpoint, save_checkpoint
@@ -286,8 +287,8 @@ class Trainer:
                 remove_run(config.output_dir)
             Path(config.output_dir).mkdir(parents=True, exist_ok=True)
             write_run(config.output_dir, self._identify())
-            arguments = Path(config.output_dir, "arguments.yaml")
-            arguments.write_text(yaml.safe_dump(self.record.arguments))  # for --config
+            with replace_file(Path(config.output_dir, "arguments.yaml")) as partial:
+                partial.write_text(yaml.safe_dump(self.record.arguments))  # for --config
         (self.best_distance,) = broadcast_object_list([read_best_distance(config)])
         settings = {name: str(value) for name, value in self.record.arguments.items()}
         accelerator.init_trackers("pfgmpp", config=settings)
@@ -494,9 +495,8 @@ class Trainer:
         with self.use_average():
             grid = draw_grid_of_samples(self.pipeline, self.config.train_batch_size, self.shown_pairs)
         if self.accelerator.is_main_process:
-            path = locate_grid(self.config.output_dir, self.global_step)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            grid.save(path)
+            with replace_file(locate_grid(self.config.output_dir, self.global_step)) as partial:
+                grid.save(partial, "PNG")
 
     def measure(self) -> None:
         """Log the Fréchet distance of the averaged network, and keep the best network in `best/`."""

@@ -5,12 +5,14 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from ..conditioning import get_sample_size
 from ..data import ImageDataset, ImageStream
 from ..pipeline_pfgmpp import PFGMPPPipeline
+from ..records.sizes import format_size
 from ..scheduling_pfgmpp import PFGMPPScheduler
 from .autoencoder import is_same_autoencoder
 from .consistency import ConsistencyLoss, Teacher
-from .finetune import load_pretrained
+from .finetune import load_pretrained, match_classes
 from .loss import DimensionRange, PFGMPPLoss
 from .preparation import configure_network
 
@@ -88,7 +90,10 @@ def choose_scheduler_options(args: argparse.Namespace, pretrained: PFGMPPPipelin
 
 
 def load_teacher(
-    args: argparse.Namespace, accelerator: Accelerator, data: ImageDataset | ImageStream
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    data: ImageDataset | ImageStream,
+    class_names: list[str],
 ) -> PFGMPPPipeline | None:
     """
     Load the pipeline to distil, if there is one.
@@ -97,6 +102,7 @@ def load_teacher(
         args (`argparse.Namespace`): The arguments of train_accelerate.py.
         accelerator (`Accelerator`): Where it will compute.
         data ([`ImageDataset`] or [`ImageStream`]): The data.
+        class_names (`list[str]`): The classes that the network is trained on.
 
     Returns:
         [`PFGMPPPipeline`] or `None`: The teacher.
@@ -112,18 +118,33 @@ def load_teacher(
         raise ValueError(
             f"--teacher_model_name_or_path must be a denoiser, but {name} is a consistency model."
         )
-    own_channels = teacher.unet.config.get("condition_channels") or 0
-    if own_channels != data.condition_channels:
-        raise ValueError(
-            f"--teacher_model_name_or_path {name} takes degraded images of {own_channels} channels, but the"
-            f" data have {data.condition_channels}."
-        )
+    try:
+        _match_data(teacher, data, class_names)
+    except ValueError as error:
+        raise ValueError(f"--teacher_model_name_or_path {name} {error}.") from None
     if not is_same_autoencoder(teacher.vae, data.vae):
         raise ValueError(f"--teacher_model_name_or_path {name} must have the autoencoder of this run.")
     teacher.to(accelerator.device)
     configure_network(teacher.unet, args, accelerator)
     teacher.unet.forward = accelerator.autocast()(teacher.unet.forward)  # in the precision of the training
     return teacher
+
+
+def _match_data(teacher: PFGMPPPipeline, data: ImageDataset | ImageStream, class_names: list[str]) -> None:
+    """Raise an error, which is to follow the name of the teacher, if it does not fit the data."""
+    own_channels = teacher.unet.config.get("condition_channels") or 0
+    if own_channels != data.condition_channels:
+        raise ValueError(
+            f"takes degraded images of {own_channels} channels, but the data have {data.condition_channels}"
+        )
+    shape = (teacher.unet.config.in_channels, *get_sample_size(teacher.unet))
+    if shape != (data.channels, *data.size):
+        raise ValueError(
+            f"takes images of {shape[0]} channels and {format_size(*shape[1:])} pixels, but those to train on"
+            f" have {data.channels} channels and {format_size(*data.size)} pixels"
+        )
+    if teacher.num_classes:
+        match_classes(teacher, class_names)
 
 
 def create_loss(
