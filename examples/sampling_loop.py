@@ -36,3 +36,4 @@ if __name__ == "__main__":
     images = sample(labels=list(range(10)), D=16, steps=18, seed=0)
     pixels = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     make_image_grid(PFGMPPPipeline.numpy_to_pil(pixels), rows=2, cols=5).save("clothes.png")
+    print("Wrote clothes.png")

@@ -55,10 +55,6 @@ EMOJI_SHOWN = 4
 
 ORIGIN = """## One call
 
-```python
-restored = pipe(image=damaged, num_inference_steps=1, start_sigma={start_sigma:g}, blend={blend:g}).images
-```
-
 From the command line, for pictures of any size:
 
 ```bash
@@ -226,7 +222,7 @@ def main() -> None:
             for name, measured in rows.items()
             for result in list_results(measured, "emoji", "Emoji of Noto Color Emoji", name)
         ]
-        save_restorer(args.model, pipeline, PICTURE, origin, evaluations, "emoji", LIMITS)
+        save_restorer(args.model, pipeline, PICTURE, settings, origin, evaluations, "emoji", LIMITS)
 
 
 if __name__ == "__main__":

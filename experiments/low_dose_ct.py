@@ -68,11 +68,10 @@ WINDOW = (-200, 300)  # of the picture, in HU
 
 ORIGIN = """## One call
 
-```python
-restored = pipe(image=degraded, num_inference_steps=1, start_sigma={start_sigma:g}, blend={blend:g}).images
-```
-
-Floats go in and come out in Hounsfield units, in slices of any size. From the command line:
+The network was trained for small noise levels, so it restores in one call that starts at the slice itself.
+From the largest level, where the pipeline starts without `start_sigma`, it makes slices worse. Floats go in
+and come out in Hounsfield units, in slices of any size. From the command line, which leaves pixels outside
+the range of the training data as they are:
 
 ```bash
 pfgmpp restore {name} slice.npy --output restored --num-inference-steps 1 \\
@@ -308,7 +307,7 @@ class Study:
             tests=len(self.pairs["test"]),
             dimensions=",".join(f"{D:g}" for D in DIMENSIONS),
         )
-        save_restorer(folder, pipeline, PICTURE, origin, results, "low-dose-ct", LIMITS)
+        save_restorer(folder, pipeline, PICTURE, settings, origin, results, "low-dose-ct", LIMITS)
 
     def recall_references(self) -> dict[str, Any]:
         """Measure what needs no training, unless an earlier run did."""

@@ -49,6 +49,7 @@ def save_restorer(
     folder: Path,
     pipeline: PFGMPPRestorationPipeline,
     picture: Path,
+    settings: dict[str, float],
     origin: str,
     results: list[EvalResult],
     dataset: str,
@@ -61,11 +62,13 @@ def save_restorer(
         folder (`Path`): Where to; what is there is replaced.
         pipeline ([`PFGMPPRestorationPipeline`]): The model.
         picture (`Path`): PNG file of what it restores.
+        settings (`dict[str, float]`): `start_sigma` and `blend` of its one call.
         origin (`str`): The card's sections on how it is used, was trained and measured.
         results (`list[EvalResult]`): What was measured.
         dataset (`str`): Name of the data set.
         limits (`str`): The card's section on what the model is not good for.
     """
+    calls = {"num_inference_steps": 1, **settings}
     with replace_folder(folder) as partial:
         pipeline.unet.half()
         pipeline.save_pretrained(partial)
@@ -79,6 +82,7 @@ def save_restorer(
             eval_results=results,
             model_name=folder.name,
             limits=limits,
+            restoring=", ".join(f"{name}={value:g}" for name, value in calls.items()),
         )
         for code in partial.rglob("*.py"):  # they are written when it is pushed
             code.unlink()

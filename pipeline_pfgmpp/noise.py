@@ -59,7 +59,7 @@ def parse_dimension(D: float | torch.Tensor | None, smallest: float = 0.0) -> to
     if dof.ndim > 1 or not bool((dof > 0).all()):
         raise ValueError(
             "`D` must be a positive number, inf or None (infinity), or one such number per image,"
-            f" but is {D}."
+            f" but is {D!r}."
         )
     if not bool((dof >= smallest).all()):
         raise ValueError(f"`D` must be at least {smallest}, but is {D}: with less, numbers overflow.")

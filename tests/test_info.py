@@ -1,8 +1,11 @@
 """`pfgmpp info` answers broken and hostile repositories in one sentence, without control characters."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -164,6 +167,25 @@ def test_blocks_that_a_configuration_leaves_to_the_default_are_counted(folder):
     (folder / NETWORK).write_text(json.dumps({**config, "num_blocks": 60_000}))
     with pytest.raises(ValueError, match="declares 180000 blocks"):
         model_info(folder)
+
+
+def test_a_folder_with_a_typo_is_not_looked_for_on_the_hub(folder, capsys):
+    code, _, message = show(folder.with_name("modle"), capsys)
+    assert code == 1
+    assert f"There is no folder {folder.with_name('modle')}: did you mean {folder}?" in message
+    with pytest.raises(SystemExit):
+        main(["sample", str(folder.with_name("other"))])
+    assert f"There is no folder {folder.with_name('other')}." in capsys.readouterr().err
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    environment.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "-m", "pipeline_pfgmpp", "info", "org/model"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "org/model cannot be read as a PFGM++ pipeline: " in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_scheduler_of_diffusers_has_infinite_d(folder):

@@ -59,6 +59,31 @@ def test_a_picture_comes_back_as_from_the_pipeline_whatever_its_size(tmp_path):
     assert abs(difference).max() <= 1  # different roundings
 
 
+def test_values_outside_the_range_of_the_training_data_stay(models, tmp_path):
+    values = np.zeros((8, 8), np.float32)
+    values[2, 3] = 1300  # metal
+    np.save(tmp_path / "slice.npy", values)
+    model = models(value_range=(-1000, 1000))
+    assert run(model, tmp_path / "slice.npy", "--output", tmp_path / "out", *ONE_CALL) == 0
+    restored = np.load(tmp_path / "out" / "slice.npy")
+    assert restored[2, 3] == 1300
+    assert abs(restored).max(initial=0, where=values == 0) <= 1000
+
+
+def test_unsigned_integers_do_not_reach_negative_values(models, tmp_path, capsys):
+    """A scanner's values plus 1024, as many files hold them, would be taken for others."""
+    values = np.full((8, 8), 1024, np.uint16)
+    np.save(tmp_path / "slice.npy", values)
+    Image.fromarray(values).save(tmp_path / "slice.png")
+    model = models(value_range=(-1000, 1000))
+    for name in ("slice.npy", "slice.png"):
+        assert run(model, tmp_path / name, "--output", tmp_path / "out", *ONE_CALL) == 1
+        message = capsys.readouterr().err
+        assert f"{name} holds unsigned integers, but the model restores values from -1000 to 1000" in message
+    np.save(tmp_path / "signed.npy", (values - 1024).astype(np.int16))
+    assert run(model, tmp_path / "signed.npy", "--output", tmp_path / "out", *ONE_CALL) == 0
+
+
 @pytest.fixture
 def grey_model(models):
     return models()

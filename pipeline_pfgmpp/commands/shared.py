@@ -344,9 +344,11 @@ def load_pipeline(
     import torch
     from diffusers import DiffusionPipeline
 
+    from ..hub.reading import check_model_name
     from ..records.weights import check_finite, list_folder_variants
     from ..scheduling_pfgmpp import PFGMPPScheduler
 
+    check_model_name(model)
     if Path(model).is_dir():
         _check_variant(model, variant, list_folder_variants(model))
     try:

@@ -6,7 +6,6 @@ of it is run: [`inert_pickle`] reads the file, its tensors tell which network it
 are those of [`PFGMPPUNet2DModel`].
 """
 
-import hashlib
 import logging
 import math
 import os
@@ -19,6 +18,7 @@ import torch
 from ..hub.cards import write_model_card
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..pipeline_pfgmpp_restoration import PFGMPPRestorationPipeline
+from ..records.digests import digest_file
 from ..scheduling_pfgmpp import PFGMPPScheduler
 from ..unet_pfgmpp import PFGMPPUNet2DModel
 from .architecture import build_network
@@ -118,7 +118,7 @@ def convert_checkpoint(
         origin = ORIGIN.format(
             weights=weights,
             name=Path(checkpoint).name,
-            digest=_digest_file(checkpoint),
+            digest=digest_file(checkpoint),
             rounding=describe_rounding(dtype),
             **(PPFM_AUTHORS if restores else AUTHORS),
         )
@@ -260,11 +260,3 @@ def _choose(name: str, given: float | None, stated: float | None, checkpoint: st
         option = name.replace("_", "-")
         raise ValueError(f"{checkpoint} does not state `{name}`: give it (--{option} on the command line).")
     return value
-
-
-def _digest_file(path: str | os.PathLike) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -20,6 +20,7 @@ import PIL.ImageDraw
 import PIL.ImageFont
 from tqdm.auto import tqdm
 
+from ..records.digests import digest_file
 from ..records.writing import replace_file
 
 
@@ -369,13 +370,9 @@ def _write_card(
             for split, rows in splits.items()
         ),
         font=Path(font).name,
-        font_digest=_digest_file(font),
+        font_digest=digest_file(font),
         names=Path(names).name,
-        names_digest=_digest_file(names),
+        names_digest=digest_file(names),
         version=f" {version[1]}" if version else "",
     )
     return f"---\n{header.to_yaml()}\n---\n\n{text}"
-
-
-def _digest_file(path: str | os.PathLike) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,6 +1,5 @@
 """Many files restored into a folder, each as if it were alone; interrupted runs resume."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from tqdm.auto import tqdm
 from ..data.image_files import ImageFile, identify_file, read_image_file
 from ..images import UNIT
 from ..pipeline_pfgmpp_restoration import SLACK, PFGMPPRestorationPipeline
-from ..records.digests import describe, list_differences
+from ..records.digests import describe, digest_file, list_differences
 from ..records.writing import replace_file
 from .files import SETTINGS
 from .generate import split_batches
@@ -254,7 +253,7 @@ def _read_batches(
     batch: list[Work] = []
     for name, source in record.sources.items():
         try:
-            digest = hashlib.sha256(source.read_bytes()).hexdigest()
+            digest = digest_file(source)
             if record.is_done(name, digest):
                 continue
             work = _prepare(pipeline, name, source, digest)
@@ -281,6 +280,12 @@ def _prepare(pipeline: PFGMPPRestorationPipeline, name: str, source: Path, diges
         raise ValueError(
             f"{source} cannot hold a restored image, which has {returned} channels; convert it to a"
             " .npy file."
+        )
+    value_range = pipeline.config.value_range
+    if value_range and value_range[0] < 0 and image.values.dtype.kind == "u" and image.values.itemsize > 1:
+        raise ValueError(
+            f"{source} holds unsigned integers, but the model restores values from {value_range[0]:g} to"
+            f" {value_range[1]:g}: use DICOM, a TIFF of floats, or a .npy file of floats or of int16."
         )
     low, high = _choose_range(pipeline, image)
     smallest = image.values.min()
@@ -331,6 +336,9 @@ def _write(
         raise ValueError(f"{work.source} became NaN or infinite when it was restored, so it is not stored.")
     low, high = _choose_range(pipeline, work.image)
     values = low + (high - low) * samples.clip(0, 1)
+    degraded = work.image.values
+    if degraded.shape == values.shape[1:]:  # what lies outside, such as metal in a CT slice, stays as it is
+        values = np.where((degraded < low) | (degraded > high), degraded, values)
     images = dict(zip(map(str, range(1, len(values) + 1)), values))
     images["mean"] = values.mean(0)
     for kind, target in name_outputs(work.name, len(values)).items():

@@ -61,7 +61,8 @@ pipe = DiffusionPipeline.from_pretrained(name, custom_pipeline=name, trust_remot
 {{ command }}A local folder works wherever a repository name does, and
 a model that has been loaded once also loads offline (`HF_HUB_OFFLINE=1`).
 {% if any_D %}
-`D=` selects the augmented dimension: small D is robust, large D is rigid, `float("inf")` is diffusion.
+`D=` selects the augmented dimension; `float("inf")` is diffusion. The paper finds that a small D bears more
+disturbances. Whether that holds for this network is something to measure (`pfgmpp robustness`).
 {% endif %}{% if classes %}
 `class_labels` selects a class: {{ classes }}.
 {% endif %}
@@ -92,7 +93,7 @@ CALL = "images = pipe(batch_size=16, generator=torch.Generator().manual_seed(0))
 FIELDS_CALL = """generator = torch.Generator().manual_seed(0)
 fields = pipe(batch_size=16, output_type="np", generator=generator).images  # in the units of the data"""
 RESTORING_CALL = """degraded = ...  # PIL images, arrays or tensors
-restored = pipe(image=degraded, generator=torch.Generator().manual_seed(0)).images"""
+restored = pipe(image=degraded, {settings}).images"""
 
 LIMITS = """The model reproduces its training data: it inherits their gaps and biases, and samples may
 resemble individual training images. It is meant for research, and generated images are no evidence
@@ -125,6 +126,7 @@ def build_card(
     sigma_data: float | None = None,
     preconditioning: str = "edm",
     makes_fields: bool = False,
+    restoring: str = "generator=torch.Generator().manual_seed(0)",
     **metadata: Any,
 ) -> ModelCard:
     """
@@ -146,6 +148,7 @@ def build_card(
         sigma_data (`float`, *optional*): The standard deviation of the data, which is stated for latents.
         preconditioning (`str`, defaults to `"edm"`): That of the scheduler, which is stated if it is another.
         makes_fields (`bool`, defaults to `False`): Whether the images are fields in units of their own.
+        restoring (`str`): Arguments with which a model that restores is called.
         metadata: Further entries of the front matter, such as `license` and `base_model`.
 
     Returns:
@@ -160,7 +163,7 @@ def build_card(
     kind = "Image restoration, trained"
     if not restores:
         kind = f"{'Class-conditional' if num_classes else 'Unconditional'} image generation"
-    call = RESTORING_CALL
+    call = RESTORING_CALL.format(settings=restoring)
     if not restores:
         call = FIELDS_CALL if makes_fields else CALL
     card_data = ModelCardData(
@@ -231,8 +234,8 @@ def write_model_card(
         folder (`str` or `os.PathLike`): The folder; its name is the title of the card.
         pipeline ([`PFGMPPPipeline`]): The pipeline that the folder holds.
         origin (`str`): Markdown sections that say where the weights come from.
-        metadata: Further entries of the front matter, such as `license` and `base_model`, and `limits`,
-            the text of that section.
+        metadata: Further entries of the front matter, such as `license` and `base_model`, and `limits` and
+            `restoring`, as for [`build_card`].
     """
     folder = Path(folder).resolve()
     scheduler = pipeline.scheduler.config

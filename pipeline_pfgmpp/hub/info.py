@@ -11,6 +11,7 @@ from ..records.weights import list_folder_variants, list_variants
 from .reading import (
     MAX_BYTES,
     build_network,
+    check_model_name,
     escape_controls,
     get_entry,
     get_number,
@@ -45,6 +46,7 @@ def model_info(model: str | os.PathLike) -> dict[str, str]:
     Raises:
         ValueError: There is no such model, or it cannot be read as a PFGM++ pipeline.
     """
+    check_model_name(str(model))
     try:
         if Path(model).is_dir():
             rows = _describe(Path(model), list_folder_variants(model))
@@ -62,9 +64,8 @@ def _download(repo_id: str) -> tuple[Path, Sequence[str | None]]:
 
     If the Hub cannot be reached, the files and the weights in the cache count.
     """
-    from httpx import TransportError
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # of whatever library it makes requests with
 
     names = [INDEX, SCHEDULER, NETWORK, AUTOENCODER, CARD]
     variants = None
@@ -76,7 +77,7 @@ def _download(repo_id: str) -> tuple[Path, Sequence[str | None]]:
         variants = list_variants(name.removeprefix("unet/") for name in files if name.startswith("unet/"))
     except HfHubHTTPError:
         raise
-    except (OSError, TransportError):  # offline, or the Hub cannot be reached
+    except (OSError, HTTPError):  # offline, or the Hub cannot be reached
         pass
     folder = Path(snapshot_download(repo_id, allow_patterns=names))
     return folder, list_folder_variants(folder) if variants is None else variants

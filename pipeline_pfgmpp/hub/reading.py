@@ -6,9 +6,11 @@ of an unexpected type is a ValueError that names the file and the entry. Text on
 passes through [`escape_controls`].
 """
 
+import difflib
 import inspect
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +26,28 @@ MAX_DEPTH = 4  # of nested lists in it
 MAX_BLOCKS = 128  # levels times blocks per level
 # Networks of which the configuration determines the parameters.
 NETWORKS = ("PFGMPPUNet2DModel", "DDPMUNet2DModel", "UNet2DModel")
+
+
+def check_model_name(model: str) -> None:
+    """
+    Refuse a model's name that leads into a folder of pipelines, but to none of them. diffusers would look for
+    it on the Hub.
+
+    Args:
+        model (`str`): A Hub id or a path.
+
+    Raises:
+        ValueError: There is no such folder.
+    """
+    path = Path(model)
+    if os.path.isdir(path) or not path.parent.name:
+        return
+    siblings = [index.parent.name for index in path.parent.glob("*/model_index.json")]
+    if not siblings:
+        return
+    close = difflib.get_close_matches(path.name, siblings, n=1)
+    hint = f": did you mean {path.parent / close[0]}?" if close else "."
+    raise ValueError(f"There is no folder {model}{hint}")
 
 
 def escape_controls(text: str) -> str:

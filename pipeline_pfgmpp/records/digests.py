@@ -107,6 +107,23 @@ def describe(pipeline: DiffusionPipeline, **settings: Any) -> dict:
     return json.loads(json.dumps(description))
 
 
+def digest_file(path: str | os.PathLike) -> str:
+    """
+    Digest the content of a file, without loading it whole.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+
+    Returns:
+        `str`: SHA-256 in hexadecimal.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def default_output(kind: str, model: str | os.PathLike, description: dict) -> Path:
     """
     Name a folder for results: always the same one for the same description.
