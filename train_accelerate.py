@@ -543,6 +543,9 @@ def train(args: argparse.Namespace) -> None:
         unet, class_names = build_network(args, data)
     if not unet.config.get("d_conditioning"):
         dimensions = None
+    # Said before the first step, which may be more than a machine can do.
+    batch = f"{images_per_step:,} images per step"
+    accelerator.print(f"Preset {args.preset}: {unet.num_parameters():,} parameters, {batch}.")
     scheduler = build_scheduler(args, data, pretrained, dimensions)
     teacher = load_teacher(args, accelerator, data, class_names)
     if teacher:

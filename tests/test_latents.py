@@ -12,8 +12,10 @@ from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, DiffusionPi
 from PIL import Image
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPRestorationPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
+from pipeline_pfgmpp.evaluation.verify import DESCRIPTION
 from pipeline_pfgmpp.generation import generate
 from pipeline_pfgmpp.latents import decode_latents, encode_images, get_factor
+from pipeline_pfgmpp.records.digests import describe
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -301,3 +303,11 @@ def test_where_only_diffusers_is_installed_a_folder_loads_with_its_autoencoder(m
     rng = torch.Generator().manual_seed(0)
     expected = pipe(num_inference_steps=2, generator=rng, output_type="pt", **inputs).images
     torch.testing.assert_close(torch.load(tmp_path / "images.pt"), expected)
+
+
+def test_what_describes_a_model_of_latents_is_known_to_verify():
+    """Else its reports hold settings that no call takes."""
+    pipe = make_pipeline(make_kl(), id2label={0: "a"}, unet_options={"label_dim": 1}, value_range=(0, 4))
+    described = describe(pipe)
+    assert described.keys() >= {"autoencoder", "id2label", "value_range"}
+    assert described.keys() <= set(DESCRIPTION)
