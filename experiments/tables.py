@@ -237,6 +237,16 @@ def _format_recognition(row: dict[str, Any]) -> list[str]:
     return [f"{row['right']:.1%}", f"{row['median']:.4f}", f"{row['least']:.4f}"]
 
 
+def format_many_images(results: dict[str, Any]) -> str:
+    """Format the distances of ways to draw many images, and their ratios to the first."""
+    first, *_ = results["rows"]
+    rows = [
+        [row["name"], str(row["calls"]), f"{row['distance']:.2f} ({row['distance'] / first['distance']:.2f})"]
+        for row in results["rows"]
+    ]
+    return format_table(["solver or network", "calls", f"D = {results['D']}"], rows)
+
+
 def format_emoji_names(results: dict[str, Any]) -> str:
     """Format how many pictures of each group a reader named, of those that were drawn and of real ones."""
     counts = results["counts"]
