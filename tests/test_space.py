@@ -28,6 +28,7 @@ from playwright.sync_api import expect
 from space_server import (
     BACKSTOP,
     SPACE,
+    assert_same_images,
     choose,
     connect,
     get,
@@ -151,7 +152,7 @@ def test_the_code_draws_the_same_images(changes, described, client, monkeypatch)
         with file.open(f"{texts[1]}.png") as picture:
             np.testing.assert_array_equal(np.asarray(PIL.Image.open(picture)), shown[1])
     for expected, image in zip(shown, run_code(code, monkeypatch), strict=True):
-        np.testing.assert_array_equal(image, expected)
+        assert_same_images(image, expected)
 
 
 def run_code(code, monkeypatch):
@@ -782,7 +783,7 @@ def test_a_visit(browser, address, monkeypatch):
         code = read_code(page)
         assert 'D=float("inf")' in code
         for expected, image in zip(shown, run_code(code, monkeypatch), strict=True):
-            np.testing.assert_array_equal(image, expected)
+            assert_same_images(image, expected)
         with page.expect_download() as download:
             press(page, "Download all as zip")
         assert len(zipfile.ZipFile(download.value.path()).namelist()) == 6

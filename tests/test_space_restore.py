@@ -18,6 +18,7 @@ from gradio_client.exceptions import AppError
 from playwright.sync_api import expect
 from space_server import (
     SPACE,
+    assert_same_images,
     connect,
     launch_browser,
     lend_scratch,
@@ -199,7 +200,7 @@ def test_each_picture_takes_one_call(entry, folder, restorer, monkeypatch):
     for D, image in zip((128, 16, float("inf")), after, strict=True):
         generator = torch.Generator().manual_seed(3)
         (expected,) = pipe(damaged[None], 1, D=D, generator=generator, **entry).images
-        np.testing.assert_array_equal(image, np.asarray(expected))
+        assert_same_images(image, expected)
 
 
 def test_what_is_compared_is_not_computed_twice(restorer):
