@@ -97,7 +97,6 @@ def read_embedded(page):
     return [PIL.Image.open(io.BytesIO(base64.b64decode(data))) for data in found]
 
 
-@contextlib.contextmanager
 def assert_same_images(image, expected):
     """
     Compare an image with one that was computed in another process, or by a network that was loaded anew.
@@ -110,6 +109,7 @@ def assert_same_images(image, expected):
     assert (difference > 0).mean() < 1e-3
 
 
+@contextlib.contextmanager
 def launch_browser():
     """Start Chromium; skip the tests that need it where it is not installed."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
