@@ -21,6 +21,7 @@ from test_restoration import make_pipeline
 
 from pipeline_pfgmpp.commands import main
 from pipeline_pfgmpp.data.image_files import read_image_file
+from pipeline_pfgmpp.images import Standardization
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,6 +69,13 @@ def test_values_outside_the_range_of_the_training_data_stay(models, tmp_path):
     restored = np.load(tmp_path / "out" / "slice.npy")
     assert restored[2, 3] == 1300
     assert abs(restored).max(initial=0, where=values == 0) <= 1000
+
+
+def test_a_model_of_fields_is_refused_in_one_sentence(tmp_path, capsys):
+    make_pipeline(value_range=Standardization((0.0,), (1.0,))).save_pretrained(tmp_path / "model")
+    np.save(tmp_path / "field.npy", np.zeros((8, 8), np.float32))
+    assert run(tmp_path / "model", tmp_path / "field.npy", "--output", tmp_path / "out", *ONE_CALL) == 1
+    assert "`value_range` must be (low, high) here, but is that of fields" in capsys.readouterr().err
 
 
 def test_unsigned_integers_do_not_reach_negative_values(models, tmp_path, capsys):

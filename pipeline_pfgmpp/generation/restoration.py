@@ -11,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.image_files import ImageFile, identify_file, read_image_file
-from ..images import UNIT
+from ..images import UNIT, Range, read_scale, require_range
 from ..pipeline_pfgmpp_restoration import SLACK, PFGMPPRestorationPipeline
 from ..records.digests import describe, digest_file, list_differences
 from ..records.writing import replace_file
@@ -281,11 +281,11 @@ def _prepare(pipeline: PFGMPPRestorationPipeline, name: str, source: Path, diges
             f"{source} cannot hold a restored image, which has {returned} channels; convert it to a"
             " .npy file."
         )
-    value_range = pipeline.config.value_range
-    if value_range and value_range[0] < 0 and image.values.dtype.kind == "u" and image.values.itemsize > 1:
+    first, last = _find_range(pipeline)
+    if first < 0 and image.values.dtype.kind == "u" and image.values.itemsize > 1:
         raise ValueError(
-            f"{source} holds unsigned integers, but the model restores values from {value_range[0]:g} to"
-            f" {value_range[1]:g}: use DICOM, a TIFF of floats, or a .npy file of floats or of int16."
+            f"{source} holds unsigned integers, but the model restores values from {first:g} to {last:g}: use"
+            " DICOM, a TIFF of floats, or a .npy file of floats or of int16."
         )
     low, high = _choose_range(pipeline, image)
     smallest = image.values.min()
@@ -296,10 +296,14 @@ def _prepare(pipeline: PFGMPPRestorationPipeline, name: str, source: Path, diges
             f"{source} ranges from {smallest:g} to {largest:g}, but must lie in [{low - margin:g},"
             f" {high + margin:g}]."
         )
-    first, last = pipeline.config.value_range or UNIT
     shares = (image.values.astype(np.float64) - low) / (high - low)
     degraded = (first + (last - first) * shares).astype(np.float32)
     return Work(name, source, digest, image, degraded)
+
+
+def _find_range(pipeline: PFGMPPRestorationPipeline) -> Range:
+    """Return the values that are black and white to the pipeline, or refuse one of fields."""
+    return require_range(read_scale(pipeline.config.value_range) or UNIT)
 
 
 def _choose_range(pipeline: PFGMPPRestorationPipeline, image: ImageFile) -> tuple[float, float]:
@@ -322,7 +326,7 @@ def _restore(
             output_type="np",
             **settings,
         ).images
-        first, last = pipeline.config.value_range or UNIT
+        first, last = _find_range(pipeline)
         shares = (samples.astype(np.float64) - first) / (last - first)
         parts.append(shares.reshape(len(batch), len(chunk), *shares.shape[1:]))
     return np.concatenate(parts, axis=1)
