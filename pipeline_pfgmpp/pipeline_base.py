@@ -214,10 +214,13 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         return self._interrupt
 
     def _make_predictor(
-        self, scheduler: Any, class_labels: torch.Tensor | None, D: float | torch.Tensor | None
+        self,
+        scheduler: Any,
+        dtype: torch.dtype,
+        class_labels: torch.Tensor | None,
+        D: float | torch.Tensor | None,
     ) -> Callable[..., torch.Tensor]:
         """Make the function that computes the network's raw output, guided if the scale is not 1."""
-        dtype = self.unet.dtype  # diffusers looks through all modules for it, so once
         dimension = name_dimension(scheduler, D)
 
         def predict(latents: torch.Tensor, t: torch.Tensor, guidance_scale: float = 1.0) -> torch.Tensor:

@@ -189,7 +189,8 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
         # 2. Choose the noise levels, on a copy of the scheduler that no other call shares
         device = self._execution_device
         self._arrange_weights(device)
-        dtype = torch.promote_types(self.unet.dtype, torch.float32)  # half networks keep an exact state
+        network_dtype = self.unet.dtype  # diffusers looks through all modules for it, so once
+        dtype = torch.promote_types(network_dtype, torch.float32)  # half networks keep an exact state
         scheduler = copy.copy(self.scheduler)
         begin = self._set_noise_levels(scheduler, num_inference_steps, sigmas, strength, device)
         sigma = scheduler.sigmas[begin]
@@ -213,7 +214,7 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
             latents = start + latents
 
         # 4. Follow the field lines
-        predict = self._make_predictor(scheduler, labels, D)
+        predict = self._make_predictor(scheduler, network_dtype, labels, D)
         dimension = name_dimension(scheduler, D)
         self._interrupt = False
         interrupted = False
@@ -310,7 +311,7 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
         pixels = self._prepare_images(images, "images")
         D = self._choose_dimension(D, len(pixels))
         x, labels, scheduler = self._prepare_reverse(pixels, num_inference_steps, class_labels)
-        predict = self._make_predictor(scheduler, labels, D)
+        predict = self._make_predictor(scheduler, self.unet.dtype, labels, D)
         for t in self.progress_bar(scheduler.timesteps):
             x = scheduler.step(predict(x, t), t, x, return_dict=False, D=D)[0]
         self.maybe_free_model_hooks()
@@ -372,7 +373,7 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
             if dequantize and levels is not None:
                 x = spread_levels(x, generator, levels)
             probes = make_probes(x, trace, generator)
-            predict = self._make_predictor(scheduler, labels, D)
+            predict = self._make_predictor(scheduler, self.unet.dtype, labels, D)
             timesteps = self.progress_bar(scheduler.timesteps)
             x, volume = integrate_divergence(predict, scheduler, x, probes, timesteps, D)
             estimates.append(log_density(x, D, scheduler.sigmas[-1]).to(volume) + volume)

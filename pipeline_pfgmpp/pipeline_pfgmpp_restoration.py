@@ -155,7 +155,8 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
         scheduler = self._make_scheduler(start_sigma, num_inference_steps, device)
 
         # 3. Draw the classes and the prior, or enter at the degraded image
-        dtype = torch.promote_types(self.unet.dtype, torch.float32)
+        network_dtype = self.unet.dtype  # diffusers looks through all modules for it, so once
+        dtype = torch.promote_types(network_dtype, torch.float32)
         if class_labels is None:
             labels = self._prepare_labels(None, batch_size, generator, device)
         else:
@@ -172,7 +173,7 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
             latents = scheduler.sigmas[0] * sample_noise(shape, D, generator, device, dtype, limit)
 
         # 4. Follow the field lines
-        predict = self._make_restorer(scheduler, degraded, labels, D, tile_size, divisor)
+        predict = self._make_restorer(scheduler, network_dtype, degraded, labels, D, tile_size, divisor)
         dimension = name_dimension(scheduler, D)
         self._interrupt = False
         interrupted = False
@@ -213,6 +214,7 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
     def _make_restorer(
         self,
         scheduler: Any,
+        dtype: torch.dtype,
         degraded: torch.Tensor,
         class_labels: torch.Tensor | None,
         D: float | torch.Tensor | None,
@@ -220,7 +222,6 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
         divisor: int,
     ) -> Callable[..., torch.Tensor]:
         """Make the function that computes the network's raw output, in tiles if there is their size."""
-        dtype = self.unet.dtype  # diffusers looks through all modules for it, so once
         dimension = name_dimension(scheduler, D)
 
         def predict(latents: torch.Tensor, t: torch.Tensor, guidance_scale: float = 1.0) -> torch.Tensor:
