@@ -77,8 +77,8 @@ def sample_noise(
     r"""
     Draw unit Student-t noise $\varepsilon = g\sqrt{D/\chi^2_D}$, with one $\chi^2_D$ per image.
 
-    The Gaussian direction is drawn first and is the same for every `D`; at `D = None` the noise is
-    `torch.randn` bit for bit. As elsewhere in diffusers, a CPU generator serves every device: the
+    A generator's Gaussian directions are the same for every `D`, those of later draws as well; at
+    `D = None` the noise is `torch.randn` bit for bit. As elsewhere in diffusers, a CPU generator serves every device: the
     noise is then drawn on the CPU and moved.
 
     Args:
@@ -274,14 +274,26 @@ def _draw(
         if bool(finite.any()):
             half_dof = (torch.where(finite, part, 1.0).to(device_of_draw) + extra_dims) / 2
             # torch.distributions.Gamma calls this function too, but takes no generator.
-            chi2_parts.append(2 * torch._standard_gamma(half_dof, generator=rng))
-        else:  # Nothing more is taken from the generator, so that later draws agree with EDM's as well.
+            chi2_parts.append(2 * torch._standard_gamma(half_dof, generator=_branch(rng)))
+        else:
             chi2_parts.append(gauss.new_ones(rows, dtype=torch.float32))
     gauss = torch.cat(gauss_parts) if len(gauss_parts) > 1 else gauss_parts[0]
     if bool(dof.isinf().all()):
         return gauss, None, dof
     chi2 = torch.cat(chi2_parts) if len(chi2_parts) > 1 else chi2_parts[0]
     return gauss, chi2, dof.expand(batch).to(chi2.device)
+
+
+def _branch(generator: torch.Generator | None) -> torch.Generator | None:
+    """
+    Make a generator of chi^2 that leaves the given one as it is: how many numbers they take depends on D,
+    and what is drawn later is to be the same Gaussians at every D, EDM's.
+    """
+    if generator is None:
+        return None
+    device = generator.device
+    seed = torch.randint(2**63 - 1, (), generator=generator.clone_state(), device=device)
+    return torch.Generator(device).manual_seed(seed.item())
 
 
 def _sum_squares(x: torch.Tensor) -> torch.Tensor:

@@ -96,6 +96,15 @@ def test_the_sampler_keeps_the_marginal(D):
             assert scipy.stats.ks_2samp(statistic(state), statistic(expected)).pvalue > 1e-3
 
 
+def test_a_seed_draws_the_same_image_at_infinite_d_as_at_a_large_one():
+    data = torch.rand(9, 1, 4, 4, generator=generator(3)) * 2 - 1
+    images = []
+    for D in (1e9, math.inf):
+        pipe = make_pipeline(FlowMap(data), D=D)
+        images.append(pipe(8, sigmas=[80.0, 2.0, 1.0], generator=generator(4), output_type="latent").images)
+    torch.testing.assert_close(*images, atol=1e-2, rtol=0)
+
+
 def test_fewer_levels_are_the_first_of_more():
     """A call at sigma_min would change nothing, so the levels stop before it."""
     few = PFGMPPScheduler(solver_type="consistency")

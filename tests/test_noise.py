@@ -68,10 +68,23 @@ def test_infinite_d_is_randn_bit_for_bit(D, dtype):
         assert torch.equal(sample_noise((3, 1, 4, 4), D, ours, dtype=dtype), expected)
 
 
-def test_the_direction_is_the_same_for_every_d():
-    directions = [torch.nn.functional.normalize(sample_noise((2, 50), D, generator(6))) for D in EVERY_D]
-    for direction in directions:
-        torch.testing.assert_close(direction, directions[-1])
+def test_directions_are_the_same_for_every_d_and_radii_are_fresh():
+    draws = []
+    for D in EVERY_D:
+        rng = generator(6)
+        draws.append(torch.stack([sample_noise((2, 50), D, rng), sample_noise((2, 50), D, rng)]))
+    for noise_of_one_d in draws:
+        directions = [torch.nn.functional.normalize(x, dim=-1) for x in (noise_of_one_d, draws[-1])]
+        torch.testing.assert_close(*directions)
+    scales = (draws[0] / draws[-1])[..., 0].flatten()
+    assert len(scales.unique()) == 4
+
+
+def test_radii_of_later_draws_are_independent():
+    rng = generator(8)
+    radii = torch.stack([sample_noise((2000, 2), 4, rng).norm(dim=1) for _ in range(2)])
+    assert abs(scipy.stats.spearmanr(*radii).statistic) < 0.08
+    assert scipy.stats.ks_2samp(*radii).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("D", [1, 128, None])
