@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import PIL.Image
 import pytest
@@ -16,10 +17,11 @@ from conftest import ROOT, run_training
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 from pipeline_pfgmpp.commands import main as run_command
 from pipeline_pfgmpp.data import ImageDataset
-from pipeline_pfgmpp.training import Trainer, TrainingConfig, list_checkpoints, read_log
+from pipeline_pfgmpp.training import PFGMPPLoss, Trainer, TrainingConfig, list_checkpoints, read_log
 from pipeline_pfgmpp.training.ema import combine_snapshots
 from pipeline_pfgmpp.training.run import lock_run
 from pipeline_pfgmpp.training.samples import choose_columns, draw_grid_of_samples
+from pipeline_pfgmpp.training.validation import ValidationLoss
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -351,6 +353,31 @@ def test_a_validation_split_logs_its_loss_by_noise_level(tmp_path):
     run_command(["plot", str(tmp_path / "without")])
     panels = [PIL.Image.open(tmp_path / name / "log.png").width for name in ("one", "without")]
     assert panels[0] > panels[1]
+
+
+def test_fewer_validation_images_than_processes_count_once_each():
+    """Every process calls the network equally often, also where no image is left for it."""
+    loss = PFGMPPLoss(PFGMPPScheduler(D=64))
+    unet = make_unet().eval()
+    calls = []
+    unet.register_forward_hook(lambda *args: calls.append(1))
+
+    def measure(rank, processes):
+        """Measure on five images, four per pass: the sums of one process, and its calls of the network."""
+        calls.clear()
+        sums = []
+        alone = SimpleNamespace(
+            device=torch.device("cpu"), process_index=rank, num_processes=processes,
+            reduce=lambda values, _: sums.append(values.clone()) or torch.ones(2, 6),
+        )  # fmt: skip
+        config = TrainingConfig("out", 1, train_batch_size=4 // processes)
+        ValidationLoss(make_data(5), make_data(), loss, config, False, alone).measure(unet)
+        return sums[0], len(calls)
+
+    whole, count = measure(0, 1)
+    parts, counts = zip(*[measure(rank, 4) for rank in range(4)])
+    assert set(counts) == {count} == {2}
+    torch.testing.assert_close(sum(parts), whole)
 
 
 @pytest.mark.parametrize(

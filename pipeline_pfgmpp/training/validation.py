@@ -73,20 +73,24 @@ class ValidationLoss:
                 that has images.
         """
         device = self.accelerator.device
-        world = self.accelerator.num_processes
+        rank = self.accelerator.process_index
         rng = torch.Generator(device)
         for start in range(0, len(self.images), self.images_per_pass):
             pairs = self.images[start : start + self.images_per_pass].to(device)
             images, conditioning = split_pairs(pairs, self.condition_channels)
             rng.manual_seed(derive_seed(self.config.seed, "validation", start))
             perturbation = self.loss.draw(tuple(images.shape), rng, device)
-            part = slice(self.accelerator.process_index, None, world)
+            # A process for which no image is left joins in with the first, whose loss it leaves out: where
+            # the network is sharded, all must call it equally often.
+            has_own = rank < len(images)
+            part = slice(rank if has_own else 0, None, self.accelerator.num_processes)
             if self.labels is not None:
                 labels = self.labels[start : start + self.images_per_pass]
                 conditioning["class_labels"] = labels.to(device)
             own = {name: values[part] for name, values in conditioning.items()}
             loss = self.loss(unet, images[part], perturbation[part], **own)
-            self.meter.add(loss, perturbation[part].sigma)
+            if has_own:
+                self.meter.add(loss, perturbation[part].sigma)
         means = self.meter.read(self.accelerator)
         return {f"validation_{name}": value for name, value in means.items()}
 
