@@ -14,7 +14,6 @@ import json
 import math
 import sys
 from dataclasses import MISSING, fields
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,15 @@ from pipeline_pfgmpp.training import (
     open_run,
     read_trained_range,
 )
-from pipeline_pfgmpp.training.arguments import check_arguments, check_effects, check_ranges, list_names
+from pipeline_pfgmpp.training.arguments import (
+    check_arguments,
+    check_effects,
+    check_file,
+    check_ranges,
+    format_arguments,
+    list_names,
+    read_config,
+)
 from pipeline_pfgmpp.training.config import MIXED_PRECISIONS, SAVE_DTYPES
 from pipeline_pfgmpp.training.inputs import (
     add_data_arguments,
@@ -277,49 +284,28 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_arguments(path: str) -> list[str]:
-    """Read a YAML file of arguments by name, and return them as a command line."""
-    config = yaml.safe_load(Path(path).read_text())
-    if not isinstance(config, dict):
-        raise ValueError("it does not hold `name: value` pairs")
-    arguments: list[str] = []
-    for name, value in config.items():
-        if value is True:
-            arguments.append(f"--{name}")
-        elif value is False and name == "class_conditional":  # the only argument with a negative form
-            arguments.append("--no-class_conditional")
-        elif isinstance(value, list):
-            arguments += [f"--{name}", *map(_write_argument, value)] if value else []
-        elif value is not None and value is not False:
-            arguments.append(f"--{name}={value}")
-    return arguments
-
-
-def _write_argument(value: Any) -> str:
-    """Write a number without an exponent: argparse takes -1e-05 for the name of an argument."""
-    return f"{Decimal(repr(value)):f}" if isinstance(value, float) else str(value)
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line over the file of arguments, over the preset, over the defaults."""
     parser = build_parser()
     argv = sys.argv[1:] if argv is None else list(argv)
-    file_argv: list[str] = []
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--config", "--preset", "--pretrained_model_name_or_path", "--objective"):
         early.add_argument(name)
     path = early.parse_known_args(argv)[0].config
+    config: dict[str, Any] = {}
     if path:
         try:
-            file_argv = read_arguments(path)
+            config = read_config(path)
         except (OSError, ValueError, yaml.YAMLError) as error:
             parser.error(f"argument --config: {path} cannot be read: {error}")
+    file_argv = format_arguments(config, parser)
     known = early.parse_known_args(file_argv + argv)[0]  # the last one counts
     inherited = INHERITED if known.pretrained_model_name_or_path else {}
     preset = known.preset or choose_preset(bool(inherited), known.objective)
     recipe = RECIPES.get(preset, {})
     objective = OBJECTIVES.get(known.objective or recipe.get("objective", "perturbation"), {})
-    parser.set_defaults(preset=preset, **objective | recipe | inherited)
+    defaults = objective | recipe | inherited
+    parser.set_defaults(preset=preset, **defaults)
     args = parser.parse_args(file_argv + argv)
     # The file that a run leaves holds all arguments; only those that are not the default are meant.
     changed = {name for name in list_names(file_argv) if getattr(args, name) != parser.get_default(name)}
@@ -328,6 +314,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     except ValueError as error:
         parser.error(f"argument --D: {error}")
     try:
+        check_file(config, defaults, list_names(file_argv + argv))
         check_arguments(args)
         check_ranges(args)
         build_config(args)

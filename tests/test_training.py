@@ -314,7 +314,13 @@ def test_a_file_of_arguments_goes_between_the_preset_and_the_command_line(tmp_pa
     assert (args.d_conditioning, args.class_conditional) == (True, False)
     config.write_text("value_range: [-1.0e-05, 2.0e-05]\n")
     assert parse("--config", config, *REQUIRED).value_range == [-1e-5, 2e-5]
+    config.write_text("preset: ppfm-ct\ncondition_column: low\nrandom_flip: false\ncrop_size: null\n")
+    args = parse("--config", config, *REQUIRED, "--crop_size", 64)
+    assert (args.random_flip, args.random_turn, args.crop_size) == (False, True, 64)
+    assert parse("--config", config, *REQUIRED, "--crop_size", 64, "--no-random_turn").random_turn is False
     for text, message in (
+        ("preset: ppfm-ct\ncrop_size: null", "`crop_size: null` cannot undo the preset, which sets 256: give a"),
+        ("preset: cifar10-ncsnpp\naugment: false", "`augment: false` cannot undo the preset, which sets 0.12"),
         ("learning_rat: 1", "unrecognized arguments: --learning_rat=1"),
         ("preset: vgg", "argument --preset: invalid choice: 'vgg'"),
         ("- a", "cannot be read: it does not hold `name: value` pairs"),

@@ -1,9 +1,18 @@
-"""Checks of the arguments of train_accelerate.py: none is out of range, and none is ignored."""
+"""
+The arguments of train_accelerate.py: how a file gives them, and checks that none is out of range and
+none is ignored.
+"""
 
 import argparse
+import json
 import math
-from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
 
 from ..data import Degrader
 from ..preconditioning import check_preconditioning
@@ -88,6 +97,80 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 }
 
 
+def read_config(path: str) -> dict[str, Any]:
+    """
+    Read a YAML file of arguments by name.
+
+    Args:
+        path (`str`): The file.
+
+    Returns:
+        `dict[str, Any]`: Values by name.
+
+    Raises:
+        OSError: The file cannot be opened.
+        ValueError: It holds something else.
+        yaml.YAMLError: It is no YAML.
+    """
+    config = yaml.safe_load(Path(path).read_text())
+    if not isinstance(config, dict):
+        raise ValueError("it does not hold `name: value` pairs")
+    return config
+
+
+def format_arguments(config: Mapping[str, Any], parser: argparse.ArgumentParser) -> list[str]:
+    """
+    Format arguments by name as a command line.
+
+    What is null, an empty list or false is left out, except for switches with a negative form.
+
+    Args:
+        config (`Mapping[str, Any]`): Values by name.
+        parser (`argparse.ArgumentParser`): The parser of the command line.
+
+    Returns:
+        `list[str]`: The command line.
+    """
+    negatives = re.findall(r"--no-(\w+)", parser.format_usage())
+    arguments: list[str] = []
+    for name, value in config.items():
+        if value is True:
+            arguments.append(f"--{name}")
+        elif value is False and name in negatives:
+            arguments.append(f"--no-{name}")
+        elif isinstance(value, list):
+            arguments += [f"--{name}", *map(_format_value, value)] if value else []
+        elif value is not None and value is not False:
+            arguments.append(f"--{name}={_format_value(value)}")
+    return arguments
+
+
+def _format_value(value: Any) -> str:
+    """Format a number without an exponent: argparse takes -1e-05 for the name of an argument."""
+    return f"{Decimal(repr(value)):f}" if isinstance(value, float) else str(value)
+
+
+def check_file(config: Mapping[str, Any], defaults: Mapping[str, Any], written: Collection[str]) -> None:
+    """
+    Check that a file of arguments does not try to undo what a preset sets by a null or false.
+
+    Args:
+        config (`Mapping[str, Any]`): What the file holds.
+        defaults (`Mapping[str, Any]`): What the preset sets.
+        written (`Collection[str]`): Names of the arguments on the whole command line.
+
+    Raises:
+        ValueError: It does.
+    """
+    for name, value in config.items():
+        preset = defaults.get(name)
+        if name not in written and preset is not None and preset != value:
+            raise ValueError(
+                f"argument --config: `{name}: {json.dumps(value)}` cannot undo the preset, which sets {preset}:"
+                " give a value, or another preset"
+            )
+
+
 def list_names(argv: Sequence[str]) -> set[str]:
     """
     List the arguments that a command line gives.
@@ -96,7 +179,7 @@ def list_names(argv: Sequence[str]) -> set[str]:
         argv (`Sequence[str]`): The command line.
 
     Returns:
-        `set[str]`: Their names, without dashes; `class_conditional` also for its negative form.
+        `set[str]`: Their names, without dashes, also of negative forms such as `--no-random_flip`.
     """
     options = [text.partition("=")[0] for text in argv if text.startswith("--")]
     return {option.removeprefix("--").removeprefix("no-") for option in options}

@@ -99,8 +99,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         default=4,
         help="threads that decode images (default: %(default)s)",
     )
-    add("--random_flip", action="store_true", help="mirror images at random")
-    add("--random_turn", action="store_true", help="turn images by quarters at random")
+    switch = argparse.BooleanOptionalAction  # since a preset may set them
+    add("--random_flip", action=switch, help="mirror images at random (default: as the preset)")
+    add("--random_turn", action=switch, help="turn images by quarters at random (default: as the preset)")
     add(
         "--condition_dropout",
         type=float,
