@@ -243,7 +243,7 @@ class ImageDecoder:
         import datasets
 
         if dataset.features is None:
-            raise ValueError("The data set does not describe its columns.")
+            raise ValueError("The data set does not describe its columns: give them with `dataset.cast`.")
         bounds = check_value_range(value_range)
         if channels is not None:
             channels = check_integer("channels", channels, "be at least 1", 1)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Union
 
 import PIL.Image
 
+from .decoding import PROBED
+
 
 if TYPE_CHECKING:
     import datasets
@@ -44,9 +46,18 @@ def open_dataset(
         dataset = _open_arrays(Path(source), split)
         return dataset.to_iterable_dataset() if streaming else dataset
     try:
-        return datasets.load_dataset(source, config_name, split=split, streaming=streaming)
+        dataset = datasets.load_dataset(source, config_name, split=split, streaming=streaming)
+        return _describe_columns(dataset) if dataset.features is None else dataset
     except (OSError, ValueError) as error:
         raise ValueError(f"The data set {source} cannot be opened: {error}") from error
+
+
+def _describe_columns(dataset: "datasets.IterableDataset") -> "datasets.IterableDataset":
+    """Describe the columns of a stream whose files do not, such as CSV, by what its first rows hold."""
+    import datasets
+
+    first = datasets.Dataset.from_list(list(dataset.take(PROBED)))
+    return dataset.cast(first.features)
 
 
 def _refuse_mixture(folder: Path) -> None:
