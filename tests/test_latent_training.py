@@ -303,6 +303,12 @@ def test_arguments_that_do_not_fit_an_autoencoder_are_refused(trained, fashion_m
         assert re.search(message, refuse(*new, *arguments)), arguments
     message = refuse(*data, "--preset", "fashion-mnist-small", "--vae_model_name_or_path", tmp_path)
     assert f"--vae_model_name_or_path {tmp_path} cannot be used: " in message
+    PFGMPPPipeline(PFGMPPUNet2DModel(**TINY), PFGMPPScheduler()).save_pretrained(tmp_path / "bare")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text('{"_class_name": "AutoencoderKL", "sample_size": {}}')
+    for name, reason in (("bare", "it is a pipeline without a `vae`"), ("odd", "")):
+        message = refuse(*data, *new[-2:], "--vae_model_name_or_path", tmp_path / name)
+        assert f"--vae_model_name_or_path {tmp_path / name} cannot be used: {reason}" in message
     make_kl(1, scaling_factor=0.5).save_pretrained(tmp_path / "other")
     tuned = [*data, "--pretrained_model_name_or_path", trained]
     message = refuse(*tuned, "--vae_model_name_or_path", tmp_path / "other")

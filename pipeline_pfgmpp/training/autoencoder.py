@@ -30,18 +30,20 @@ def load_autoencoder(name: str, accelerator: Accelerator) -> ModelMixin:
         with accelerator.main_process_first():
             vae = AutoModel.from_pretrained(name, **_find_autoencoder(name))
         check_autoencoder(vae)
-    except (ValueError, OSError) as error:
+    except Exception as error:  # also damaged weights, or a configuration that its class does not accept
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"--vae_model_name_or_path {name} cannot be used: {reason}") from None
     return vae
 
 
 def _find_autoencoder(name: str) -> dict[str, str]:
-    """Return where in a folder or repository the autoencoder lies."""
+    """Return where in a folder or repository the autoencoder lies, or raise an error if it holds none."""
     try:
-        DiffusionPipeline.load_config(name)
+        config = DiffusionPipeline.load_config(name)
     except (OSError, ValueError):  # it is the autoencoder itself
         return {}
+    if None in config.get("vae", [None]):  # as diffusers writes a component that was not given
+        raise ValueError("it is a pipeline without a `vae`.")
     return {"subfolder": "vae"}
 
 
