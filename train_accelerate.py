@@ -102,7 +102,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--D",
         default="2048",
-        help="augmented dimension: any number above 0, or inf; with --d_conditioning a range such as 16:inf"
+        help="augmented dimension: any number from 0.5, or inf; with --d_conditioning a range such as 16:inf"
         " (default: 2048, or that of the pretrained network)",
     )
     add(
@@ -431,8 +431,9 @@ def build_scheduler(
     data: ImageDataset | ImageStream,
     pretrained: PFGMPPPipeline | None,
     dimensions: DimensionRange | None,
+    accelerator: Accelerator,
 ) -> PFGMPPScheduler:
-    """Build a scheduler; what is not given stays as in the pretrained one."""
+    """Build a scheduler; what is not given stays as in the pretrained one, if it fits what is given."""
     options = choose_scheduler_options(args, pretrained)
     if args.D:
         options["D"] = args.D.middle
@@ -442,7 +443,14 @@ def build_scheduler(
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
     if pretrained:
-        return PFGMPPScheduler.from_config(pretrained.scheduler.config, **options)
+        config = pretrained.scheduler.config
+        if config.sigmas and options.get("sigma_max", config.sigma_max) != config.sigma_max:
+            accelerator.print(
+                f"--sigma_max {args.sigma_max:g}: the lists of noise levels of the pretrained model, which"
+                f" begin at {config.sigma_max:g}, are left out."
+            )
+            options["sigmas"] = None
+        return PFGMPPScheduler.from_config(config, **options)
     sigma_data = args.sigma_data
     if sigma_data is None:
         sigma_data = round(data.sigma_data(), 4)
@@ -450,7 +458,12 @@ def build_scheduler(
 
 
 def check_inputs(args: argparse.Namespace) -> None:
-    """Raise an error if --overwrite_output_dir would remove what the run needs."""
+    """Raise an error if there are no data, or if --overwrite_output_dir would remove what the run needs."""
+    if args.train_data_dir is not None and not Path(args.train_data_dir).is_dir():
+        raise ValueError(
+            f"--train_data_dir {args.train_data_dir}: there is no such folder; --dataset_name takes a data"
+            " set on the Hub."
+        )
     if not args.overwrite_output_dir:
         return
     if args.resume_from_checkpoint == "latest":
@@ -533,7 +546,7 @@ def train(args: argparse.Namespace) -> None:
     # Said before the first step, which may be more than a machine can do.
     batch = f"{images_per_step:,} images per step"
     accelerator.print(f"Preset {args.preset}: {unet.num_parameters():,} parameters, {batch}.")
-    scheduler = build_scheduler(args, data, pretrained, dimensions)
+    scheduler = build_scheduler(args, data, pretrained, dimensions, accelerator)
     teacher = load_teacher(args, accelerator, data, class_names)
     if teacher:
         name = args.teacher_model_name_or_path

@@ -4,7 +4,9 @@ and D.
 """
 
 import re
+import runpy
 import shlex
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -291,6 +293,21 @@ def test_the_d_of_a_pretrained_network():
     assert str(read_trained_range(pipeline(**told))) == "16:inf"
     with pytest.raises(ValueError, match="does not state the range that it was trained for: give --D"):
         read_trained_range(pipeline(d_conditioning=True))
+
+
+def test_another_range_of_noise_leaves_out_lists_of_levels():
+    """They would begin at the former one without a word."""
+    script = runpy.run_path(str(ROOT / "train_accelerate.py"))
+    common = ["--pretrained_model_name_or_path", "start", "--train_data_dir", "data", "--output_dir", "out"]
+    levels = {"heun": {"2": [80.0, 1.0]}}
+    start = pipeline(scheduler=PFGMPPScheduler(D=64, sigmas=levels, default_steps=2))
+    for options, sigma_max, expected in ((["--sigma_max", "10"], 10, None), ([], 80, levels)):
+        args = script["parse_args"]([*common, "--max_train_steps", "1", *options])
+        printed = []
+        talker = SimpleNamespace(print=printed.append)
+        config = script["build_scheduler"](args, None, start, None, talker).config
+        assert (config.sigma_max, config.sigmas, config.default_steps) == (sigma_max, expected, 2)
+        assert len(printed) == (expected is None)
 
 
 def test_what_cannot_be_fine_tuned_so_ends_in_one_sentence(tmp_path):

@@ -96,10 +96,23 @@ def test_ranges_of_d(text, low, high):
     assert low <= dimensions.middle <= high
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "nan", "many", "16:8", ":", "16:", "1e9:inf", "0:16"])
+@pytest.mark.parametrize(
+    "text",
+    ["0", "-1", "nan", "many", "16:8", ":", "16:", "1e9:inf", "0:16", "0.4", "0.4:8", "0.001:8", "8:0.4"],
+)
 def test_bad_ranges_of_d_are_refused(text):
-    with pytest.raises(ValueError, match="`D` must be a positive number, inf, or a range such as 16:inf"):
+    with pytest.raises(
+        ValueError, match="`D` must be a number of at least 0.5, inf, or a range such as 16:inf"
+    ):
         DimensionRange.parse(text)
+
+
+def test_what_a_range_of_d_allows_a_scheduler_takes():
+    """A run wrote a D that no pipeline samples at."""
+    dimensions = DimensionRange.parse("0.5:8")
+    assert PFGMPPScheduler(D=dimensions.low, D_range=(dimensions.low, dimensions.high)).config.D == 0.5
+    with pytest.raises(ValueError, match="`D` must be at least 0.5, but is 0.4"):
+        DimensionRange(0.4, 8)
 
 
 def test_each_image_has_its_own_d_and_the_network_is_told():

@@ -493,7 +493,7 @@ def parse():
         (["--hub_model_id", "me/it"], "--hub_model_id me/it has no effect without --push_to_hub"),
         (["--validation_split", "test", "--logging_steps", "0"], "no effect with --logging_steps 0"),
         (["--validation_split", "train"], "--validation_split train is the split that is trained on"),
-        (["--D", ""], "argument --D: `D` must be a positive number"),
+        (["--D", ""], "argument --D: `D` must be a number of at least 0.5, inf, or a range"),
         (["--ema_halflife", "0"], "`ema_halflife` must hold positive numbers"),
         (["--train_batch_size", "0"], "`train_batch_size` must be at least 1"),
         (["--logging_steps", "-1"], "`logging_steps` must be at least 0, but is -1"),

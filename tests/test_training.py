@@ -319,8 +319,8 @@ def test_a_file_of_arguments_goes_between_the_preset_and_the_command_line(tmp_pa
     assert (args.random_flip, args.random_turn, args.crop_size) == (False, True, 64)
     assert parse("--config", config, *REQUIRED, "--crop_size", 64, "--no-random_turn").random_turn is False
     for text, message in (
-        ("preset: ppfm-ct\ncrop_size: null", "`crop_size: null` cannot undo the preset, which sets 256: give a"),
-        ("preset: cifar10-ncsnpp\naugment: false", "`augment: false` cannot undo the preset, which sets 0.12"),
+        ("preset: ppfm-ct\ncrop_size: null", "`crop_size: null` cannot undo the preset, which sets 256"),
+        ("preset: cifar10-ncsnpp\naugment: false", "`augment: false` cannot undo the preset, which sets 0.1"),
         ("learning_rat: 1", "unrecognized arguments: --learning_rat=1"),
         ("preset: vgg", "argument --preset: invalid choice: 'vgg'"),
         ("- a", "cannot be read: it does not hold `name: value` pairs"),
@@ -562,7 +562,7 @@ def test_training_from_a_data_set_of_the_hub(hub, fashion_mnist, tmp_path):
     [
         (
             ["--D", "0"],
-            "argument --D: `D` must be a positive number, inf, or a range such as 16:inf, but is '0'",
+            "argument --D: `D` must be a number of at least 0.5, inf, or a range such as 16:inf, but is '0'",
         ),
         (["--D", "16:inf"], "--D 16:inf is a range, which needs --d_conditioning"),
         (
@@ -597,6 +597,7 @@ def test_bad_arguments_end_in_one_sentence(args, message, capsys):
     [
         (["--fid_steps", "1"], "`fid_steps`: `images` must be of shape (batch, 1, 28, 28)"),
         (["--image_column", "picture"], "cannot be used: `image_column` is 'picture'"),
+        (["--train_data_dir", "d/none"], "--train_data_dir d/none: there is no such folder; --dataset_name"),
     ],
 )
 def test_what_does_not_fit_the_data_ends_in_one_sentence(args, message, fashion_mnist, tmp_path):

@@ -166,8 +166,8 @@ def check_file(config: Mapping[str, Any], defaults: Mapping[str, Any], written: 
         preset = defaults.get(name)
         if name not in written and preset is not None and preset != value:
             raise ValueError(
-                f"argument --config: `{name}: {json.dumps(value)}` cannot undo the preset, which sets {preset}:"
-                " give a value, or another preset"
+                f"argument --config: `{name}: {json.dumps(value)}` cannot undo the preset, which sets"
+                f" {preset}: give a value, or another preset"
             )
 
 

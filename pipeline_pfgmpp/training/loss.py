@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..noise import field_target, parse_dimension
+from ..noise import SMALLEST_D_FOR_IMAGES, field_target, parse_dimension
 from ..scheduling_pfgmpp import PFGMPPScheduler
 
 
@@ -40,14 +40,15 @@ class DimensionRange:
         high (`float`): The largest D, `inf` for infinity; equal to `low` for a single D.
 
     Raises:
-        ValueError: The two do not form a range of positive numbers.
+        ValueError: The two do not form a range, or D is too small for a pipeline.
     """
 
     low: float
     high: float
 
     def __post_init__(self) -> None:
-        parse_dimension(torch.tensor([self.low, self.high]))
+        for D in (self.low, self.high):
+            parse_dimension(D, SMALLEST_D_FOR_IMAGES)
         is_open = self.low < self.high == math.inf
         if not self.low <= self.high or (is_open and self.low >= LARGEST_FINITE_D):
             raise ValueError(
@@ -73,7 +74,8 @@ class DimensionRange:
             return cls(float(low), float(high[0] if high else low))
         except ValueError:
             raise ValueError(
-                f"`D` must be a positive number, inf, or a range such as 16:inf, but is {text!r}."
+                f"`D` must be a number of at least {SMALLEST_D_FOR_IMAGES}, inf, or a range such as 16:inf,"
+                f" but is {text!r}."
             ) from None
 
     def __str__(self) -> str:
