@@ -19,6 +19,7 @@ from pipeline_pfgmpp.commands import main as run_command
 from pipeline_pfgmpp.data import ImageDataset
 from pipeline_pfgmpp.training import PFGMPPLoss, Trainer, TrainingConfig, list_checkpoints, read_log
 from pipeline_pfgmpp.training.ema import combine_snapshots
+from pipeline_pfgmpp.training.preparation import check_references
 from pipeline_pfgmpp.training.run import lock_run
 from pipeline_pfgmpp.training.samples import choose_columns, draw_grid_of_samples
 from pipeline_pfgmpp.training.validation import ValidationLoss
@@ -462,6 +463,8 @@ def test_absurd_numbers_are_refused(name, value, message):
 def test_references_that_are_no_more_than_the_batch_are_refused(tmp_path):
     with pytest.raises(ValueError, match="`reference_batch_size` must be at least the 4 images of a pass"):
         make_trainer(tmp_path, reference_batch_size=2)
+    with pytest.raises(ValueError, match="must be a multiple of the 3 processes, but is 16"):
+        check_references(TrainingConfig("out", 1, train_batch_size=4, reference_batch_size=16), 3)
     with pytest.raises(ValueError, match="`reference_batch_size` needs `augment` 0 and no `random_flip`"):
         make_trainer(tmp_path, reference_batch_size=8, random_flip=True)
     with pytest.raises(ValueError, match="`ema_snapshot_steps` is 0, so that `ema_width` would have"):
@@ -485,6 +488,8 @@ def parse():
         (["--balance_classes"], "--balance_classes has no effect without --class_conditional"),
         (["--balance_classes", "--class_conditional", "--streaming"], "has no effect with --streaming"),
         (["--shuffle_window", "10000"], "--shuffle_window 10000 has no effect without --streaming"),
+        (["--huber_c", "0"], "--huber_c 0.0 has no effect without --objective consistency: leave it out"),
+        (["--guidance_scale", "0"], "--guidance_scale 0.0 has no effect without --teacher_model_name_or_"),
         (["--lr_decay_images", "5"], "has no effect without --lr_scheduler inverse_sqrt: leave it out"),
         (["--lr_warmup_images", "5", "--lr_warmup_steps", "1"], "together with --lr_warmup_steps"),
         (["--fid_images", "2000"], "--fid_images 2000 has no effect without --fid_steps"),

@@ -218,6 +218,17 @@ def test_overwriting_does_not_remove_what_the_run_needs(finished):
     assert contents(folder) == before
 
 
+def test_a_checkpoint_beyond_the_last_step_is_refused(finished):
+    """The result was written again, and called shorter than it is."""
+    folder, args = finished
+    before = contents(folder)
+    again = ["--max_train_steps", 1, "--resume_from_checkpoint", "latest", "--output_dir", folder]
+    end, output = train_here(*args, *again)
+    assert "checkpoint-2 is beyond `max_train_steps` 1: give more steps, or an earlier checkpoint" in end
+    assert "no longer" not in output
+    assert contents(folder) == before
+
+
 def test_a_run_is_resumed_by_its_arguments_file(finished):
     folder, _ = finished
     arguments = ["--config", folder / "arguments.yaml", "--output_dir", folder]

@@ -215,7 +215,7 @@ def check_effects(args: argparse.Namespace, given: Collection[str]) -> None:
     for need in _NEEDS:
         for name in need.names:
             value = getattr(args, name)
-            if name in given and value and not need.is_met(args):
+            if name in given and not need.is_met(args):
                 stated = f"--{name}" if value is True else f"--{name} {value}"
                 raise ValueError(f"{stated} has no effect {need.reason}: leave it out")
 

@@ -7,7 +7,8 @@ The training loop.
 
 What is random in a step depends on the seed and the step alone. It is drawn at once for all
 processes and forward passes, and each takes its part. So neither their number nor a restart changes
-the result.
+the result. Only what the network itself drops in training, activations (`dropout`) and classes
+(`label_dropout`), is drawn by each process and pass: a restart repeats it, another number of them does not.
 """
 
 import contextlib
@@ -41,6 +42,7 @@ from .loss import DimensionRange, PFGMPPLoss, StepDraws, UncertaintyWeighting
 from .preparation import (
     build_pipeline,
     check_images,
+    check_references,
     choose_offered_classes,
     configure_network,
     create_accelerator,
@@ -51,15 +53,7 @@ from .preparation import (
 )
 from .processes import fail_together
 from .result import gather_pipeline, read_best_distance, save_best, save_result, write_card
-from .run import (
-    RunRecord,
-    describe_run,
-    lock_run,
-    open_run,
-    read_run,
-    remove_run,
-    write_run,
-)
+from .run import RunRecord, describe_run, lock_run, open_run, read_run, remove_run, write_run
 from .samples import choose_shown_pairs, draw_grid_of_samples, locate_grid
 from .schedule import compute_learning_rate_factor
 from .signals import record_signals
@@ -132,11 +126,7 @@ class Trainer:
         self.loss = loss or PFGMPPLoss(scheduler, config.P_mean, config.P_std, dimensions)
         self.augmentation = create_augmentation(unet, config, self.accelerator)
         self.image_shape = check_images(unet, data, config)
-        if 0 < (config.reference_batch_size or 0) < self.images_per_pass:
-            raise ValueError(
-                f"`reference_batch_size` must be at least the {self.images_per_pass} images of a pass of all"
-                f" processes, but is {config.reference_batch_size}."
-            )
+        check_references(config, self.accelerator.num_processes)
 
         self.record = record or describe_run(unet, scheduler, data, config, self.images_per_step, dimensions)
         self._open_folder()
@@ -331,12 +321,17 @@ class Trainer:
         if loaded is None:
             return
         checkpoint, self.global_step, self.data_state = loaded
+        steps = self.config.max_train_steps
+        if self.global_step > steps:
+            raise ValueError(
+                f"{checkpoint} is beyond `max_train_steps` {steps}: give more steps, or an earlier"
+                " checkpoint."
+            )
         self.accelerator.print(f"Resuming from {checkpoint}")
         before = read_run(checkpoint)
         if before is None:
             self.accelerator.print("The checkpoint does not name its run; it is assumed to be of this one.")
             return
-        steps = self.config.max_train_steps
         planned = before["--max_train_steps"]
         if planned != steps:
             self.accelerator.print(f"The run and its schedules end at step {steps}, no longer at {planned}.")
@@ -368,7 +363,7 @@ class Trainer:
         self.update_averages()
 
     def draw(self) -> StepDraws:
-        """Draw what is random in this step, from the seed and the step alone."""
+        """Draw what is random in this step, from the seed and the step, and seed what the network drops."""
         seed = self.config.seed
         rank = self.accelerator.process_index
         count = self.images_per_step

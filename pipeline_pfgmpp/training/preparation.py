@@ -164,6 +164,32 @@ def check_images(
     return channels, height, width
 
 
+def check_references(config: TrainingConfig, num_processes: int) -> None:
+    """
+    Check that the reference images are those of a pass of all processes, or more, in equal shares.
+
+    Args:
+        config ([`TrainingConfig`]): The settings.
+        num_processes (`int`): Number of processes.
+
+    Raises:
+        ValueError: They are not.
+    """
+    count = config.reference_batch_size
+    images_per_pass = config.train_batch_size * num_processes
+    if count is None:
+        return
+    if count < images_per_pass:
+        raise ValueError(
+            f"`reference_batch_size` must be at least the {images_per_pass} images of a pass of all"
+            f" processes, but is {count}."
+        )
+    if count % num_processes:
+        raise ValueError(
+            f"`reference_batch_size` must be a multiple of the {num_processes} processes, but is {count}."
+        )
+
+
 def _check_latents(data: ImageDataset | ImageStream, config: TrainingConfig) -> None:
     """Refuse to move latents, since a moved image has others."""
     for name in ("random_turn", "augment"):
