@@ -13,10 +13,11 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from conftest import ROOT, run_training
+from datasets import Dataset, Features, Image, Value
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 from pipeline_pfgmpp.commands import main as run_command
-from pipeline_pfgmpp.data import ImageDataset
+from pipeline_pfgmpp.data import ImageDataset, load_images, open_dataset
 from pipeline_pfgmpp.training import PFGMPPLoss, Trainer, TrainingConfig, list_checkpoints, read_log
 from pipeline_pfgmpp.training.ema import combine_snapshots
 from pipeline_pfgmpp.training.preparation import check_references
@@ -420,6 +421,29 @@ def test_a_validation_split_from_the_command_line(tmp_path, fashion_mnist):
     assert missing.returncode == 1
     assert "cannot be used" in missing.stderr
     assert "Traceback" not in missing.stderr
+
+
+def test_a_validation_split_may_lack_classes_of_strings(tmp_path):
+    """Its classes are numbered as those of the training."""
+    rows = [
+        {"image": PIL.Image.new("L", (8, 8), 20 * index), "label": "abc"[index % 3]} for index in range(12)
+    ]
+    for split, chosen in (("train", rows), ("test", [row for row in rows if row["label"] != "a"])):
+        features = Features({"image": Image(), "label": Value("string")})
+        Dataset.from_list(chosen, features=features).to_parquet(tmp_path / "data" / f"{split}-0.parquet")
+    whole = load_images(open_dataset(str(tmp_path / "data")), 8)
+    part = load_images(open_dataset(str(tmp_path / "data"), split="test"), 8)
+    with pytest.raises(ValueError, match=r"The classes \['c'\] are not among those that are trained on"):
+        part.number_classes(["a", "b"])
+    part.number_classes(whole.class_names)
+    assert (part.class_names, set(part.labels.tolist())) == (["a", "b", "c"], {1, 2})
+    result = run_training(
+        "--train_data_dir", tmp_path / "data", "--preset", "fashion-mnist-small", "--resolution", "8",
+        "--class_conditional", "--validation_split", "test", "--max_train_steps", "1", "--sample_steps", "0",
+        "--train_batch_size", "4", "--output_dir", tmp_path / "out",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert read_log(tmp_path / "out")[0]["validation_loss"] > 0
 
 
 # Arguments

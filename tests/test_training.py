@@ -26,6 +26,7 @@ from pipeline_pfgmpp.commands import main as run_command
 from pipeline_pfgmpp.conversion import convert_diffusers
 from pipeline_pfgmpp.data import load_images
 from pipeline_pfgmpp.training import RECIPES, TUNING, read_log
+from pipeline_pfgmpp.training.recipes import LATENT
 from pipeline_pfgmpp.unet_pfgmpp import UNetBlock
 
 
@@ -289,12 +290,17 @@ REQUIRED = ["--train_data_dir", "data", "--output_dir", "out", "--max_train_step
 
 
 @pytest.mark.parametrize("preset", RECIPES)
-def test_presets_are_the_published_recipes_and_can_be_overridden(preset):
+def test_presets_are_the_published_recipes_and_can_be_overridden(preset, capsys):
     required = [*REQUIRED, "--preset", preset]
     if preset in TUNING:
         required += ["--pretrained_model_name_or_path", "model"]
     if preset == "ppfm-ct":
         required += ["--condition_column", "low"]
+    if preset in LATENT:
+        with pytest.raises(SystemExit):
+            parse(*required)
+        assert f"--preset {preset} needs --vae_model_name_or_path" in capsys.readouterr().err
+        required += ["--vae_model_name_or_path", "vae"]
     args = parse(*required)
     for name, value in RECIPES[preset].items():
         assert getattr(args, name) == value

@@ -276,6 +276,24 @@ class ImageDataset(ImageSource, torch.utils.data.Dataset):
             raise ValueError("The images have no classes that could be balanced.")
         self._weights = 1 / self.labels.bincount()[self.labels].double()
 
+    def number_classes(self, names: list[str]) -> None:
+        """
+        Number the classes as other data do, which may have more of them.
+
+        Args:
+            names (`list[str]`): The classes of the other data.
+
+        Raises:
+            ValueError: A class is not among them.
+        """
+        if self.labels is None or self.class_names is None:
+            return
+        unknown = [name for name in self.class_names if name not in names]
+        if unknown:
+            raise ValueError(f"The classes {unknown} are not among those that are trained on, {names}.")
+        self.labels = torch.tensor([names.index(name) for name in self.class_names])[self.labels]
+        self.class_names = list(names)
+
     @property
     def channels(self) -> int:
         """Number of channels per image, without those of a degraded one."""

@@ -17,7 +17,7 @@ import yaml
 from ..data import Degrader
 from ..preconditioning import check_preconditioning
 from ..unet_pfgmpp import PRESETS
-from .recipes import TUNING
+from .recipes import LATENT, TUNING
 
 
 class _Need(NamedTuple):
@@ -254,6 +254,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         check_preconditioning(args.preconditioning, args.D.low)
     if args.preset in TUNING:
         raise ValueError(f"--preset {args.preset} needs --pretrained_model_name_or_path")
+    if args.preset in LATENT and not args.vae_model_name_or_path:
+        raise ValueError(f"--preset {args.preset} needs --vae_model_name_or_path: its network is for latents")
     if args.new_classes:
         raise ValueError("--new_classes needs --pretrained_model_name_or_path")
     if args.D.low != args.D.high and not args.d_conditioning:

@@ -164,6 +164,7 @@ def load_data(
     pretrained: PFGMPPPipeline | None,
     vae: ModelMixin | None = None,
     purpose: str = "Training",
+    class_names: list[str] | None = None,
 ) -> tuple[ImageDataset | ImageStream, dict[str, str]]:
     """
     Load images as the arguments or the pretrained network ask for them, and print what they are.
@@ -176,6 +177,8 @@ def load_data(
         pretrained ([`PFGMPPPipeline`], *optional*): The pipeline to fine-tune.
         vae (`ModelMixin`, *optional*): The autoencoder that encodes the images.
         purpose (`str`, defaults to `"Training"`): What the images are for, in what is printed.
+        class_names (`list[str]`, *optional*): The classes by which labels are numbered; by default those of
+            the data.
 
     Returns:
         `tuple`: The data, and their name and digest for the identity of the run.
@@ -214,6 +217,8 @@ def load_data(
                 data = ImageStream(dataset, args.resolution, args.shuffle_window, **options)
             else:
                 data = load_images(dataset, args.resolution, standardize=args.standardize, **options)
+            if class_names is not None and isinstance(data, ImageDataset):  # a stream has no others
+                data.number_classes(class_names)
             data.check_contrast()
             if vae is not None and isinstance(data, ImageDataset):  # check_encoded has refused streams
                 data = load_latents(data, vae, args.random_flip, accelerator.device)
@@ -264,4 +269,4 @@ def load_validation_data(
         "shuffle_window": MOST_IMAGES,  # more of a stream is not read
     }
     of_split = argparse.Namespace(**vars(args) | changed)
-    return load_data(of_split, accelerator, pretrained, vae, purpose="Validation")[0]
+    return load_data(of_split, accelerator, pretrained, vae, "Validation", data.class_names)[0]

@@ -93,4 +93,5 @@ RECIPES: dict[str, dict[str, Any]] = {
         "lr_warmup_images": 320,
     },
 }
+LATENT = ("imagenet256-latent", "emoji-small")  # the recipes of networks for latents
 TUNING = ("fine-tuning", "consistency-tuning")  # the recipes for a pretrained network
