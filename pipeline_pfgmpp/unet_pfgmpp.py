@@ -16,7 +16,7 @@ From the Hub diffusers fetches one file of a network's code, so this module impo
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -37,7 +37,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def _make_group_norm(channels: int, eps: float) -> nn.GroupNorm:
     """Build a group normalisation with the published number of groups."""
-    return nn.GroupNorm(num_groups=min(32, channels // 4), num_channels=channels, eps=eps)
+    groups = min(32, channels // 4)
+    if channels % groups:
+        raise ValueError(
+            f"`model_channels` must make layers that divide into {groups} groups, as multiples of 32 do, but"
+            f" makes one of {channels}."
+        )
+    return nn.GroupNorm(groups, channels, eps=eps)
 
 
 class ResampleConv2d(nn.Module):
@@ -94,9 +100,11 @@ class UNetBlock(nn.Module):
     r"""
     A residual block with noise-level conditioning, optional resampling and optional self-attention.
 
-    The last four arguments are those of `FAMILIES`. The block computes $s\,(\mathrm{skip}(x) + f(x, e))$
-    with `skip_scale` as $s$ and an embedding $e$ of the noise level, the class and D.
+    It computes $s\,(\mathrm{skip}(x) + f(x, e))$ with `skip_scale` as $s$ and an embedding $e$ of the noise
+    level, the class and D.
     """
+
+    takes_embedding = True
 
     def __init__(
         self,
@@ -108,27 +116,25 @@ class UNetBlock(nn.Module):
         down: bool = False,
         dropout: float = 0.0,
         resample_filter: tuple[int, ...] = (1, 1),
-        adaptive_scale: bool = False,
-        skip_scale: float = 1.0,
-        eps: float = 1e-5,
-        resample_proj: bool = False,
+        family: str = "DhariwalUNet",
     ):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.adaptive_scale = adaptive_scale
-        self.skip_scale = skip_scale
+        self.adaptive_scale = FAMILIES[family]["adaptive_scale"]
+        self.skip_scale = FAMILIES[family]["skip_scale"]
+        eps = FAMILIES[family]["eps"]
         resampling: dict[str, Any] = {"up": up, "down": down, "resample_filter": resample_filter}
 
         self.norm0 = _make_group_norm(in_channels, eps)
         self.conv0 = ResampleConv2d(in_channels, out_channels, 3, **resampling)
-        self.affine = nn.Linear(emb_channels, out_channels * (2 if adaptive_scale else 1))
+        self.affine = nn.Linear(emb_channels, out_channels * (2 if self.adaptive_scale else 1))
         self.norm1 = _make_group_norm(out_channels, eps)
         # The tiny gain makes a new block almost the identity.
         self.conv1 = ResampleConv2d(out_channels, out_channels, 3, gain=1e-5)
         self.skip = None
         if out_channels != in_channels or up or down:
-            kernel = 1 if resample_proj or out_channels != in_channels else 0
+            kernel = 1 if FAMILIES[family]["resample_proj"] or out_channels != in_channels else 0
             self.skip = ResampleConv2d(in_channels, out_channels, kernel, **resampling)
         if num_heads:
             self.norm2 = _make_group_norm(out_channels, eps)
@@ -216,55 +222,59 @@ class DimensionEmbedding(nn.Module):
 
 
 # Options of the published networks (https://huggingface.co/papers/2206.00364, table 7) and of our own.
-_ADM: dict[str, Any] = {
-    "model_type": "DhariwalUNet",
-    "model_channels": 192,
-    "channel_mult": (1, 2, 3, 4),
-    "num_blocks": 3,
-    "dropout": 0.1,
-    "label_dim": 1000,
-}
 _GREY = {"in_channels": 1, "out_channels": 1}
 _LATENTS = {"in_channels": 4, "out_channels": 4}
+_NCSNPP = {"embedding_type": "fourier", "channel_mult_noise": 2, "encoder_type": "residual"}
+_ADM = {"model_type": "DhariwalUNet", "model_channels": 192, "channel_mult": (1, 2, 3, 4), "num_blocks": 3}
+_IMAGENET = {**_ADM, "dropout": 0.1, "label_dim": 1000}
+_CT = {"condition_channels": 1, "channel_mult": (1, 1, 2, 2, 2, 2, 2), "attn_resolutions": (16, 8, 4)}
+_EMOJI = {"model_channels": 64, "channel_mult": (1, 2), "num_blocks": 3, "attn_resolutions": (8,)}
+_CLOTHES = {"model_channels": 32, "channel_mult": (1, 2, 4), "num_blocks": 2, "attn_resolutions": (7,)}
 PRESETS: dict[str, dict[str, Any]] = {
-    "cifar10-ncsnpp": {
-        "sample_size": 32,
-        "embedding_type": "fourier",
-        "channel_mult_noise": 2,
-        "encoder_type": "residual",
-        "resample_filter": (1, 3, 3, 1),
-    },
+    "cifar10-ncsnpp": {**_NCSNPP, "sample_size": 32, "resample_filter": (1, 3, 3, 1)},
     "cifar10-ddpmpp": {"sample_size": 32},
     "ffhq64-ddpmpp": {"sample_size": 64, "channel_mult": (1, 2, 2, 2), "dropout": 0.05},
-    "imagenet64-adm": {**_ADM, "sample_size": 64, "attn_resolutions": (32, 16, 8)},
-    "imagenet256-latent": {**_ADM, **_LATENTS, "attn_resolutions": (16, 8)},
-    "ppfm-ct": {  # https://huggingface.co/papers/2312.09754
-        **_GREY,
-        "sample_size": 256,
-        "condition_channels": 1,
-        "channel_mult": (1, 1, 2, 2, 2, 2, 2),
-        "attn_resolutions": (16, 8, 4),
-        "dropout": 0.1,
-    },
-    "emoji-small": {
-        **_LATENTS,
-        "sample_size": 16,
-        "model_channels": 64,
-        "channel_mult": (1, 2),
-        "num_blocks": 3,
-        "attn_resolutions": (8,),
-        "dropout": 0.0,
-    },
-    "fashion-mnist-small": {
-        **_GREY,
-        "sample_size": 28,
-        "model_channels": 32,
-        "channel_mult": (1, 2, 4),
-        "num_blocks": 2,
-        "attn_resolutions": (7,),
-        "dropout": 0.0,
-    },
+    "imagenet64-adm": {**_IMAGENET, "sample_size": 64, "attn_resolutions": (32, 16, 8)},
+    "imagenet256-latent": {**_IMAGENET, **_LATENTS, "attn_resolutions": (16, 8)},
+    # https://huggingface.co/papers/2312.09754
+    "ppfm-ct": {**_GREY, **_CT, "sample_size": 256, "dropout": 0.1},
+    "emoji-small": {**_LATENTS, **_EMOJI, "sample_size": 16, "dropout": 0.0},
+    "fashion-mnist-small": {**_GREY, **_CLOTHES, "sample_size": 28, "dropout": 0.0},
 }
+
+# What options may be: one of these words, or numbers from a least to a greatest, whose type is theirs.
+WORDS = {
+    "model_type": list(FAMILIES),
+    "embedding_type": ["positional", "fourier"],
+    "encoder_type": ["standard", "residual"],
+}
+LISTS = ("channel_mult", "attn_resolutions", "resample_filter")
+BOUNDS: dict[tuple[float, float], tuple[str, ...]] = {
+    (0, 10**6): ("condition_channels", "num_blocks", "label_dim", "augment_dim"),
+    (1, 10**6): ("in_channels", "out_channels", "channel_mult_noise", *LISTS),
+    (4, 10**6): ("model_channels",),
+    (0.0, 1.0): ("dropout", "label_dropout"),
+}
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that no network can have, each by its name."""
+    for name, allowed in WORDS.items():
+        if options[name] not in allowed:
+            raise ValueError(f"`{name}` must be one of {allowed}, but is {options[name]!r}.")
+    for (low, high), names in BOUNDS.items():
+        for name in names:
+            value = options[name]
+            numbers = value if name in LISTS else [value]
+            is_list = isinstance(numbers, (list, tuple)) and (len(numbers) > 0 or name == "attn_resolutions")
+            if not is_list or any(type(n) not in (int, type(low)) or not low <= n <= high for n in numbers):
+                kind = "a list of integers" if name in LISTS else f"of type {type(low).__name__},"
+                raise ValueError(f"`{name}` must be {kind} from {low} to {high}, but is {value!r}.")
+    if options["model_channels"] % 2:
+        raise ValueError(f"`model_channels` must be even, but is {options['model_channels']}.")
+    taps = options["resample_filter"]
+    if len(taps) % 2:
+        raise ValueError(f"`resample_filter` must be an even number of integers, but is {taps!r}.")
 
 
 class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
@@ -276,8 +286,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
             which the parts are named. Any other size that the levels divide runs too.
         in_channels (`int`, defaults to 3): Channels of the noisy images.
         out_channels (`int`, defaults to 3): Channels of the output.
-        condition_channels (`int`, defaults to 0): Channels of the image that the network is conditioned on,
-            for restoration; 0 is none.
+        condition_channels (`int`, defaults to 0): Channels of the image to restore; 0 is none.
         model_type (`str`, defaults to `"SongUNet"`): `"SongUNet"` (DDPM++, NCSN++) or `"DhariwalUNet"` (ADM).
         model_channels (`int`, defaults to 128): Channels, which `channel_mult` multiplies.
         channel_mult (`tuple[int, ...]`, defaults to `(2, 2, 2)`): Channels per level, finest first.
@@ -295,7 +304,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         d_conditioning (`bool`, defaults to `False`): Whether one network serves every D, which it is given.
 
     Raises:
-        ValueError: An option is unknown or negative, or `sample_size` cannot be halved at each further level.
+        ValueError: An option is out of range, or `sample_size` cannot be halved at each further level.
     """
 
     _supports_gradient_checkpointing = True
@@ -326,15 +335,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         d_conditioning: bool = False,
     ):
         super().__init__()
-        for name, value, allowed in (
-            ("model_type", model_type, list(FAMILIES)),
-            ("embedding_type", embedding_type, ["positional", "fourier"]),
-            ("encoder_type", encoder_type, ["standard", "residual"]),
-        ):
-            if value not in allowed:
-                raise ValueError(f"`{name}` must be one of {allowed}, but is {value!r}.")
-        if not isinstance(condition_channels, int) or condition_channels < 0:
-            raise ValueError(f"`condition_channels` must be 0 or more, but is {condition_channels!r}.")
+        _check_options(self.config)
         self._divisor = 2 ** (len(channel_mult) - 1)
         self._size = list(sample_size) if isinstance(sample_size, (list, tuple)) else [sample_size] * 2
         are_integers = all(isinstance(side, int) and side > 0 for side in self._size)
@@ -382,7 +383,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
             dropout=self.config.dropout,
             resample_filter=self.config.resample_filter,
             **resampling,
-            **FAMILIES[self.config.model_type],
+            family=self.config.model_type,
         )
 
     def _describe_level(self, level: int) -> tuple[str, bool]:
@@ -512,7 +513,8 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         return torch.cat([condition.to(sample.dtype), sample], dim=1)
 
     def _run(self, module: nn.Module, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-        if not isinstance(module, UNetBlock):
+        # Not by its class, which diffusers makes anew whenever it loads custom code.
+        if not getattr(module, "takes_embedding", False):
             return module(x)
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             # Set by ModelMixin.enable_gradient_checkpointing, as in the models of diffusers.
@@ -537,8 +539,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
             timestep (`torch.Tensor` or `float`): c_noise = ln(sigma) / 4, one for all or one per image.
             class_labels (`torch.Tensor`, *optional*): Classes of shape `(batch,)`, or weights of
                 shape `(batch, label_dim)`; None is no class (all zeros).
-            augment_labels (`torch.Tensor` of shape `(batch, augment_dim)`, *optional*): None is no
-                augmentation (all zeros).
+            augment_labels (`torch.Tensor` of shape `(batch, augment_dim)`, *optional*): None is all zeros.
             D (`float` or `torch.Tensor` of shape `(batch,)`, *optional*): The augmented dimension,
                 with `d_conditioning`; None is infinity.
             condition (`torch.Tensor` of shape `(batch, condition_channels, height, width)`, *optional*):
@@ -550,8 +551,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
             `UNet2DOutput` or `tuple`: The raw output F of shape `(batch, out_channels, height, width)`.
 
         Raises:
-            ValueError: A shape does not fit, the condition is missing, or the network is not conditioned on
-                what is given.
+            ValueError: A shape does not fit, the condition is missing, or the network takes none.
         """
         for name, given, option in (
             ("class_labels", class_labels, "label_dim"),

@@ -380,7 +380,7 @@ def test_a_sample_of_other_channels_is_refused(sample):
 
 @pytest.mark.parametrize("channels", [-1, 1.0, "1", None])
 def test_channels_of_a_condition_are_counted(channels):
-    with pytest.raises(ValueError, match="`condition_channels` must be 0 or more"):
+    with pytest.raises(ValueError, match="`condition_channels` must be of type int, from 0"):
         network(condition_channels=channels)
 
 
@@ -473,6 +473,34 @@ def test_unknown_presets_are_refused():
 def test_bad_options_are_refused_by_name(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))):
         PFGMPPUNet2DModel(model_channels=8, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"label_dim": -1},
+        {"label_dim": True},
+        {"augment_dim": -2},
+        {"in_channels": 0},
+        {"model_channels": 2},
+        {"model_channels": 7},
+        {"model_channels": 130},
+        {"channel_mult": ()},
+        {"channel_mult": (1, -1)},
+        {"channel_mult_noise": 0},
+        {"attn_resolutions": 16},
+        {"num_blocks": -1},
+        {"dropout": 1.5},
+        {"label_dropout": 2.0},
+        {"label_dropout": -1},
+        {"resample_filter": ()},
+        {"resample_filter": (1, 3, 1)},
+    ],
+    ids=str,
+)
+def test_numbers_that_no_network_has_are_refused_by_name(kwargs):
+    with pytest.raises(ValueError, match=rf"\A`{next(iter(kwargs))}` must [^\n]+\.\Z"):
+        network(**kwargs)
 
 
 def test_label_forms_agree_and_bad_ones_are_refused():
