@@ -15,7 +15,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def list_code(pipeline_class: type, components: Mapping[str, tuple[str | None, type]]) -> dict[str, Path]:
+# Where classes with code of this package come from: the package, or its copy that diffusers runs.
+PACKAGES = ("pipeline_pfgmpp", "diffusers_modules")
+
+
+def list_code(
+    pipeline_class: type,
+    components: Mapping[str, tuple[str | None, type]],
+    origins: Mapping[str, str | None] | None = None,
+) -> dict[str, Path]:
     """
     List the source files that load a pipeline where only diffusers is installed.
 
@@ -23,14 +31,20 @@ def list_code(pipeline_class: type, components: Mapping[str, tuple[str | None, t
         pipeline_class (`type`): The pipeline's class.
         components (`Mapping[str, tuple[str | None, type]]`): For each component, the library that
             `model_index.json` names and the class.
+        origins (`Mapping[str, str | None]`, *optional*): The folders from which the components were loaded,
+            and that of the `"pipeline"`.
 
     Returns:
         `dict[str, Path]`: The files, by their path in the pipeline's folder.
+
+    Raises:
+        ValueError: The source of a class is found nowhere.
     """
-    files = _list_modules(_find_source(pipeline_class), Path("pipeline.py"))
+    origins = origins or {}
+    files = _list_modules(_find_source(pipeline_class, origins.get("pipeline")), Path("pipeline.py"))
     for name, (library, cls) in components.items():
-        if cls.__module__.split(".")[0] == __name__.split(".")[0]:
-            files |= _list_modules(_find_source(cls), Path(name, f"{library}.py"))
+        if cls.__module__.split(".")[0] in PACKAGES:
+            files |= _list_modules(_find_source(cls, origins.get(name)), Path(name, f"{library}.py"))
     return files
 
 
@@ -82,11 +96,22 @@ def remove_origins(folder: Path) -> None:
             path.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _find_source(cls: type) -> Path:
-    source = inspect.getsourcefile(cls)
-    if source is None:
-        raise ValueError(f"The class {cls.__name__} has no source file.")
-    return Path(source)
+def _find_source(cls: type, origin: str | None) -> Path:
+    """
+    Find the file that defines a class.
+
+    diffusers copies custom code of all components to one file, which holds that of the last. The others are
+    found where they were loaded from, or by their own names beside that file.
+    """
+    source = Path(inspect.getsourcefile(cls) or "")
+    definition = re.compile(rf"^\s*class {cls.__name__}\b", re.MULTILINE)
+    for path in (source, *Path(origin or source.parent).glob("*.py"), *source.parent.glob("*.py")):
+        if path.is_file() and definition.search(path.read_text(encoding="utf-8")):
+            return path
+    raise ValueError(
+        f"The source of {cls.__name__} must be saved with the pipeline, but is no longer in {origin}: load"
+        " the pipeline again."
+    )
 
 
 def _list_modules(source: Path, target: Path) -> dict[str, Path]:

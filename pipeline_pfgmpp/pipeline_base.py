@@ -128,6 +128,19 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         remove_origins(Path(working_dir))
         return super()._upload_folder(working_dir, *args, **kwargs)
 
+    def register_to_config(self, **entries: Any) -> None:
+        """
+        Add entries to the configuration.
+
+        Args:
+            entries: The entries and their values.
+        """
+        # Of custom code diffusers names the module where it runs, and looks in a folder for the last part.
+        for name, entry in entries.items():
+            if isinstance(entry, tuple) and str(entry[0]).startswith("diffusers_modules."):
+                entries[name] = (entry[0].rpartition(".")[2], *entry[1:])
+        super().register_to_config(**entries)
+
     def write_code(self, folder: str | os.PathLike) -> list[Path]:
         """
         Write the source files of the pipeline and of its components to where diffusers looks for them.
@@ -139,12 +152,14 @@ class PFGMPPBasePipeline(DiffusionPipeline):
             `list[Path]`: The files that were written.
         """
         components = {}
+        origins = {"pipeline": self.config.get("_name_or_path")}
         for name, component in super().components.items():
             library, _ = self.config[name]
             # torch.compile wraps a network; the class that travels is that of the network itself.
             component = getattr(component, "_orig_mod", component)
             components[name] = (library, type(component))
-        return copy_files(list_code(type(self), components), Path(folder))
+            origins[name] = getattr(component, "config", {}).get("_name_or_path")
+        return copy_files(list_code(type(self), components, origins), Path(folder))
 
     @property
     def num_classes(self) -> int:
@@ -275,7 +290,8 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         if device.type != "cpu":
             return
         layout = torch.channels_last
-        for network in filter(None, (self.unet, self.guidance_unet, self.vae)):
+        networks = (self.unet, self.guidance_unet, self.vae)
+        for network in (each for each in networks if each is not None):  # a compiled one has no truth value
             # Sharded and quantised weights are of other types, with layouts of their own.
             weights = (w for w in network.parameters() if type(w.data) is torch.Tensor and w.ndim == 4)
             for weight in weights:

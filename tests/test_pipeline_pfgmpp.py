@@ -1,6 +1,9 @@
 """The pipeline as a user of diffusers meets it."""
 
 import math
+import subprocess
+import sys
+import sysconfig
 
 import numpy as np
 import PIL.Image
@@ -258,6 +261,80 @@ def test_save_and_load(make_unet, loader, tmp_path):
     torch.testing.assert_close(loaded(generator=generator(), **kwargs).images, expected, rtol=1e-3, atol=1e-2)
     for name, tensor in pipe.unet.state_dict().items():
         assert torch.equal(loaded.unet.state_dict()[name], tensor)
+
+
+WITHOUT_THE_PACKAGE = """
+import importlib.util
+import sys
+import torch
+from diffusers import DiffusionPipeline
+
+assert importlib.util.find_spec("pipeline_pfgmpp") is None
+
+
+def load(folder):
+    return DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+
+
+def draw(pipe):
+    rng = torch.Generator().manual_seed(0)
+    options = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "pt"}
+    return pipe(generator=rng, **options).images.sum().item()
+
+
+pipe = load("model")  # its two networks are of one class, which diffusers makes twice
+load("model")
+pipe.save_pretrained("again")
+print(draw(pipe), draw(load("again")))
+"""
+
+
+def test_custom_code_is_loaded_twice_and_saved_again(tmp_path):
+    pipe = PFGMPPPipeline(our_unet(), PFGMPPScheduler(D=128), guidance_unet=our_unet())
+    pipe.save_pretrained(tmp_path / "model")
+    environment = {
+        "PYTHONPATH": sysconfig.get_path("purelib"),
+        "HF_HOME": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    # Without site-packages no .pth file is read, and the package's editable installation is not found.
+    command = [sys.executable, "-S", "-c", WITHOUT_THE_PACKAGE]
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    for name in (
+        "model_index.json",
+        "unet/pipeline_pfgmpp.py",
+        "scheduler/pipeline_pfgmpp.py",
+        "pipeline.py",
+    ):
+        assert (tmp_path / "again" / name).read_text() == (tmp_path / "model" / name).read_text()
+    kwargs = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "pt"}
+    with_the_package = DiffusionPipeline.from_pretrained(tmp_path / "again")
+    sums = [each(generator=generator(), **kwargs).images.sum().item() for each in (pipe, with_the_package)]
+    assert [*map(float, result.stdout.split()), sums[1]] == pytest.approx([sums[0]] * 3, rel=1e-4)
+
+
+def test_the_source_of_a_class_that_is_gone_is_named(tmp_path):
+    class Elsewhere(PFGMPPPipeline):
+        pass
+
+    Elsewhere.__module__ = "pipeline_pfgmpp.noise"
+    with pytest.raises(ValueError, match="The source of Elsewhere must be saved"):
+        Elsewhere(our_unet(), PFGMPPScheduler()).save_pretrained(tmp_path)
+
+
+def test_a_compiled_network_is_sampled_and_saved(tmp_path):
+    pipe = pipeline()
+    kwargs = {"num_inference_steps": 2, "output_type": "latent"}
+    expected = pipe(generator=generator(), **kwargs).images
+    compiled = torch.compile(pipe.unet, backend="eager")
+    built = PFGMPPPipeline(compiled, pipe.scheduler)
+    pipe.unet = compiled
+    for each in (pipe, built):
+        torch.testing.assert_close(each(generator=generator(), **kwargs).images, expected)
+    built.save_pretrained(tmp_path)
+    assert type(DiffusionPipeline.from_pretrained(tmp_path).unet) is PFGMPPUNet2DModel
 
 
 def test_the_saved_index_names_the_package(tmp_path):
