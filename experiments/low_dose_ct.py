@@ -70,8 +70,9 @@ ORIGIN = """## One call
 
 The network was trained for small noise levels, so it restores in one call that starts at the slice itself.
 From the largest level, where the pipeline starts without `start_sigma`, it makes slices worse. Floats go in
-and come out in Hounsfield units, in slices of any size. From the command line, which leaves pixels outside
-the range of the training data as they are:
+and come out in Hounsfield units, in slices of any size. In Python, values outside the range of the training
+data, from {low:,.0f} to {high:,.0f} HU (`pipe.config.value_range`), are clipped. The command line leaves
+such pixels as they are:
 
 ```bash
 pfgmpp restore {name} slice.npy --output restored --num-inference-steps 1 \\
@@ -92,7 +93,8 @@ pfgmpp data low-dose-ct
 ## Evaluation
 
 One call for each of the {tests} slices of the test split. The settings were chosen on the validation split at
-D = 64. Black and white are the least and the largest value of the training split.
+D = 64. Black and white are the least and the largest value of the training split. PSNR and SSIM hardly depend
+on D. The picture above was drawn with the network of seed 0; its greys go from {window[0]} to {window[1]} HU.
 
 {table}
 ```bash
@@ -306,6 +308,9 @@ class Study:
             command=format_command("python experiments/low_dose_ct.py", sys.argv[1:]),
             tests=len(self.pairs["test"]),
             dimensions=",".join(f"{D:g}" for D in DIMENSIONS),
+            low=self.data.value_range[0],
+            high=self.data.value_range[1],
+            window=WINDOW,
         )
         save_restorer(folder, pipeline, PICTURE, settings, origin, results, "low-dose-ct", LIMITS)
 

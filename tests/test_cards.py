@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler
-from pipeline_pfgmpp.hub.cards import describe_base, write_model_card
+from pipeline_pfgmpp.hub.cards import describe_base, put_section, write_model_card
 from pipeline_pfgmpp.records.commands import format_command
 from pipeline_pfgmpp.records.dimensions import format_dimension
 
@@ -73,6 +73,36 @@ def test_the_card_of_a_network_for_every_d_says_so(tmp_path):
     assert "any augmented dimension D" in text
     assert "`D=` selects the augmented dimension" in text
     assert "Not stated: it depends on the data" in text
+
+
+@pytest.mark.parametrize("path", sorted(CARDS.glob("*/README.md")), ids=lambda path: path.parent.name)
+def test_a_card_says_where_its_model_lies(path):
+    name = path.parent.name
+    use = path.read_text().split("\n## Use\n")[1].split("```python")[0]
+    assert f"in a clone of the package write `model_cards/{name}`" in use
+    assert f"`org/{name}`" in use
+
+
+@pytest.mark.parametrize("path", sorted(CARDS.glob("*/README.md")), ids=lambda path: path.parent.name)
+def test_a_card_points_to_what_measures_its_model(path):
+    """`pfgmpp robustness` refuses models that restore; where robustness was measured, the card has it."""
+    text = path.read_text()
+    offers_robustness = "something to measure (`pfgmpp robustness`)" in text
+    if "pipeline_tag: image-to-image" in text:
+        assert not offers_robustness
+        assert "[Evaluation](#evaluation)" in text
+    elif "`D=` selects the augmented dimension" in text:
+        assert offers_robustness != ("## Robustness" in text)
+        assert ("[Robustness](#robustness)" in text) == ("## Robustness" in text)
+
+
+def test_measured_robustness_takes_the_place_of_the_advice_to_measure_it(tmp_path):
+    write_model_card(tmp_path, DiffusionPipeline.from_pretrained(BUNDLED), "## Training\n\nNone.")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "(`pfgmpp robustness`)" in card.text
+    put_section(card, "Robustness", "A table.")
+    assert "(`pfgmpp robustness`)" not in card.text
+    assert "For this network, see [Robustness](#robustness)." in card.text
 
 
 def test_the_card_of_a_rectangular_network_names_both_sides(tmp_path):

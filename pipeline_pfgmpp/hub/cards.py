@@ -40,7 +40,8 @@ This is a consistency model: one call of the network makes an image, and by defa
 {% endif %}
 ## Use
 
-With the package:
+`{{ name }}` stands for the model: in a clone of the package write `model_cards/{{ name }}`, for the Hub
+`org/{{ name }}`, or else any folder that holds it. With the package:
 
 ```python
 import torch
@@ -58,11 +59,11 @@ name = "{{ name }}"
 pipe = DiffusionPipeline.from_pretrained(name, custom_pipeline=name, trust_remote_code=True)
 ```
 
-{{ command }}A local folder works wherever a repository name does, and
-a model that has been loaded once also loads offline (`HF_HUB_OFFLINE=1`).
+{{ command }}A model that has been loaded once from the Hub also loads
+offline (`HF_HUB_OFFLINE=1`).
 {% if any_D %}
 `D=` selects the augmented dimension; `float("inf")` is diffusion. The paper finds that a small D bears more
-disturbances. Whether that holds for this network is something to measure (`pfgmpp robustness`).
+disturbances. {{ bears }}
 {% endif %}{% if classes %}
 `class_labels` selects a class: {{ classes }}.
 {% endif %}
@@ -94,6 +95,12 @@ FIELDS_CALL = """generator = torch.Generator().manual_seed(0)
 fields = pipe(batch_size=16, output_type="np", generator=generator).images  # in the units of the data"""
 RESTORING_CALL = """degraded = ...  # PIL images, arrays or tensors
 restored = pipe(image=degraded, {settings}).images"""
+
+# What a card says of the paper's claim about a small D
+UNMEASURED = "Whether that holds for this network is something to measure (`pfgmpp robustness`)."
+MEASURED = "For this network, see [Robustness](#robustness)."
+UNMEASURED_RESTORATION = "What D changes in restoration, `pfgmpp evaluate-restoration` measures."
+MEASURED_RESTORATION = "What D changes in restoration is measured in [Evaluation](#evaluation)."
 
 LIMITS = """The model reproduces its training data: it inherits their gaps and biases, and samples may
 resemble individual training images. It is meant for research, and generated images are no evidence
@@ -163,6 +170,10 @@ def build_card(
     kind = "Image restoration, trained"
     if not restores:
         kind = f"{'Class-conditional' if num_classes else 'Unconditional'} image generation"
+    bears = UNMEASURED
+    if restores:
+        is_measured = "## Evaluation\n" in origin
+        bears = MEASURED_RESTORATION if is_measured else UNMEASURED_RESTORATION
     call = RESTORING_CALL.format(settings=restoring)
     if not restores:
         call = FIELDS_CALL if makes_fields else CALL
@@ -185,6 +196,7 @@ def build_card(
         latents=_describe_latents(unet, vae, sigma_data),
         preconditioning=preconditioning,
         any_D=any_D,
+        bears=bears,
         dimension=describe_dimensions(D, any_D, D_range),
         data_dimensions=f"{config.in_channels * height * width:,}",
         parameters=f"{unet.num_parameters():,}",
@@ -294,6 +306,8 @@ def put_section(card: ModelCard, title: str, body: str) -> None:
         title (`str`): One of `MEASURED_SECTIONS`.
         body (`str`): The section's text, as Markdown.
     """
+    if title == "Robustness":
+        card.text = card.text.replace(UNMEASURED, MEASURED)
     text = re.sub(rf"^## {title}\n.*?(?=^## |\Z)", "", card.text, flags=re.DOTALL | re.MULTILINE)
     following = MEASURED_SECTIONS[MEASURED_SECTIONS.index(title) + 1 :]
     found = re.search(rf"^## (?:{'|'.join(following)})\n", text, re.MULTILINE)
