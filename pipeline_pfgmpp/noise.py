@@ -58,7 +58,7 @@ def parse_dimension(D: float | torch.Tensor | None, smallest: float = 0.0) -> to
         dof = torch.tensor(math.nan, dtype=torch.float64)
     if dof.ndim > 1 or not bool((dof > 0).all()):
         raise ValueError(
-            "`D` must be a positive number, inf or None (infinity), or one such number per image,"
+            "`D` must be a positive number, inf or None (infinity), or one positive number or inf per image,"
             f" but is {D!r}."
         )
     if not bool((dof >= smallest).all()):

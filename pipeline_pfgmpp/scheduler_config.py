@@ -83,12 +83,12 @@ def check_scheduler_options(options: Mapping[str, Any]) -> dict[str, Any]:
     checked: dict[str, Any] = {
         "D": _check_dimension(options["D"]),
         "D_range": _check_range(options["D_range"]),
-        "solver_type": options["solver_type"],
     }
-    if options["solver_type"] == "midpoint":  # the default of EDMDPMSolverMultistepScheduler, in its configs
-        checked["solver_type"] = "heun"
-    for name in ("sigma_min", "sigma_max", "sigma_data", "rho"):
-        checked[name] = check_number(name, options[name], "be positive", SMALLEST, LARGEST)
+    for name in ("sigma_min", "sigma_max", "sigma_data"):
+        checked[name] = check_number(
+            name, options[name], f"lie in [{SMALLEST:g}, {LARGEST:g}]", SMALLEST, LARGEST
+        )
+    checked["rho"] = check_number("rho", options["rho"], "lie in [0.1, 1000]", 0.1, 1000)
     if checked["sigma_min"] >= checked["sigma_max"]:
         raise ValueError(
             f"0 < `sigma_min` < `sigma_max` must hold, but they are {options['sigma_min']} and"
@@ -108,11 +108,16 @@ def check_scheduler_options(options: Mapping[str, Any]) -> dict[str, Any]:
         checked["s_tmax"] = None
     if checked["s_tmax"] is not None:
         checked["s_tmax"] = check_number("s_tmax", options["s_tmax"], "not be negative", 0, math.inf)
-    check_choice("solver_type", checked["solver_type"], list(SOLVERS))
+    solver = check_choice("solver_type", options["solver_type"], list(SOLVERS))
     check_choice("sigma_schedule", options["sigma_schedule"], ["karras", "exponential"])
     check_choice("stochastic_noise", options["stochastic_noise"], ["student-t", "gaussian"])
     check_choice("prediction_type", options["prediction_type"], ["epsilon", "v_prediction"])
     check_choice("final_sigmas_type", options["final_sigmas_type"], ["zero", "sigma_min"])
+    if solver == "consistency" and options["final_sigmas_type"] != "zero":
+        raise ValueError(
+            "`final_sigmas_type` must be 'zero' with `solver_type` 'consistency', which would add noise to"
+            f" its images, but is {options['final_sigmas_type']!r}."
+        )
     for D in (checked["D"], *(checked["D_range"] or ())):
         check_preconditioning(options["preconditioning"], D)
     checked["default_steps"] = options["default_steps"]
@@ -120,10 +125,10 @@ def check_scheduler_options(options: Mapping[str, Any]) -> dict[str, Any]:
         name = "default_steps"
         checked[name] = check_integer(name, options[name], "be a positive integer", 1)
     checked["sigmas"] = _check_sigmas_by_steps(options["sigmas"])
-    if checked["s_churn"] and checked["solver_type"] not in CHURNING_SOLVERS:
+    if checked["s_churn"] and solver not in CHURNING_SOLVERS:
         raise ValueError(
-            f"`s_churn` must be 0 with `solver_type` {options['solver_type']!r}, but is {options['s_churn']}:"
-            " churn is for heun and euler."
+            f"`s_churn` must be 0 with `solver_type` {solver!r}, but is {options['s_churn']}: churn is for"
+            " heun and euler."
         )
     return checked
 
@@ -142,12 +147,16 @@ def check_levels(name: str, levels: Any) -> torch.Tensor:
     Raises:
         ValueError: They are not a decreasing list of positive numbers.
     """
-    numbers = [read_number(level) for level in levels] if isinstance(levels, Iterable) else []
+    is_iterable = isinstance(levels, Iterable) and getattr(levels, "ndim", 1) > 0
+    numbers = [read_number(level) for level in levels] if is_iterable else []
     is_list = len(numbers) > 0 and None not in numbers
     steps = torch.tensor(numbers if is_list else [], dtype=torch.float64)
     is_inside = bool(((steps >= SMALLEST) & (steps <= LARGEST)).all())
     if not (is_list and is_inside and bool((steps.diff() < 0).all())):
-        raise ValueError(f"{name} must be a decreasing list of positive noise levels, but are {levels}.")
+        raise ValueError(
+            f"{name} must be a decreasing list of noise levels from {LARGEST:g} to {SMALLEST:g}, but are"
+            f" {levels}."
+        )
     return steps
 
 

@@ -35,6 +35,7 @@ from .scheduler_config import SOLVERS, PortableConfig, check_levels, check_sched
 
 # How far timesteps of `add_noise` may lie outside the noise levels: training draws some there.
 TOLERANCE = 10.0
+TIMESTEPS = "`timesteps` must be c_noise = ln(sigma) / 4"
 
 
 @dataclass
@@ -103,7 +104,7 @@ class PFGMPPScheduler(PreconditionedScheduler):
         prediction_type (`str`, defaults to `"epsilon"`): As in `EDMEulerScheduler`; `"epsilon"` is
             EDM's preconditioning.
         final_sigmas_type (`str`, defaults to `"zero"`): Where the last step ends: `"zero"` or
-            `"sigma_min"`.
+            `"sigma_min"`, which consistency sampling has not.
         lower_order_final (`bool`, defaults to `True`): Whether multistep solvers lower their order
             in the last steps when there are fewer than 15.
         max_noise_norm (`float` or `None`, defaults to `None`): Largest norm of unit noise, in units
@@ -189,6 +190,9 @@ class PFGMPPScheduler(PreconditionedScheduler):
         """
         # A plain dictionary holds only entries: this class does know its own solvers.
         entries = dict(config_dict)
+        # EDMDPMSolverMultistepScheduler, which alone has an `algorithm_type`, means something else by this.
+        if "algorithm_type" in entries and entries.get("solver_type") == "midpoint":
+            entries["solver_type"] = "heun"
         # Only a scheduler of diffusers has a configuration without D, and it is one of D = infinity.
         if isinstance(config_dict, FrozenDict):
             entries.setdefault("D", None)
@@ -274,7 +278,7 @@ class PFGMPPScheduler(PreconditionedScheduler):
         if reverse and self._is_consistency:
             raise ValueError("`reverse` must be False for the consistency solver, which follows no line up.")
         if timesteps is not None:
-            sigmas = self._to_sigmas(timesteps)
+            sigmas = self._read_timesteps(timesteps)
         if sigmas is None:
             steps = self._space_steps(num_inference_steps, reverse)
         else:
@@ -285,7 +289,8 @@ class PFGMPPScheduler(PreconditionedScheduler):
             last = steps[:0]
         else:
             levels = steps
-            last = steps[-1:] if self.config.final_sigmas_type == "sigma_min" else steps.new_zeros(1)
+            end = self.config.sigma_min if self.config.final_sigmas_type == "sigma_min" else 0.0
+            last = steps[-1:].clamp(max=end)
         # Heun meets each level after the first twice: to correct the step to it, and to leave it.
         self._levels = torch.cat([levels[:1], levels[1:].repeat_interleave(self.order), last]).float()
 
@@ -305,8 +310,9 @@ class PFGMPPScheduler(PreconditionedScheduler):
 
     def _reset(self) -> None:
         """Forget the steps that were taken, so that nothing is shared with a copy of this scheduler."""
-        # The first half of a step of Heun: where it began, at which noise level and with which slope.
-        self._half_step: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        # The first half of a step of Heun: where it began, at which noise level and with which slope, and
+        # where it ended.
+        self._half_step: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         # The last denoised images, for multistep solvers.
         self._recent_denoised: list[torch.Tensor] = []
         # diffusers' implementation of the multistep solvers, which keeps its position in itself.
@@ -328,7 +334,9 @@ class PFGMPPScheduler(PreconditionedScheduler):
         ramp = torch.linspace(0, 1, n + self._is_consistency, dtype=torch.float64)[:n]
         if self.config.sigma_schedule == "karras":
             return self._compute_karras_sigmas(ramp)
-        return self._compute_exponential_sigmas(ramp)
+        # diffusers' own function reads of the ramp only how long it is.
+        log_max = math.log(self.config.sigma_max)
+        return (log_max + ramp * (math.log(self.config.sigma_min) - log_max)).exp()
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """
@@ -339,10 +347,11 @@ class PFGMPPScheduler(PreconditionedScheduler):
                 multiple of `order`.
 
         Raises:
-            ValueError: The index is negative or falls in the middle of a step of Heun.
+            ValueError: The index is that of no timestep, or falls in the middle of a step of Heun.
         """
-        requirement = f"be a multiple of the solver's order {self.order}"
-        begin_index = check_integer("begin_index", begin_index, requirement, 0)
+        last = len(self.timesteps) - 1
+        requirement = f"be a multiple of the solver's order {self.order}, from 0 to {last}"
+        begin_index = check_integer("begin_index", begin_index, requirement, 0, last)
         if begin_index % self.order:
             raise ValueError(f"`begin_index` must {requirement}, but is {begin_index}.")
         self._begin_index = begin_index
@@ -377,7 +386,8 @@ class PFGMPPScheduler(PreconditionedScheduler):
         Take one step along the field line, to the next timestep.
 
         The state is computed in at least float32. Keep samples in float32 between steps, whatever
-        the network's type.
+        the network's type. Samples may be changed between calls. What is changed after the first half of a
+        step of Heun stays as it is in the second half, which would correct it by the line that it left.
 
         Args:
             model_output (`torch.Tensor`): Output of the network for `scale_model_input(sample,
@@ -414,7 +424,7 @@ class PFGMPPScheduler(PreconditionedScheduler):
         elif self._multistep is not None:
             prev_sample = self._step_multistep(x, denoised, index, generator, D)
         else:
-            prev_sample = self._step_single(x, denoised, index)
+            prev_sample = self._step_single(x, denoised, index, sample.dtype)
 
         raised = self.sigmas[index + 1]
         target = self._levels[index + 1]
@@ -437,18 +447,22 @@ class PFGMPPScheduler(PreconditionedScheduler):
         shape = tuple(denoised.shape)
         return denoised + target * self.sample_noise(shape, generator, denoised.device, denoised.dtype, D)
 
-    def _step_single(self, x: torch.Tensor, denoised: torch.Tensor, index: int) -> torch.Tensor:
+    def _step_single(
+        self, x: torch.Tensor, denoised: torch.Tensor, index: int, dtype: torch.dtype
+    ) -> torch.Tensor:
         """Take a step of Euler, or the first or second half of a step of Heun."""
         sigma = self.sigmas[index]
         target = self._levels[index + 1]
         slope = (x - denoised) / sigma
         if self._half_step is not None:
-            start, start_sigma, start_slope = self._half_step
+            start, start_sigma, start_slope, end = self._half_step
             self._half_step = None
-            return start + (target - start_sigma) * (start_slope + slope) / 2
+            corrected = start + (target - start_sigma) * (start_slope + slope) / 2
+            return torch.where(x == end.to(dtype), corrected, x)
+        end = x + (target - sigma) * slope
         if self.order == 2 and index + 1 < len(self.timesteps):
-            self._half_step = (x, sigma, slope)
-        return x + (target - sigma) * slope
+            self._half_step = (x, sigma, slope, end.to(dtype))
+        return end
 
     def _step_multistep(
         self, x: torch.Tensor, denoised: torch.Tensor, index: int, generator: Any, D: Any
@@ -549,25 +563,24 @@ class PFGMPPScheduler(PreconditionedScheduler):
 
     def _check_timesteps(self, timesteps: Any) -> torch.Tensor:
         """Return the noise levels of timesteps, or refuse what is none of this scheduler's."""
-        allowed = "`timesteps` must be c_noise = ln(sigma) / 4"
         is_tensor = isinstance(timesteps, (torch.Tensor, np.ndarray)) and timesteps.ndim > 0
         if is_tensor and not torch.as_tensor(timesteps).is_floating_point():
-            raise ValueError(f"{allowed}, as floats, but are {describe(timesteps)}.")
-        try:
-            sigma = self._to_sigmas(timesteps)
-        except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"{allowed}, but are {timesteps!r}.") from None
+            raise ValueError(f"{TIMESTEPS}, as floats, but are {describe(timesteps)}.")
+        sigma = self._read_timesteps(timesteps)
         low = min(self.config.sigma_min, self._levels[self._levels > 0].min().item()) / TOLERANCE
         high = max(self.config.sigma_max, self._levels.max().item()) * TOLERANCE
         if not bool(((sigma >= low) & (sigma <= high)).all()):
             raise ValueError(
-                f"{allowed} in [{math.log(low) / 4:.3g}, {math.log(high) / 4:.3g}], for noise levels from"
+                f"{TIMESTEPS} in [{math.log(low) / 4:.3g}, {math.log(high) / 4:.3g}], for noise levels from"
                 f" {low:g} to {high:g}, but are {timesteps}."
             )
         return sigma
 
     @staticmethod
-    def _to_sigmas(timesteps: Any) -> torch.Tensor:
+    def _read_timesteps(timesteps: Any) -> torch.Tensor:
         """Convert c_noise to noise levels, in at least float32."""
-        timesteps = torch.as_tensor(timesteps)
-        return (4 * timesteps.to(torch.promote_types(timesteps.dtype, torch.float32))).exp()
+        try:
+            numbers = torch.as_tensor(timesteps)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{TIMESTEPS}, but are {timesteps!r}.") from None
+        return (4 * numbers.to(torch.promote_types(numbers.dtype, torch.float32))).exp()

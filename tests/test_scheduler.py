@@ -220,9 +220,70 @@ def test_starting_midway_continues_the_same_path(solver_type, how):
     torch.testing.assert_close(rest, path[-1])
 
 
-def test_a_begin_index_inside_a_step_of_heun_is_refused():
-    with pytest.raises(ValueError, match="multiple of the solver's order 2"):
-        PFGMPPScheduler().set_begin_index(3)
+@pytest.mark.parametrize("begin_index", [3, 100, -2])
+def test_a_begin_index_at_which_no_step_begins_is_refused(begin_index):
+    scheduler = PFGMPPScheduler()
+    scheduler.set_timesteps(4)
+    with pytest.raises(ValueError, match="multiple of the solver's order 2, from 0 to 6"):
+        scheduler.set_begin_index(begin_index)
+
+
+@pytest.mark.parametrize("timesteps", ["x", [None], None])
+def test_timesteps_that_are_no_numbers_are_refused(timesteps):
+    with pytest.raises(ValueError, match="`timesteps`") as error:
+        PFGMPPScheduler().set_timesteps(timesteps=timesteps)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("solver_type", ["euler", "consistency"])
+def test_exponential_levels_are_even_in_their_logarithms(solver_type, steps):
+    scheduler = PFGMPPScheduler(solver_type=solver_type, sigma_schedule="exponential")
+    scheduler.set_timesteps(steps)
+    last = steps if solver_type == "consistency" else max(steps - 1, 1)
+    expected = [80 * (0.002 / 80) ** (i / last) for i in range(steps)]
+    torch.testing.assert_close(scheduler.sigmas[:-1], torch.tensor(expected))
+
+
+@pytest.mark.parametrize("solver_type", ["heun", "euler", "dpmpp_2m", "dpmpp_2m_sde"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_last_step_ends_at_the_smallest_level_on_demand(solver_type, steps):
+    scheduler = PFGMPPScheduler(solver_type=solver_type, final_sigmas_type="sigma_min", sigma_min=0.1)
+    scheduler.set_timesteps(steps)
+    assert scheduler.sigmas[-1] == pytest.approx(0.1)
+    scheduler.set_timesteps(sigmas=[3.0, 0.05])  # below it already
+    assert scheduler.sigmas[-1] == pytest.approx(0.05)
+
+
+def test_consistency_sampling_ends_at_zero():
+    with pytest.raises(ValueError, match="`final_sigmas_type` must be 'zero' with `solver_type` 'consist"):
+        PFGMPPScheduler(solver_type="consistency", final_sigmas_type="sigma_min")
+
+
+def test_a_midpoint_is_heun_in_configurations_of_diffusers_alone():
+    config = EDMDPMSolverMultistepScheduler(solver_type="midpoint").config
+    assert PFGMPPScheduler.from_config(config).config.solver_type == "heun"
+    for build in (PFGMPPScheduler, PFGMPPScheduler.from_config):
+        with pytest.raises(ValueError, match="`solver_type` must be one of"):
+            build(**({} if build is PFGMPPScheduler else {"config": config}), solver_type="midpoint")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_samples_that_are_changed_within_a_step_of_heun_are_the_state(dtype):
+    """Those that are not changed beside them are corrected as ever."""
+    scheduler = PFGMPPScheduler(D=None)
+    scheduler.set_timesteps(4)
+    x = start(scheduler, dtype)
+    plain = [x]
+    for t in scheduler.timesteps[:4]:
+        plain.append(sample_with(scheduler, plain[-1], [t]))
+    changed = plain[3].clone()
+    changed[:2] = 5.0
+    scheduler.set_timesteps(4)
+    sample_with(scheduler, x, scheduler.timesteps[:3])
+    after = sample_with(scheduler, changed, scheduler.timesteps[3:4])
+    assert (after[:2] == 5).all()
+    assert torch.equal(after[2:], plain[4][2:])
 
 
 @pytest.mark.parametrize("solver_type", SOLVERS)
@@ -250,6 +311,8 @@ def test_custom_noise_levels_and_timesteps(solver_type, form):
         {"sigmas": [3.0, True]},
         {"sigmas": [3.0, 0.0]},
         {"sigmas": [float("nan")]},
+        {"sigmas": torch.tensor(3.0)},
+        {"timesteps": 0.5},
     ],
 )
 def test_bad_timesteps_are_refused(kwargs):
@@ -267,6 +330,8 @@ def test_bad_timesteps_are_refused(kwargs):
         {"sigma_min": 90.0},
         {"sigma_data": 0.0},
         {"rho": -1.0},
+        {"rho": 0.001},
+        {"rho": 1e4},
         {"num_train_timesteps": 0},
         {"s_churn": -1.0},
         {"solver_type": "runge"},
@@ -277,6 +342,13 @@ def test_bad_timesteps_are_refused(kwargs):
 def test_bad_arguments_are_refused_by_name(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))):
         PFGMPPScheduler(**kwargs)
+
+
+def test_the_bounds_of_noise_levels_are_stated():
+    with pytest.raises(ValueError, match=r"`sigma_min` must lie in \[1e-09, 1e\+09\], but is 1e-12"):
+        PFGMPPScheduler(sigma_min=1e-12)
+    with pytest.raises(ValueError, match=r"noise levels from 1e\+09 to 1e-09, but are"):
+        PFGMPPScheduler().set_timesteps(sigmas=[80.0, 1e-12])
 
 
 @pytest.mark.parametrize("solver_type", SOLVERS)
