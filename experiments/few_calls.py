@@ -40,7 +40,8 @@ CURVE_DIMENSION = 128
 FIRST_LATENT = 100_000  # a seed far from those of `pfgmpp schedule`
 SPACED = {"solver_type": "dpmpp_3m", "rho": 10.0, "sigma_min": 0.06, "sigmas": None}
 COLUMNS = 12  # of the picture
-TICKS = [1, 2, 4, 8, 16, 35]  # of the plot
+CALL_TICKS = [1, 2, 4, 8, 16, 35]  # of the plot
+DISTANCE_TICKS = [7, 10, 15, 30, 60, 150]
 
 
 class Setting(NamedTuple):
@@ -157,8 +158,10 @@ def plot(rows: list[dict[str, Any]], num_images: int, path: Path) -> None:
         )
         axis.plot(*zip(*points), marker="o", markersize=4, label=line)
     axis.set(xlabel="calls of the network", xscale="log", yscale="log")
-    axis.set_title(f"Fréchet distance at D = {CURVE_DIMENSION}, {num_images:,} images", fontsize=11)
-    axis.set_xticks(TICKS, [str(calls) for calls in TICKS])
+    axis.set_title(f"Quality at D = {CURVE_DIMENSION}, {num_images:,} images", fontsize=11)
+    axis.set_ylabel("Fréchet distance to the test images")
+    axis.set_xticks(CALL_TICKS, [str(calls) for calls in CALL_TICKS])
+    axis.set_yticks(DISTANCE_TICKS, [str(distance) for distance in DISTANCE_TICKS])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)

@@ -115,8 +115,9 @@ def draw_quantiles(quantiles: dict[str, list[np.ndarray]], path: Path) -> None:
     (name, (data, *others)), *drawn = quantiles.items()
     figure, axis = plt.subplots(figsize=(5.5, 5), layout="constrained")
     axis.plot(data, data, color="black", linewidth=1, label=name)
-    for other in others:
-        axis.plot(data, other, color="black", linewidth=0.5, linestyle=":")
+    for seed, other in enumerate(others):
+        label = "other fields of the data" if seed == 0 else None
+        axis.plot(data, other, color="black", linewidth=0.5, linestyle=":", label=label)
     for number, (name, curves) in enumerate(drawn):
         for seed, curve in enumerate(curves):
             axis.plot(data, curve, color=f"C{number}", alpha=0.8, label=name if seed == 0 else None)

@@ -390,8 +390,8 @@ def format_network(results: dict[str, Any]) -> str:
     return format_table([header, "speed"], rows)
 
 
-def format_training(runs: list[dict[str, Any]], two_processes: dict[str, Any]) -> str:
-    """Format what a training step costs, one column per network; two processes have the last network."""
+def format_training(runs: list[dict[str, Any]]) -> str:
+    """Format what a training step costs, one column per network."""
     names = {
         "step_over_bare": "`train_accelerate.py`",
         "diffusers_over_bare": "diffusers' loop",
@@ -401,9 +401,7 @@ def format_training(runs: list[dict[str, Any]], two_processes: dict[str, Any]) -
     for run in runs:
         beyond = sum(share for part, share in run["shares"].items() if part not in PARTS_OF_ANY_TRAINING)
         shares.append(f"{100 * beyond:.1f} %")
-    empty = [""] * (len(runs) - 1)
     rows.append(["share of data, noise, loss and average", *shares])
-    rows.append(["two processes over twice one", *empty, f"{two_processes['parallel_efficiency']:.2f}"])
     columns = [f"`{run['preset']}`, batch {run['batch_size']}" for run in runs]
     header = "time of a step over forward, backward and Adam of the bare network"
     return format_table([header, *columns], rows)
