@@ -16,7 +16,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
-from .arguments import check_tensor  # noqa: F401 - diffusers copies only what this file itself imports
+from .arguments import check_tensor
 from .noise import field_target
 from .preconditioning import check_preconditioning, compute_deviation
 
@@ -31,25 +31,35 @@ class EmpiricalDenoiser(ModelMixin, ConfigMixin):
     `pipe(D=...)` chooses.
 
     Args:
-        data (`torch.Tensor` of shape `(M, C, H, W)`): The data set, in [-1, 1].
+        data (`torch.Tensor` of shape `(M, C, H, W)`, *optional*): The data set, floats in [-1, 1]. Saved
+            data are loaded as weights.
         sigma_data (`float`, defaults to 0.5): The scheduler's `sigma_data`, so that the
             preconditioning cancels.
         preconditioning (`str`, defaults to `"edm"`): The scheduler's `preconditioning`.
+        data_shape (`tuple[int, ...]`, *optional*): The shape of data to be loaded.
 
     Raises:
-        ValueError: `data` is not of that shape, or is empty, or there is no such preconditioning.
+        ValueError: `data` holds no finite floats of that shape, or there is no such preconditioning.
     """
 
     ignore_for_config = ["data"]
 
     @register_to_config
-    def __init__(self, data: torch.Tensor, sigma_data: float = 0.5, preconditioning: str = "edm"):
+    def __init__(
+        self,
+        data: torch.Tensor | None = None,
+        sigma_data: float = 0.5,
+        preconditioning: str = "edm",
+        data_shape: tuple[int, ...] | None = None,
+    ):
         super().__init__()
+        data = torch.zeros(data_shape) if data is None and data_shape else check_tensor("data", data)
         if data.ndim != 4 or not len(data):
             raise ValueError(
                 f"`data` must be of shape (M, C, H, W) with M > 0, but is of shape {tuple(data.shape)}."
             )
         self.register_to_config(
+            data_shape=tuple(data.shape),
             sample_size=tuple(data.shape[2:]),
             in_channels=data.shape[1],
             sigma_data=sigma_data,

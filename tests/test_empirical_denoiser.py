@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
-from diffusers import EDMDPMSolverMultistepScheduler
+from diffusers import DiffusionPipeline, EDMDPMSolverMultistepScheduler
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler, field_target
 
@@ -208,6 +209,30 @@ def test_the_pipeline_turns_d_like_a_dial(ten_images):
     assert torch.equal(halves[None], halves[128])  # None is the scheduler's own
     assert not torch.allclose(halves[None], halves[1])
     assert not torch.allclose(halves[None], halves[math.inf])
+
+
+def test_it_is_saved_and_loaded(ten_images, tmp_path):
+    pipe = oracle_pipeline(ten_images, D=128)
+    pipe.save_pretrained(tmp_path)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path)
+    assert torch.equal(loaded.unet.data, ten_images)
+    eps = torch.randn(1, 1, 28, 28)
+    images = [each(latents=eps, num_inference_steps=2, output_type="pt").images for each in (pipe, loaded)]
+    torch.testing.assert_close(*images)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        torch.zeros(3, 1, 2, 2, dtype=torch.uint8),
+        np.zeros((3, 1, 2, 2), dtype=np.float32),
+        torch.full((3, 1, 2, 2), math.nan),
+        None,
+    ],
+)
+def test_data_that_are_no_finite_floats_are_refused(data):
+    with pytest.raises(ValueError, match=r"\A`data` must [^\n]+\.\Z"):
+        EmpiricalDenoiser(data)
 
 
 @pytest.mark.parametrize("data", [torch.zeros(3, 4), torch.zeros(0, 1, 2, 2)])
