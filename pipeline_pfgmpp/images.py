@@ -310,9 +310,9 @@ def find_deep_range(value_range: Range | None) -> Range:
 
 def _scale(values: torch.Tensor, name: str, value_range: Scale, slack: float) -> torch.Tensor:
     """Map values from their range to [-1, 1], and those near it alike."""
+    if values.is_floating_point() and not bool(values.isfinite().all()):
+        raise ValueError(f"`{name}` must be finite, but holds NaN or infinity.")
     if isinstance(value_range, Standardization):
-        if not bool(values.isfinite().all()):
-            raise ValueError(f"`{name}` must be finite, but holds NaN or infinity.")
         is_fit = values.shape[1] == len(value_range.mean)  # another shape is refused later
         return value_range.standardize(values) if is_fit else values
     low, high = value_range

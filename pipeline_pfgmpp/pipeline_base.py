@@ -31,7 +31,7 @@ from .conditioning import (
 from .images import Images, Scale, Standardization, check_scale, prepare_images, read_scale
 from .latents import count_image_channels, decode_latents, encode_images, get_factor
 from .noise import parse_dimension
-from .pipeline_checks import check_components, check_scheduler
+from .pipeline_checks import check_changed, check_components, check_scheduler
 from .preconditioning import name_dimension
 from .scheduler_config import get_default_steps
 
@@ -259,10 +259,11 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         step: int,
         t: torch.Tensor,
         tensors: dict[str, torch.Tensor],
+        latents: torch.Tensor,
         guidance_scale: float,
         num_timesteps: int,
-    ) -> tuple[dict[str, torch.Tensor], float, bool]:
-        """Call a callback; return the tensors and the scale that it changes, and whether it interrupts."""
+    ) -> tuple[torch.Tensor, float, bool]:
+        """Call a callback; return the sample and the scale that it leaves, and whether it interrupts."""
         with _CALLBACKS:
             self._show_state(scheduler, guidance_scale, num_timesteps)
             changed = callback(self, step, t, tensors)
@@ -274,7 +275,9 @@ class PFGMPPBasePipeline(DiffusionPipeline):
                 "`callback_on_step_end` must return a dictionary of the tensors that it replaces, or None,"
                 f" but returned {describe(changed)}."
             )
-        return changed or {}, guidance_scale, interrupted
+        if changed and "latents" in changed:
+            latents = check_changed(changed["latents"], latents)
+        return latents, guidance_scale, interrupted
 
     @property
     def _value_range(self) -> Scale | None:
@@ -317,7 +320,9 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         device: torch.device,
     ) -> int:
         """Set a scheduler's noise levels; return the index at which to begin."""
-        check_scheduler(scheduler)
+        check_scheduler(scheduler, self.unet)
+        if num_inference_steps is not None and sigmas is not None:
+            raise ValueError("Give `num_inference_steps` or `sigmas`, but not both.")
         if num_inference_steps is None:
             num_inference_steps = get_default_steps(scheduler)
         if sigmas is None:

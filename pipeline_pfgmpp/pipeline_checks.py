@@ -19,12 +19,13 @@ from .preconditioning import name_dimension
 logger = logging.get_logger(__name__)
 
 
-def check_scheduler(scheduler: Any) -> None:
+def check_scheduler(scheduler: Any, unet: Any) -> None:
     """
-    Refuse a scheduler without the preconditioning of EDM, since it would not make images.
+    Refuse a scheduler without the preconditioning of a network, since it would not make images.
 
     Args:
         scheduler (`SchedulerMixin`): The scheduler.
+        unet (`ModelMixin`): The network.
 
     Raises:
         ValueError: It is none of those that fit, or is set to another preconditioning.
@@ -46,6 +47,16 @@ def check_scheduler(scheduler: Any) -> None:
         raise ValueError(
             "`prediction_type` of the scheduler must be 'epsilon', as EDM's networks are trained, but is"
             f" {prediction!r}."
+        )
+    sigma_data = scheduler.config.sigma_data
+    if unet.config.get("sigma_data", sigma_data) != sigma_data:
+        raise ValueError(
+            f"`sigma_data` is {unet.config.sigma_data} in the network but {sigma_data} in the scheduler."
+        )
+    own = unet.config.get("preconditioning", "edm")
+    if "sigma_data" in unet.config and own != preconditioning:  # a network that undoes it
+        raise ValueError(
+            f"`preconditioning` is {own!r} in the network but {preconditioning!r} in the scheduler."
         )
 
 
@@ -80,18 +91,7 @@ def check_components(unet: Any, scheduler: Any, guidance_unet: Any | None, vae: 
     Raises:
         ValueError: They do not fit; the message names what differs.
     """
-    check_scheduler(scheduler)
-    sigma_data = scheduler.config.sigma_data
-    if unet.config.get("sigma_data", sigma_data) != sigma_data:
-        raise ValueError(
-            f"`sigma_data` is {unet.config.sigma_data} in the network but {sigma_data} in the scheduler."
-        )
-    preconditioning = scheduler.config.get("preconditioning", "edm")
-    own = unet.config.get("preconditioning", "edm")
-    if "sigma_data" in unet.config and own != preconditioning:  # a network that undoes it
-        raise ValueError(
-            f"`preconditioning` is {own!r} in the network but {preconditioning!r} in the scheduler."
-        )
+    check_scheduler(scheduler, unet)
     channels = unet.config.in_channels
     if unet.config.get("out_channels", channels) != channels:
         raise ValueError(
@@ -223,6 +223,29 @@ def check_callback(callback: Any, names: Any, allowed: list[str]) -> list[str]:
     if not isinstance(names, (list, tuple)) or any(name not in allowed for name in names):
         raise ValueError(f"`callback_on_step_end_tensor_inputs` may hold {allowed}, but is {names!r}.")
     return list(names)
+
+
+def check_changed(latents: Any, old: torch.Tensor) -> torch.Tensor:
+    """
+    Return the sample that a callback puts in the place of another, in the type of that one.
+
+    Args:
+        latents (`torch.Tensor`): What the callback returned.
+        old (`torch.Tensor` of shape `(batch, channels, height, width)`): The sample.
+
+    Returns:
+        `torch.Tensor`: The new sample.
+
+    Raises:
+        ValueError: It is no tensor of that shape.
+    """
+    is_tensor = isinstance(latents, torch.Tensor) and latents.is_floating_point()
+    if not is_tensor or latents.shape != old.shape:
+        raise ValueError(
+            f"`latents` that `callback_on_step_end` returns must be a torch.Tensor of floats of shape"
+            f" {tuple(old.shape)}, but are {describe(latents)}."
+        )
+    return latents.to(old)
 
 
 def check_editing(image: torch.Tensor | None, strength: Any, mask_image: Any, batch_size: int) -> float:

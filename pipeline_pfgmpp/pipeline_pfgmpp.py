@@ -129,8 +129,9 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
                 a tuple.
             callback_on_step_end (`Callable`, *optional*): Called as `callback(pipe, step, timestep,
                 tensors)` after each call of the network. The `latents` that it returns replace the
-                pipeline's. Inside it, `pipe.scheduler` and `pipe.guidance_scale` show the state of this
-                call, also where several threads call one pipeline.
+                pipeline's; the second half of a step of Heun leaves what was changed after the first as it
+                is. Inside it, `pipe.scheduler` and `pipe.guidance_scale` show the state of this call, also
+                where several threads call one pipeline.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["latents"]`): The tensors
                 to pass to it: "latents", the sample, and "pred_original_sample", the denoised image
                 so far.
@@ -238,9 +239,8 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
             if callback_on_step_end is not None:
                 if "latents" in callback_on_step_end_tensor_inputs:
                     tensors["latents"] = latents
-                state = (scheduler, step, t, tensors, guidance_scale, len(timesteps))
-                changed, guidance_scale, interrupted = self._call_back(callback_on_step_end, *state)
-                latents = changed.get("latents", latents)
+                state = (scheduler, step, t, tensors, latents, guidance_scale, len(timesteps))
+                latents, guidance_scale, interrupted = self._call_back(callback_on_step_end, *state)
         if mask is not None:
             latents = torch.where(mask, latents, start)
         self._show_state(scheduler, guidance_scale, len(timesteps))
@@ -356,8 +356,11 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
                 standard error.
 
         Raises:
-            ValueError: An argument does not fit the network or the others; the message names it.
+            ValueError: An argument does not fit the network or the others; the message names it. Or
+                `torch.inference_mode()` is on.
         """
+        if torch.is_inference_mode_enabled():
+            raise ValueError("`log_likelihood` differentiates: call it outside of `torch.inference_mode()`.")
         check_is_denoiser(self.scheduler, "log_likelihood")
         check_choice("trace", trace, ["hutchinson", "exact"])
         num_repeats = check_integer("num_repeats", num_repeats, "be a positive integer", 1)
@@ -384,7 +387,7 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
         self, pixels: torch.Tensor, num_inference_steps: int, class_labels: ClassLabels
     ) -> tuple[torch.Tensor, torch.Tensor | None, PFGMPPScheduler]:
         """Return latents at the smallest noise level, their classes and a scheduler that leads up."""
-        check_scheduler(self.scheduler)
+        check_scheduler(self.scheduler, self.unet)
         num_inference_steps = check_integer("num_inference_steps", num_inference_steps, "be at least 2", 2)
         device = self._execution_device
         self._arrange_weights(device)

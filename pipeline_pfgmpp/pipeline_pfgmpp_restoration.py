@@ -15,11 +15,11 @@ $w\,F(y, y, \sigma_a) + (1 - w)\,y$: one call of the network.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import ImagePipelineOutput
+from diffusers import EDMDPMSolverMultistepScheduler, ImagePipelineOutput
 from diffusers.utils import logging
 
 from .arguments import check_generator, check_integer, check_number
@@ -197,9 +197,8 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
             if callback_on_step_end is not None:
                 if "latents" in callback_on_step_end_tensor_inputs:
                     tensors["latents"] = latents
-                state = (scheduler, step, t, tensors, guidance_scale, num_calls)
-                changed, guidance_scale, interrupted = self._call_back(callback_on_step_end, *state)
-                latents = changed.get("latents", latents)
+                state = (scheduler, step, t, tensors, latents, guidance_scale, num_calls)
+                latents, guidance_scale, interrupted = self._call_back(callback_on_step_end, *state)
         self._show_state(scheduler, guidance_scale, num_calls)
 
         # 5. Turn the samples into images
@@ -265,10 +264,11 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
                 f"`start_sigma` and `blend` need degraded images of as many channels as the restored ones,"
                 f" {restored_channels}, but `image` has {channels}."
             )
-        if repeats > 1 and start_sigma is not None and is_deterministic(config):
+        if repeats > 1 and start_sigma is not None and is_deterministic(self.scheduler):
+            solver = config.get("solver_type") or type(self.scheduler).__name__
             raise ValueError(
-                f"`num_images_per_condition` must be 1 with `start_sigma` and the solver"
-                f" {config.solver_type!r}, which draw nothing at random, but is {repeats}."
+                f"`num_images_per_condition` must be 1 with `start_sigma` and the solver {solver!r}, which"
+                f" draw nothing at random, but is {repeats}."
             )
 
     def _make_scheduler(
@@ -296,17 +296,22 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
         return scheduler
 
 
-def is_deterministic(config: Mapping[str, Any]) -> bool:
+def is_deterministic(scheduler: Any) -> bool:
     """
     Tell whether a scheduler adds no noise on the way, so that the same start always has the same end.
 
     Args:
-        config (`Mapping[str, Any]`): The scheduler's configuration.
+        scheduler (`SchedulerMixin`): The scheduler, ours or one of diffusers that fits.
 
     Returns:
-        `bool`: Whether it is known to add none.
+        `bool`: Whether it adds none.
     """
-    return config.get("solver_type") in DETERMINISTIC and not config.get("s_churn")
+    config = scheduler.config
+    if isinstance(scheduler, EDMDPMSolverMultistepScheduler):
+        return not config.algorithm_type.startswith("sde")
+    if not name_dimension(scheduler, None):  # diffusers' EDMEulerScheduler, whose churn is never asked for
+        return True
+    return config.solver_type in DETERMINISTIC and not config.s_churn
 
 
 def _check_tile_size(tile_size: Any, divisor: int, factor: int) -> int | None:

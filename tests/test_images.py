@@ -67,7 +67,7 @@ def test_floats_in_minus_one_to_one_are_refused_with_a_hint():
             call(images)
     with pytest.raises(ValueError, match=r"`image` must lie in \[0, 1\]"):
         pipe(image=images)
-    with pytest.raises(ValueError, match="`image` must lie in"):
+    with pytest.raises(ValueError, match="`image` must be finite, but holds"):
         prepare(torch.full((1, 3, *SIZE), torch.nan))
 
 

@@ -17,7 +17,13 @@ from diffusers import (
     UNet2DModel,
 )
 
-from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, sample_noise
+from pipeline_pfgmpp import (
+    EmpiricalDenoiser,
+    PFGMPPPipeline,
+    PFGMPPScheduler,
+    PFGMPPUNet2DModel,
+    sample_noise,
+)
 
 
 def generator(seed=0):
@@ -222,6 +228,38 @@ def test_callbacks_see_and_change_the_path():
     assert [t for _, t, _ in seen] == pipe.scheduler.timesteps.tolist()
     assert all(tensors == set(names) for _, _, tensors in seen)
     assert torch.equal(images.images, torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("latents", [None, [0.0], torch.zeros(3), torch.zeros(1, 3, 8, 8, dtype=torch.int64)])
+def test_a_callback_that_returns_no_sample_is_refused(latents):
+    with pytest.raises(ValueError, match=r"\A`latents` that `callback_on_step_end` returns [^\n]+\.\Z"):
+        pipeline()(num_inference_steps=2, callback_on_step_end=lambda *state: {"latents": latents})
+
+
+def test_a_callback_that_returns_half_numbers_keeps_the_type_of_the_sample():
+    kinds = []
+
+    def halve(pipe, step, timestep, tensors):
+        kinds.append(tensors["latents"].dtype)
+        return {"latents": tensors["latents"].half()}
+
+    pipeline()(num_inference_steps=2, callback_on_step_end=halve)
+    assert kinds == [torch.float32] * 3
+
+
+def test_a_scheduler_of_another_preconditioning_is_refused_at_each_call():
+    data = torch.zeros(2, 1, 4, 4)
+    pipe = PFGMPPPipeline(EmpiricalDenoiser(data), PFGMPPScheduler(D=128))
+    for name, value in (("sigma_data", 1.5), ("preconditioning", "t-edm")):
+        pipe.scheduler = PFGMPPScheduler(**{"D": 128, name: value})
+        for call in (lambda: pipe(num_inference_steps=1), lambda: pipe.invert(data)):
+            with pytest.raises(ValueError, match=f"`{name}` is .* in the network but"):
+                call()
+
+
+def test_the_likelihood_is_refused_where_nothing_is_differentiated():
+    with torch.inference_mode(), pytest.raises(ValueError, match="call it outside of `torch.inference_mode"):
+        pipeline().log_likelihood(torch.zeros(1, 3, 8, 8))
 
 
 def test_a_callback_can_stop_sampling():
@@ -665,6 +703,10 @@ def test_one_d_per_image():
         ({"sigmas": [math.inf, 1.0]}, "`sigmas` or `timesteps` must be"),
         ({"sigmas": [math.nan]}, "`sigmas` or `timesteps` must be"),
         ({"sigmas": [1e30, 1.0]}, "`sigmas` or `timesteps` must be"),
+        (
+            {"sigmas": [80.0, 1.0], "num_inference_steps": 7},
+            "Give `num_inference_steps` or `sigmas`, but not",
+        ),
         ({"sigmas": "80"}, "`sigmas` or `timesteps` must be"),
         ({"sigmas": [[80.0, 1.0]]}, "`sigmas` or `timesteps` must be"),
         ({"output_type": None}, "`output_type` must be one of"),

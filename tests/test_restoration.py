@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from PIL import Image
 
 from pipeline_pfgmpp import (
@@ -411,6 +411,11 @@ def test_equal_samples_are_refused():
     options = {"num_inference_steps": 3, "start_sigma": 1.0, "output_type": "pt"}
     with pytest.raises(ValueError, match="`num_images_per_condition` must be 1 with `start_sigma` and"):
         pipe(image, num_images_per_condition=2, **options)
+    own = pipe.scheduler
+    for other in (EDMEulerScheduler, EDMDPMSolverMultistepScheduler):
+        pipe.scheduler = other.from_config(own.config)
+        with pytest.raises(ValueError, match="`num_images_per_condition` must be 1 with `start_sigma` and"):
+            pipe(image, num_images_per_condition=2, **options)
     pipe.scheduler = PFGMPPScheduler(D=128, solver_type="dpmpp_2m_sde")
     samples = pipe(image, num_images_per_condition=2, generator=seed(0, 1), **options).images
     assert not torch.equal(samples[0], samples[1])
@@ -551,7 +556,7 @@ def test_windows_add_up_to_one(divisor, tiles):
         ({"image": []}, "`image` must hold images of shape (1, height, width), but is of"),
         ({"image": "scan.png"}, "`image` must hold images of shape (1, height, width), but is"),
         ({"image": None}, "`image` must hold images of shape (1, height, width), but is"),
-        ({"image": torch.full((1, 1, 8, 8), float("nan"))}, "`image` must lie in [-1, 2] (floats)"),
+        ({"image": torch.full((1, 1, 8, 8), float("nan"))}, "`image` must be finite, but holds NaN"),
         (
             {"image": torch.full((1, 1, 8, 8), 255.0)},
             "`image` must lie in [-1, 2] (floats), but ranges from 255",

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
     pipeline = load_pipeline(args.model, args.variant, restores=True, **get_scheduler_settings(args))
     check_dimensions([pipeline], None if args.D is None else [args.D])
     config = pipeline.scheduler.config
-    if args.num_samples > 1 and args.start_sigma is not None and is_deterministic(config):
+    if args.num_samples > 1 and args.start_sigma is not None and is_deterministic(pipeline.scheduler):
         raise ValueError(
             f"--num-samples must be 1 with --start-sigma and the solver {config.solver_type}, which draw"
             f" nothing at random, but is {args.num_samples}."
