@@ -467,6 +467,16 @@ def test_tools_refuse_what_they_cannot_use(arguments, message, tmp_path, capsys,
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_a_model_that_is_nowhere_is_refused_in_a_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        commands.main(["sample", "nope", "--output", "grid.png"])
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert "pfgmpp: nope cannot be loaded: there is no such folder, and the Hub has no such model" in error
+    assert "stacktrace" not in error
+
+
 def test_help_loads_nothing_heavy():
     """Help must appear at once; what a command needs is loaded when it runs."""
     program = """

@@ -353,10 +353,17 @@ def load_pipeline(
         _check_variant(model, variant, list_folder_variants(model))
     try:
         pipeline = DiffusionPipeline.from_pretrained(model, variant=variant)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
         if not Path(model).is_dir():
             _check_variant(model, variant, _list_remote_variants(model))
-        raise
+        if "stacktrace" in str(error):  # diffusers has logged it where the Hub gives no answer
+            raise OSError(
+                f"{model} cannot be loaded: there is no such folder, and the Hub has no such model or does"
+                " not answer."
+            ) from None
+        if isinstance(error, OSError) or model in str(error):
+            raise
+        raise ValueError(f"{model} cannot be loaded: {error}") from None
     except Exception as error:  # damaged weights, or a configuration that its class does not accept
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{model} cannot be loaded: {reason}") from None
