@@ -66,9 +66,10 @@ ROBUSTNESS = """Disturb the sampling and compare a small D with a large one. At 
 wider range of noise, and the paper finds that the network copes better with noise that is injected at each
 step, and with rounded weights. The model's card, under *About*, says what was measured of this one."""
 RESTORING = """Choose a picture, or upload one, and damage it; what you draw on it is damage as well. A
-network that sees the damaged picture restores it in a single call."""
+network that sees the damaged picture restores it in a single call. It has a model of its own; of the settings
+above it uses only the seed."""
 FOLLOWING = "**In the model:** follow one sample from noise to an image, step by step."
-PLAYGROUND = """**On a plane:** click to add a charge, or choose a shape, and turn the dial. The lines follow
+PLAYGROUND = """**On a plane:** choose a shape, or click to add a charge, and turn the dial. The lines follow
 the exact field, without a network."""
 
 DEFAULTS = ["16", "128", "2048", "inf"]  # D that are compared at first
@@ -80,7 +81,10 @@ AS_IT_STOPS = "(asked, live, steps) => steps <= live ? asked : asked + 1"
 WITH_NEW_MODEL = "(number, live) => live === null ? number : number + 1"
 WITH_NEW_SETTINGS = "(number) => number + 1"
 WHEN_OPENED = "(number) => number"
+WHILE_OPEN = """(number, asked, live, steps) =>
+    steps <= live && document.querySelector('.%s')?.offsetParent ? number : asked"""
 AT_ONCE = "(asked) => asked + 1"
+NOTHING = "() => null"
 IF_SHOWN = "(asked) => document.querySelector('.restore')?.offsetParent ? asked + 1 : asked"
 # The functions check all that they are sent. Gradio knows less of it, and would answer with a traceback.
 UNCHECKED = {"preprocess": False}
@@ -135,15 +139,19 @@ class Drawing(NamedTuple):
         )
         self.cancel.click(None, cancels=[drawing], api_visibility="private")
 
-    def open_with(self, tab: gr.Tab, shared: Shared) -> None:
+    def open_with(self, tab: gr.Tab, shared: Shared, result: str) -> None:
         """
-        Draw when a tab is opened, unless it shows what the current settings have drawn.
+        Draw when a tab is opened, unless it shows what the current settings have drawn. While it is open, a
+        fast model draws as they change.
 
         Args:
             tab (`gradio.Tab`): The tab.
             shared ([`Shared`]): The inputs that all tabs use.
+            result (`str`): Class of the tab's result on the page.
         """
         tab.select(None, shared.version, self.asked, js=WHEN_OPENED, **IN_BROWSER)
+        settings = [shared.version, self.asked, shared.live, shared.steps]
+        shared.version.change(None, settings, self.asked, js=WHILE_OPEN % result, **IN_BROWSER)
 
 
 class DimensionInput(NamedTuple):
@@ -271,14 +279,14 @@ def add_shared_inputs() -> Shared:
     """Add the inputs that all tabs use."""
     names = list(MODELS)
     with gr.Row():
-        with gr.Column(min_width=160):
+        with gr.Column(min_width=200):
             model = gr.Dropdown(names, value=names[0], label="Model")
             summary = gr.Markdown()
         label = gr.Dropdown(
-            [ANY_CLASS], value=ANY_CLASS, label="Class", allow_custom_value=True, min_width=200
+            [ANY_CLASS], value=ANY_CLASS, label="Class", allow_custom_value=True, min_width=150
         )
-        steps = gr.Slider(1, MOST_STEPS, DEFAULT_STEPS, step=1, label="Steps", min_width=200)
-        with gr.Column(min_width=160):
+        steps = gr.Slider(1, MOST_STEPS, DEFAULT_STEPS, step=1, label="Steps", buttons=[], min_width=150)
+        with gr.Column(min_width=120):
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED)
             new_seed = gr.Button("New seed", size="sm")
             live = gr.Number(visible="hidden")  # steps up to which the dial is live; none without a model
@@ -356,10 +364,10 @@ def add_compare_tab(tab: gr.Tab, shared: Shared) -> tuple[gr.CheckboxGroup, gr.B
     gr.Markdown(f"Draw the same seeds at up to {MOST_COMPARED} values of D, one row per D.")
     dimensions = gr.CheckboxGroup(name_dimensions(COMPARED), value=DEFAULTS, label="Augmented dimension D")
     drawing = add_drawing("Compare")
-    rows = gr.HTML(label="Comparison")
+    rows = gr.HTML(label="Comparison", elem_classes="comparison")
     inputs = [shared.model, dimensions, shared.label, shared.steps, shared.seed]
     drawing.run(compare, inputs, rows, api_name="compare")
-    drawing.open_with(tab, shared)
+    drawing.open_with(tab, shared, "comparison")
     return dimensions, drawing.draw
 
 
@@ -380,10 +388,10 @@ def add_robustness_tab(tab: gr.Tab, shared: Shared) -> tuple[gr.Radio, gr.Radio,
         small = gr.Radio(name_dimensions(COMPARED), value=COMPARED[0], label="Small D", min_width=240)
         large = gr.Radio(name_dimensions(COMPARED), value=COMPARED[-1], label="Large D", min_width=240)
     drawing = add_drawing("Disturb")
-    rows = gr.HTML(label="Disturbed samples")
+    rows = gr.HTML(label="Disturbed samples", elem_classes="disturbed")
     inputs = [shared.model, noise, bits, small, large, shared.label, shared.steps, shared.seed]
     drawing.run(disturb, inputs, rows, api_name="disturb")
-    drawing.open_with(tab, shared)
+    drawing.open_with(tab, shared, "disturbed")
     return small, large, drawing.draw
 
 
@@ -427,12 +435,13 @@ def add_following(tab: gr.Tab, shared: Shared) -> tuple[DimensionInput, gr.Butto
     dimension = add_dimension_input(MODELS[shared.model.value])
     drawing = add_drawing("Follow")
     step = gr.Slider(0, 18, 18, step=1, label="Step", visible=False)
-    frame = gr.HTML()
+    frame = gr.HTML(elem_classes="frame")
     plot = gr.HTML()
     frames = gr.State([])
     inputs = [shared.model, dimension.dial.slider, dimension.choice, shared.label, shared.steps, shared.seed]
-    drawing.run(follow_sample, inputs, [frames, step, frame, plot], api_visibility="private")
-    drawing.open_with(tab, shared)
+    outputs = [frames, step, frame, plot]
+    drawing.run(follow_sample, inputs, outputs, api_visibility="private", show_progress_on=frame)
+    drawing.open_with(tab, shared, "frame")
     step.change(
         show_frame, [frames, step], frame, show_progress="hidden", api_visibility="private", **UNCHECKED
     )
@@ -457,10 +466,13 @@ def add_playground(page: gr.Blocks) -> None:
     clear = gr.Button("Clear", size="sm")
     charges = gr.State([])
     outputs = [charges, plane, summary]
-    plane.select(add_charge, [charges, dial], outputs, **QUIET_EVENT)
+    # Every click counts; Gradio lets them through one at a time.
+    every_click = {**QUIET_EVENT, "trigger_mode": "multiple"}
+    plane.select(add_charge, [charges, dial], outputs, concurrency_limit=1, **every_click)
     dial.change(draw_plane, [charges, dial], [plane, summary], **QUIET_EVENT)
-    shape.change(place_shape, [shape, dial], outputs, **QUIET_EVENT)
+    shape.input(place_shape, [shape, dial], outputs, **QUIET_EVENT)
     clear.click(clear_plane, dial, outputs, **QUIET_EVENT)
+    clear.click(None, None, shape, js=NOTHING, **IN_BROWSER)  # the same shape may be chosen again
     page.load(place_shape, [shape, dial], outputs, **QUIET_EVENT)
 
 

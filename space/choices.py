@@ -1,5 +1,6 @@
 """What visitors choose from: models, their D, and their classes."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,10 @@ from pipeline_pfgmpp.generation import list_classes
 from pipeline_pfgmpp.scheduler_config import get_default_steps
 
 
-MODELS, RESTORERS = read_models()
+try:
+    MODELS, RESTORERS = read_models()
+except ValueError as error:
+    sys.exit(str(error))
 ANY_CLASS = "any"
 SOLVERS = ["heun", "dpmpp_3m", "dpmpp_2m", "euler", "dpmpp_2m_sde"]  # of denoisers
 FEW_STEPS = 4  # of a consistency model, so few that the dial is live

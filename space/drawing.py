@@ -8,6 +8,7 @@ here, and yields what the page shows while the images are being drawn.
 import functools
 import io
 import math
+import re
 import time
 import zipfile
 from collections.abc import Iterator
@@ -124,8 +125,9 @@ def sample(
         seconds = time.monotonic() - start
         summary = f"{what}: {progress.calls} of {progress.total} network calls, {seconds:.1f} s"
         if not progress.finished:
-            yield render_gallery(gallery), summary, gr.skip(), code
-    yield render_gallery(gallery), summary, write_archive(f"pfgmpp-D{D:g}-seed{seed}.zip", gallery), code
+            yield render_gallery(gallery), summary, None, code
+    name = re.sub(r"[^\w.-]+", "-", f"{model}-D{D:g}-seed{seed}.zip")
+    yield render_gallery(gallery), summary, write_archive(name, gallery), code
 
 
 @functools.cache

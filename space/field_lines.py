@@ -149,7 +149,8 @@ def plot_norms(frames: list[Frame], D: float) -> str:
     axis.set_yscale("symlog", linthresh=0.01)
     axis.legend()
     axis.grid(alpha=0.3)
-    return render_picture(rasterize(figure), "Sigma and the norm of the sample at each step", 460)
+    picture = render_picture(rasterize(figure), "Sigma and the norm of the sample at each step", 460)
+    return f'<div class="plot">{picture}</div>'
 
 
 def draw_plane(charges: Charges, dial: float) -> tuple[Image.Image, str]:

@@ -24,6 +24,7 @@ from pipeline_pfgmpp.records.weights import check_finite
 
 
 HERE = Path(__file__).parent
+SOURCES = ("model", "models")
 ENTRY = ("start_sigma", "blend")  # settings of a single call that restores
 
 
@@ -252,6 +253,72 @@ def find_class(source: str) -> type[Model]:
     return Restorer if restores else Model
 
 
+def read_entries() -> list[dict[str, Any]]:
+    """
+    Read models.yaml.
+
+    Returns:
+        `list[dict[str, Any]]`: Its entries, each with a name and with `model` or `models`.
+
+    Raises:
+        ValueError: The file does not say what it should.
+    """
+    try:
+        entries = yaml.safe_load((HERE / "models.yaml").read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"models.yaml is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError("models.yaml must be a list of models, each with a `name` and a `model`.")
+    for number, entry in enumerate(entries, 1):
+        place = f"models.yaml, model {number}"
+        if not isinstance(entry.get("name"), str):
+            raise ValueError(f"{place}: `name` must be a text, but is {entry.get('name')!r}.")
+        unknown = sorted(map(str, entry.keys() - {"name", *SOURCES, *ENTRY}))
+        if unknown:
+            allowed = ", ".join(("name", *SOURCES, *ENTRY))
+            raise ValueError(f"{place}, {entry['name']}: `{unknown[0]}` is none of {allowed}.")
+        if len(entry.keys() & set(SOURCES)) != 1:
+            raise ValueError(f"{place}, {entry['name']}: it needs either `model` or `models`.")
+    return entries
+
+
+def read_sources(entry: dict[str, Any]) -> dict[float | None, str]:
+    """
+    Read where the networks of a model are.
+
+    Args:
+        entry (`dict[str, Any]`): An entry of models.yaml.
+
+    Returns:
+        `dict[float | None, str]`: The `sources` of a [`Model`].
+
+    Raises:
+        ValueError: They are no names of models, or a D is no positive number.
+    """
+    place = f"models.yaml, {entry['name']}"
+    family = entry.get("models")
+    if "models" in entry and not (isinstance(family, dict) and family):
+        raise ValueError(f"{place}: `models` must give a Hub id or a folder for each D.")
+    sources = (
+        {None: entry["model"]} if family is None else {_read_dimension(D, place): family[D] for D in family}
+    )
+    for source in sources.values():
+        if not isinstance(source, str):
+            raise ValueError(f"{place}: a model must be a Hub id or a folder, but is {source!r}.")
+    return sources
+
+
+def _read_dimension(text: Any, place: str) -> float:
+    """Read a D of models.yaml."""
+    try:
+        D = float(text)
+    except (TypeError, ValueError):
+        D = math.nan
+    if not D > 0:
+        raise ValueError(f"{place}: D must be a positive number or inf, but is {text!r}.")
+    return D
+
+
 def read_models() -> tuple[dict[str, Model], dict[str, Restorer]]:
     """
     Read which models to offer.
@@ -262,17 +329,19 @@ def read_models() -> tuple[dict[str, Model], dict[str, Restorer]]:
             commas, or else those of models.yaml.
 
     Raises:
-        ValueError: None of them draws images.
+        ValueError: None of them draws images, or models.yaml does not say what it should.
     """
     ids = [text.strip() for text in os.environ.get("SPACE_MODELS", "").split(",") if text.strip()]
     entries = [{"name": source, "model": source} for source in ids]
     models: dict[str, Model] = {}
     restorers: dict[str, Restorer] = {}
-    for entry in entries or yaml.safe_load((HERE / "models.yaml").read_text()):
+    for entry in entries or read_entries():
         name = entry["name"]
-        family = entry.get("models", {})
-        sources = {float(D): source for D, source in family.items()} or {None: entry["model"]}
-        if find_class(next(iter(sources.values()))) is Restorer:
+        sources = read_sources(entry)
+        kind = find_class(next(iter(sources.values())))
+        if name in (restorers if kind is Restorer else models):
+            raise ValueError(f"models.yaml: two models are named {name}.")
+        if kind is Restorer:
             restorers[name] = Restorer(name, sources, {key: entry[key] for key in ENTRY if key in entry})
         else:
             models[name] = Model(name, sources)

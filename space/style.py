@@ -7,8 +7,9 @@ THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospac
 CSS = """
 .pixels { max-width: 100%; height: auto; image-rendering: pixelated; }
 .pixels { background: white; border-radius: 4px; }
+.plot .pixels { image-rendering: auto; }
 .html-container:has(.pixels) { padding: 0 !important; }
-.gallery { display: grid; grid-template-columns: repeat(8, minmax(0, 1fr)); gap: 8px; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(max(72px, 11%), 1fr)); gap: 8px; }
 .gallery .pixels { width: 100%; }
 .rows { display: grid; grid-template-columns: max-content 1fr; gap: 4px 12px; align-items: center; }
 .rows .name { text-align: right; }
@@ -41,7 +42,7 @@ CSS = """
 @keyframes reveal { from { visibility: hidden; } }
 footer .divider { display: none; }
 .icon-button-wrapper:not(:has(button, a)) { display: none; }
-@media (max-width: 600px) {
+@media (max-width: 800px) {
   .rows { grid-template-columns: 1fr; }
   .rows .name { text-align: left; }
   .sample > :first-child { display: contents; }
@@ -50,6 +51,5 @@ footer .divider { display: none; }
   .restore > :first-child { flex-grow: 1 !important; }
   .picture-input canvas, .picture-input .examples { width: 100%; max-width: 360px; }
   .captioned { grid-template-columns: repeat(2, minmax(0, 1fr)); }
-  .gallery { grid-template-columns: repeat(4, minmax(0, 1fr)); }
 }
 """

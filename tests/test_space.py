@@ -289,6 +289,34 @@ def test_the_environment_names_models(monkeypatch):
     assert list(offered) == [FIRST, EMOJI, FAST, NAME]
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "models.yaml must be a list of models"),
+        ("name: Digits", "models.yaml must be a list of models"),
+        ("- [", "models.yaml is no YAML: while parsing"),
+        ("- model: a/b", "models.yaml, model 1: `name` must be a text, but is None"),
+        ("- name: Digits", "Digits: it needs either `model` or `models`"),
+        ("- name: Digits\n  model: a/b\n  models: {1: a/b}", "Digits: it needs either `model` or `models`"),
+        ("- name: Digits\n  model: 5", "Digits: a model must be a Hub id or a folder, but is 5"),
+        ("- name: Digits\n  models: []", "Digits: `models` must give a Hub id or a folder for each D"),
+        ("- name: Digits\n  models: {foo: a/b}", "Digits: D must be a positive number or inf, but is 'foo'"),
+        ("- name: Digits\n  models: {-1: a/b}", "Digits: D must be a positive number or inf, but is -1"),
+        ("- name: Digits\n  model: a/b\n  start_sigm: 5", "Digits: `start_sigm` is none of name, model,"),
+        (
+            f"- name: Digits\n  model: {ROOT / 'model_cards' / 'pfgmpp-emoji'}\n" * 2,
+            "two models are named Digits",
+        ),
+    ],
+)
+def test_a_list_of_models_that_makes_no_sense_is_refused(text, message, tmp_path, monkeypatch):
+    (tmp_path / "models.yaml").write_text(text)
+    monkeypatch.setattr(models, "HERE", tmp_path)
+    monkeypatch.delenv("SPACE_MODELS", raising=False)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        models.read_models()
+
+
 def test_another_kind_of_pipeline_is_refused(monkeypatch):
     loaded = type("DDPMPipeline", (), {})()
     monkeypatch.setattr(models.DiffusionPipeline, "from_pretrained", lambda source: loaded)
@@ -390,7 +418,7 @@ def test_the_archive_outlives_the_process_that_drew_it(tmp_path):
     )
     path = Path(result.stdout.strip())
     assert path.is_relative_to(tmp_path)
-    assert path.name == "pfgmpp-D128-seed5.zip"
+    assert path.name == f"{NAME}-D128-seed5.zip"
     with zipfile.ZipFile(path) as archive:
         assert len(archive.namelist()) == 4
 
@@ -886,6 +914,21 @@ def test_a_tab_draws_again_when_the_settings_have_changed(browser, address, even
             expect(page.get_by_role("button", name="Compare", exact=True)).to_be_enabled()
             page.wait_for_function("() => !document.querySelector('.generating')")
             assert [data[-1] for data in asked] == [0, 7][:drawings]
+
+
+def test_an_open_tab_draws_with_a_new_seed(browser, address, events):
+    def is_new_comparison(request):
+        if "/queue/join" not in request.url:
+            return False
+        body = request.post_data_json
+        return body["fn_index"] == events["compare"] and body["data"][-1] == 7
+
+    with visit(browser, address) as page:
+        expect(find_images(page)).to_have_count(16)
+        panel = open_tab(page, "Compare D")
+        expect(panel.get_by_text("D = ∞")).to_be_visible()
+        with page.expect_request(is_new_comparison):
+            page.get_by_label("Seed").fill("7")
 
 
 def test_a_cancelled_job_stops_in_the_browser(browser, address):
