@@ -78,8 +78,8 @@ def sample_noise(
     Draw unit Student-t noise $\varepsilon = g\sqrt{D/\chi^2_D}$, with one $\chi^2_D$ per image.
 
     A generator's Gaussian directions are the same for every `D`, those of later draws as well; at
-    `D = None` the noise is `torch.randn` bit for bit. As elsewhere in diffusers, a CPU generator serves every device: the
-    noise is then drawn on the CPU and moved.
+    `D = None` the noise is `torch.randn` bit for bit. As elsewhere in diffusers, a CPU generator
+    serves every device: the noise is then drawn on the CPU and moved.
 
     Args:
         shape (`tuple[int, ...]`): Shape of the noise, `(batch, ...)`. The kernel's N counts all

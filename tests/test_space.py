@@ -347,7 +347,9 @@ def test_fields_are_no_pictures(monkeypatch):
 
 
 def test_weights_that_are_not_finite_are_refused(monkeypatch):
-    pipe = PFGMPPPipeline(EmpiricalDenoiser(torch.full((1, 1, 4, 4), torch.nan)), PFGMPPScheduler())
+    denoiser = EmpiricalDenoiser(torch.zeros(1, 1, 4, 4))
+    denoiser.data.fill_(torch.nan)
+    pipe = PFGMPPPipeline(denoiser, PFGMPPScheduler())
     with pytest.raises(ValueError, match="Digits cannot be used: its weights must be finite"):
         load_model(pipe, monkeypatch)
 
