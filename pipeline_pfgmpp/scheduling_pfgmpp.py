@@ -104,7 +104,7 @@ class PFGMPPScheduler(PreconditionedScheduler):
         prediction_type (`str`, defaults to `"epsilon"`): As in `EDMEulerScheduler`; `"epsilon"` is
             EDM's preconditioning.
         final_sigmas_type (`str`, defaults to `"zero"`): Where the last step ends: `"zero"` or
-            `"sigma_min"`, which consistency sampling has not.
+            `"sigma_min"`, of given noise levels the last; consistency sampling ends at zero.
         lower_order_final (`bool`, defaults to `True`): Whether multistep solvers lower their order
             in the last steps when there are fewer than 15.
         max_noise_norm (`float` or `None`, defaults to `None`): Largest norm of unit noise, in units
@@ -281,16 +281,18 @@ class PFGMPPScheduler(PreconditionedScheduler):
             sigmas = self._read_timesteps(timesteps)
         if sigmas is None:
             steps = self._space_steps(num_inference_steps, reverse)
+            smallest = min(self.config.sigma_min, steps[-1].item())
         else:
             steps = check_levels("`sigmas` or `timesteps`", sigmas)
+            smallest = steps[-1].item()
 
         if reverse:
             levels = steps.flip(0)
             last = steps[:0]
         else:
             levels = steps
-            end = self.config.sigma_min if self.config.final_sigmas_type == "sigma_min" else 0.0
-            last = steps[-1:].clamp(max=end)
+            end = smallest if self.config.final_sigmas_type == "sigma_min" else 0.0
+            last = steps.new_tensor([end])
         # Heun meets each level after the first twice: to correct the step to it, and to leave it.
         self._levels = torch.cat([levels[:1], levels[1:].repeat_interleave(self.order), last]).float()
 

@@ -251,8 +251,9 @@ def test_the_last_step_ends_at_the_smallest_level_on_demand(solver_type, steps):
     scheduler = PFGMPPScheduler(solver_type=solver_type, final_sigmas_type="sigma_min", sigma_min=0.1)
     scheduler.set_timesteps(steps)
     assert scheduler.sigmas[-1] == pytest.approx(0.1)
-    scheduler.set_timesteps(sigmas=[3.0, 0.05])  # below it already
-    assert scheduler.sigmas[-1] == pytest.approx(0.05)
+    for smallest in (0.05, 0.5):  # of given levels it is the last, as in diffusers
+        scheduler.set_timesteps(sigmas=[3.0, smallest])
+        assert scheduler.sigmas[-1] == pytest.approx(smallest)
 
 
 def test_consistency_sampling_ends_at_zero():
