@@ -286,7 +286,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
             which the parts are named. Any other size that the levels divide runs too.
         in_channels (`int`, defaults to 3): Channels of the noisy images.
         out_channels (`int`, defaults to 3): Channels of the output.
-        condition_channels (`int`, defaults to 0): Channels of the image to restore; 0 is none.
+        condition_channels (`int`, defaults to 0): Channels of the image to restore; 0: it restores none.
         model_type (`str`, defaults to `"SongUNet"`): `"SongUNet"` (DDPM++, NCSN++) or `"DhariwalUNet"` (ADM).
         model_channels (`int`, defaults to 128): Channels, which `channel_mult` multiplies.
         channel_mult (`tuple[int, ...]`, defaults to `(2, 2, 2)`): Channels per level, finest first.
@@ -551,7 +551,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
             `UNet2DOutput` or `tuple`: The raw output F of shape `(batch, out_channels, height, width)`.
 
         Raises:
-            ValueError: A shape does not fit, the condition is missing, or the network takes none.
+            ValueError: A shape does not fit, the condition is missing, or something is given in vain.
         """
         for name, given, option in (
             ("class_labels", class_labels, "label_dim"),
