@@ -367,7 +367,7 @@ def check_guidance(guidance_scale: float, unet: Any, guidance_unet: Any | None) 
 def call_guided(
     unet: Any,
     guidance_unet: Any | None,
-    guidance_scale: float,
+    guidance_scale: float | torch.Tensor,
     model_input: torch.Tensor,
     t: torch.Tensor,
     class_labels: torch.Tensor | None,
@@ -381,7 +381,8 @@ def call_guided(
         unet (`ModelMixin`): The network.
         guidance_unet (`ModelMixin`, *optional*): The guide; None is the network without the degraded image,
             or without a class if it restores none.
-        guidance_scale (`float`): The w of the equation above; 1 is no guidance.
+        guidance_scale (`float` or `torch.Tensor`): The w of the equation above, or one for each sample, of
+            shape `(batch, 1, 1, 1)`; 1 is no guidance.
         model_input, t, class_labels, D, condition: As for [`call_network`].
 
     Returns:
@@ -391,9 +392,10 @@ def call_guided(
     Raises:
         ValueError: This network cannot be guided.
     """
-    if guidance_scale == 1:
-        return call_network(unet, model_input, t, class_labels, D, condition)
-    check_guidance(guidance_scale, unet, guidance_unet)
+    if not isinstance(guidance_scale, torch.Tensor):
+        if guidance_scale == 1:
+            return call_network(unet, model_input, t, class_labels, D, condition)
+        check_guidance(guidance_scale, unet, guidance_unet)
     if guidance_unet is not None:
         output = call_network(unet, model_input, t, class_labels, D, condition)
         weak_input = model_input.to(guidance_unet.dtype)

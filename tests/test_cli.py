@@ -13,7 +13,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from tqdm.auto import tqdm
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, commands
-from pipeline_pfgmpp.commands.shared import choose_class
+from pipeline_pfgmpp.commands.arguments import choose_class
 from pipeline_pfgmpp.pictures.grid import draw_grid
 
 
@@ -59,6 +59,27 @@ def test_sample_draws_a_labelled_grid(model, tmp_path, capsys):
     assert not np.array_equal(read_picture(output), first)
 
 
+def test_commands_guide_within_an_interval(model, tmp_path):
+    pipe = PFGMPPPipeline.from_pretrained(model)
+    torch.manual_seed(0)
+    for parameter in pipe.unet.parameters():  # a new network returns zeros
+        torch.nn.init.normal_(parameter, std=0.1)
+    pipe.save_pretrained(model)
+    draw = ["sample", str(model), "--num-images", "3", "--num-inference-steps", "4", "--class-label", "bag"]
+    draw += ["--guidance-scale", "50", "--output"]
+    settings = {"num_inference_steps": 4, "class_labels": 1, "guidance_scale": 50.0, "output_type": "np"}
+    images = []
+    for interval in ([], ["--guidance-interval", "1,9"]):
+        output = tmp_path / f"{len(interval)}.npz"
+        commands.main([*draw, str(output), *interval])
+        images.append(np.load(output)["images"] / 255)
+        settings |= {"guidance_interval": (1, 9)} if interval else {}
+        generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+        expected = pipe(3, generator=generators, **settings).images
+        np.testing.assert_allclose(images[-1], expected, atol=1 / 255)
+    assert np.abs(images[0] - images[1]).max() > 2 / 255
+
+
 def test_sample_draws_one_row_per_dimension_and_one_panel_per_noise(tmp_path, capsys):
     make_tiny_pipeline(D=16).save_pretrained(tmp_path / "model")
     draw = ["sample", str(tmp_path / "model"), "--columns", "3", "--num-inference-steps", "2", "--output"]
@@ -84,6 +105,10 @@ def test_sample_draws_one_row_per_dimension_and_one_panel_per_noise(tmp_path, ca
         (["MODEL", "--output", "x.jpg"], "--output must end in .png"),
         (["MODEL", "--seeds", "3-", "--output", "many"], "`seeds` must be a list such as 0-49999"),
         (["MODEL", "--rows", "2"], "--rows has no effect on this model, whose classes are the rows"),
+        (
+            ["MODEL", "--guidance-interval", "1,2"],
+            "--guidance-interval has no effect without --guidance-scale",
+        ),
         (["MODEL", "--D", "8,16"], "--D is 8,16, but this network was trained at D = 16 only"),
         (["MODEL", "--variant", "fp16"], "has no variants of its weights, so leave out --variant fp16"),
         (["MODEL", "--class-label", "boot"], "must be one of 0 (shoe), 1 (bag), 2 (shirt), but is 'boot'."),
@@ -216,6 +241,7 @@ NO_NUMBER = ("-1", "nan", "inf", "", "many", "1e300")
         ("sample model", "--rho", ("0", *NO_NUMBER)),
         ("sample model", "--sigma-min", ("0", *NO_NUMBER[:-1])),
         ("sample model", "--guidance-scale", NO_NUMBER),
+        ("sample model", "--guidance-interval", ("1", "1,2,3", "2,1", "-1,1", "nan,1", "0,inf", "many")),
         ("evaluate model --data x", "--num-images", ("1", *NO_COUNT)),
         ("evaluate model --data x", "--groups", NO_COUNT),
         ("evaluate model --data x", "--D", ("0", "nan", "")),

@@ -295,6 +295,17 @@ def test_the_gap_closes_in_stages():
     assert gaps[0] > gaps[1] > gaps[2] == gaps[3]
 
 
+def test_a_consistency_model_may_begin_at_a_later_stage():
+    later = ConsistencyLoss(PFGMPPScheduler(), num_stages=4, first_stage=2)
+    whole = ConsistencyLoss(PFGMPPScheduler(), num_stages=4)
+    for progress, same in ((0, 0.5), (0.49, 0.5), (0.5, 0.75), (1.0, 1.0)):
+        drawn = later.draw((50, 1, 2, 2), generator(), progress=progress)
+        expected = whole.draw((50, 1, 2, 2), generator(), progress=same)
+        assert torch.equal(drawn.target_sigma, expected.target_sigma)
+    with pytest.raises(ValueError, match=r"`first_stage` must lie in \[0, 3\], but is 4"):
+        ConsistencyLoss(PFGMPPScheduler(), num_stages=4, first_stage=4)
+
+
 def test_a_part_of_a_draw_belongs_to_its_images():
     loss = ConsistencyLoss(PFGMPPScheduler(), dimensions=DimensionRange(16, math.inf))
     drawn = loss.draw((8, 1, 2, 2), generator())
@@ -303,8 +314,11 @@ def test_a_part_of_a_draw_belongs_to_its_images():
         assert torch.equal(getattr(part, field.name), getattr(drawn, field.name)[1::2])
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
-def test_the_teacher_takes_the_step_of_heun(guidance_scale):
+@pytest.mark.parametrize(
+    ("guidance_scale", "interval"),
+    [(1.0, (0, math.inf)), (2.5, (0, math.inf)), (2.5, (0.5, 1)), (2.5, (1, 2))],
+)
+def test_the_teacher_takes_the_step_of_heun(guidance_scale, interval):
     pipe = make_pipeline(solver_type="heun", D=64)
     for parameter in pipe.unet.parameters():  # a new network returns zeros
         torch.nn.init.normal_(parameter, std=0.1)
@@ -314,7 +328,7 @@ def test_the_teacher_takes_the_step_of_heun(guidance_scale):
     images = torch.rand(3, 1, 8, 8, generator=generator(4)) * 2 - 1
     x = images + 2 * drawn.noise
     labels = torch.tensor([0, 2, 1])
-    end = Teacher(pipe, guidance_scale).step(x, drawn, labels)
+    end = Teacher(pipe, guidance_scale, interval).step(x, drawn, labels)
 
     steps = []
 
@@ -324,7 +338,8 @@ def test_the_teacher_takes_the_step_of_heun(guidance_scale):
 
     names = ["latents", "pred_original_sample"]
     pipe(latents=x / 2, sigmas=[2.0, 0.5], class_labels=labels, guidance_scale=guidance_scale,
-         callback_on_step_end=keep, callback_on_step_end_tensor_inputs=names)  # fmt: skip
+         guidance_interval=interval, callback_on_step_end=keep,
+         callback_on_step_end_tensor_inputs=names)  # fmt: skip
     torch.testing.assert_close(end[:2], steps[1]["latents"][:2], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(end[2], steps[0]["pred_original_sample"][2], rtol=1e-4, atol=1e-5)
 

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler
 from pipeline_pfgmpp.commands import main as run_command
-from pipeline_pfgmpp.commands.shared import load_real_images
+from pipeline_pfgmpp.commands.loading import load_real_images
 from pipeline_pfgmpp.data import load_images, open_dataset
 from pipeline_pfgmpp.generation import list_classes
 

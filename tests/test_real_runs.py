@@ -514,6 +514,16 @@ def parse():
         (["--shuffle_window", "10000"], "--shuffle_window 10000 has no effect without --streaming"),
         (["--huber_c", "0"], "--huber_c 0.0 has no effect without --objective consistency: leave it out"),
         (["--guidance_scale", "0"], "--guidance_scale 0.0 has no effect without --teacher_model_name_or_"),
+        (["--guidance_interval", "1", "2"], "--guidance_interval 1.0 2.0 has no effect without --guidance_s"),
+        (
+            ["--guidance_interval", "2", "1"],
+            "--guidance_interval must be two noise levels in order, but is 2 1",
+        ),
+        (["--consistency_first_stage", "2"], "--consistency_first_stage 2 has no effect without --objective"),
+        (
+            ["--objective", "consistency", "--consistency_first_stage", "8"],
+            "--consistency_first_stage must lie in [0, 7], but is 8",
+        ),
         (["--lr_decay_images", "5"], "has no effect without --lr_scheduler inverse_sqrt: leave it out"),
         (["--lr_warmup_images", "5", "--lr_warmup_steps", "1"], "together with --lr_warmup_steps"),
         (["--fid_images", "2000"], "--fid_images 2000 has no effect without --fid_steps"),

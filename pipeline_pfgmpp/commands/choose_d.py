@@ -14,20 +14,15 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .arguments import add_drawing_arguments, add_measuring_arguments, get_scheduler_settings
 from .evaluate import (
     add_class_weights_argument,
     get_measuring_settings,
     measure_dimensions,
     report_dimensions,
 )
+from .loading import load_metrics, load_pipeline
 from .parsing import parse_dimensions
-from .shared import (
-    add_drawing_arguments,
-    add_measuring_arguments,
-    get_scheduler_settings,
-    load_metrics,
-    load_pipeline,
-)
 
 
 if TYPE_CHECKING:

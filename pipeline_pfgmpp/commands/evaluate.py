@@ -11,18 +11,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from .parsing import parse_dimensions
-from .shared import (
+from .arguments import (
     add_drawing_arguments,
     add_measuring_arguments,
-    check_card,
-    check_dimensions,
     get_call_settings,
     get_scheduler_settings,
-    load_metrics,
-    load_pipeline,
-    load_real_images,
 )
+from .loading import check_card, check_dimensions, load_metrics, load_pipeline, load_real_images
+from .parsing import parse_dimensions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

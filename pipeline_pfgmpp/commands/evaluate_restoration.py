@@ -12,21 +12,19 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .parsing import (
-    make_integer_parser,
-    make_list_parser,
-    parse_dimensions,
-)
-from .shared import (
+from .arguments import (
     add_batch_size_argument,
     add_entry_arguments,
     add_guidance_argument,
     add_seed_argument,
     add_trust_argument,
     add_variant_argument,
-    check_dimensions,
-    choose_value_range,
-    load_pipeline,
+)
+from .loading import check_dimensions, choose_value_range, load_pipeline
+from .parsing import (
+    make_integer_parser,
+    make_list_parser,
+    parse_dimensions,
 )
 
 

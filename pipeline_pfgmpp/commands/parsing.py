@@ -117,6 +117,28 @@ def make_number_parser(allowed: str, is_allowed: Callable[[float], bool]) -> Cal
     return parse_number
 
 
+def parse_interval(text: str) -> list[float]:
+    """
+    Parse an interval of noise levels, such as `0.3,6`.
+
+    Args:
+        text (`str`): Its ends, separated by a comma.
+
+    Returns:
+        `list[float]`: Its ends.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is something else.
+    """
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not 0 <= low <= high < math.inf:
+        raise argparse.ArgumentTypeError(f"must be two noise levels in order, such as 0.3,6, but is {text!r}")
+    return [low, high]
+
+
 def make_list_parser(
     allowed: str, is_allowed: Callable[[float], bool], may_be_empty: bool = False
 ) -> Callable[[str], list[float]]:

@@ -12,18 +12,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .parsing import make_integer_parser, parse_dimension
-from .shared import (
+from .arguments import (
     add_batch_size_argument,
     add_entry_arguments,
     add_guidance_argument,
     add_seed_argument,
     add_solver_arguments,
-    check_dimensions,
     choose_class,
     get_scheduler_settings,
-    load_pipeline,
 )
+from .loading import check_dimensions, load_pipeline
+from .parsing import make_integer_parser, parse_dimension
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

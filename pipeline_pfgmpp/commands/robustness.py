@@ -10,17 +10,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .parsing import make_list_parser, parse_dimensions
-from .shared import (
+from .arguments import (
     add_batch_size_argument,
     add_measuring_arguments,
     add_noise_argument,
     add_variant_argument,
-    check_card,
-    check_dimensions,
-    load_metrics,
-    load_pipeline,
 )
+from .loading import check_card, check_dimensions, load_metrics, load_pipeline
+from .parsing import make_list_parser, parse_dimensions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

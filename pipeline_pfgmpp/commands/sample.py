@@ -12,15 +12,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .arguments import add_drawing_arguments, add_noise_argument, get_call_settings, get_scheduler_settings
+from .loading import check_dimensions, load_pipeline
 from .parsing import make_integer_parser, parse_dimensions
-from .shared import (
-    add_drawing_arguments,
-    add_noise_argument,
-    check_dimensions,
-    get_call_settings,
-    get_scheduler_settings,
-    load_pipeline,
-)
 
 
 if TYPE_CHECKING:

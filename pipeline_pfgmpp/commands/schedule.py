@@ -15,8 +15,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .arguments import (
+    add_guidance_argument,
+    add_interval_argument,
+    add_variant_argument,
+    get_guidance_settings,
+)
+from .loading import check_dimensions, load_pipeline
 from .parsing import make_integer_parser, parse_dimensions, parse_positive
-from .shared import add_guidance_argument, add_variant_argument, check_dimensions, load_pipeline
 
 
 if TYPE_CHECKING:
@@ -55,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " D (default: those of 16,128,2048,inf that it was trained for)",
     )
     add_guidance_argument(parser)
+    add_interval_argument(parser)
     parser.add_argument(
         "--num-latents",
         type=make_integer_parser(2, 10_000),
@@ -91,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
     pipeline = load_pipeline(args.model, args.variant)
     check_dimensions([pipeline], args.D)
     dimensions = _choose_dimensions(pipeline, args.D)
-    settings = {"guidance_scale": args.guidance_scale}
+    settings = get_guidance_settings(args)
     own = pipeline.scheduler
     # What the search depends on, which the levels that it writes are no part of
     pipeline.scheduler = PFGMPPScheduler.from_config(own.config, sigmas=None, **get_entries(args.solver_type))

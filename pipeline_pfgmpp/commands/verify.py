@@ -7,14 +7,9 @@ and tells whether they agree with the card. Exits with code 1 if they do not.
 
 import argparse
 
+from .arguments import add_batch_size_argument, add_trust_argument, add_variant_argument
+from .loading import load_metrics, load_pipeline
 from .parsing import make_integer_parser
-from .shared import (
-    add_batch_size_argument,
-    add_trust_argument,
-    add_variant_argument,
-    load_metrics,
-    load_pipeline,
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

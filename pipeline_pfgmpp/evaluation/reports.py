@@ -199,6 +199,9 @@ def write_evaluation(folder: str | os.PathLike, report: dict[str, Any]) -> None:
     sampling = f"{settings['num_inference_steps']} steps of {settings['scheduler']['solver_type']}"
     if settings["guidance_scale"] != 1:
         sampling += f", guidance {settings['guidance_scale']:g}"
+        if "guidance_interval" in settings:
+            low, high = settings["guidance_interval"]
+            sampling += f" at noise levels from {low:g} to {high:g}"
     if "class_weights" in settings:
         sampling += ", each class drawn as often as the data hold it"
     section = EVALUATION_SECTION.format(

@@ -56,7 +56,7 @@ _NEEDS = (
         ("lr_warmup_images",), "together with --lr_warmup_steps", lambda args: args.lr_warmup_steps is None
     ),
     _Need(
-        ("consistency_stages", "huber_c", "teacher_model_name_or_path"),
+        ("consistency_stages", "consistency_first_stage", "huber_c", "teacher_model_name_or_path"),
         "without --objective consistency",
         lambda args: args.objective == "consistency",
     ),
@@ -65,6 +65,7 @@ _NEEDS = (
         "without --teacher_model_name_or_path",
         lambda args: args.teacher_model_name_or_path,
     ),
+    _Need(("guidance_interval",), "without --guidance_scale", lambda args: args.guidance_scale != 1),
     _Need(
         ("fid_images", "fid_features", "fid_num_inference_steps"),
         "without --fid_steps",
@@ -216,7 +217,8 @@ def check_effects(args: argparse.Namespace, given: Collection[str]) -> None:
         for name in need.names:
             value = getattr(args, name)
             if name in given and not need.is_met(args):
-                stated = f"--{name}" if value is True else f"--{name} {value}"
+                values = value if isinstance(value, list) else [value]
+                stated = f"--{name}" if value is True else f"--{name} {' '.join(map(str, values))}"
                 raise ValueError(f"{stated} has no effect {need.reason}: leave it out")
 
 
@@ -245,6 +247,14 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     if args.reference_batch_size and args.objective == "consistency":
         raise ValueError("--reference_batch_size needs --objective perturbation")
+    if not 0 <= args.consistency_first_stage < args.consistency_stages:
+        raise ValueError(
+            f"--consistency_first_stage must lie in [0, {args.consistency_stages - 1}], but is"
+            f" {args.consistency_first_stage}"
+        )
+    low, high = args.guidance_interval
+    if not 0 <= low <= high:
+        raise ValueError(f"--guidance_interval must be two noise levels in order, but is {low:g} {high:g}")
     if args.pretrained_model_name_or_path:
         for name in ("sigma_data", "preconditioning"):
             if getattr(args, name) is not None:

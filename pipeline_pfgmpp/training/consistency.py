@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from ..conditioning import call_guided, check_guidance, choose_dimension, count_classes, get_trained_range
+from ..pipeline_checks import check_interval
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..scheduling_pfgmpp import PFGMPPScheduler
 from .loss import DimensionRange, Perturbation, PFGMPPLoss, denoise
@@ -41,17 +42,25 @@ class Teacher:
     Args:
         pipeline ([`PFGMPPPipeline`]): The denoiser; its network must be on the device of the images.
         guidance_scale (`float`, defaults to 1): How strongly it is guided, as in [`PFGMPPPipeline`].
+        guidance_interval (`tuple[float, float]`, defaults to `(0, inf)`): The noise levels at which it is
+            guided.
 
     Raises:
-        ValueError: It cannot be guided.
+        ValueError: It cannot be guided, or the interval is none.
     """
 
-    def __init__(self, pipeline: PFGMPPPipeline, guidance_scale: float = 1.0):
+    def __init__(
+        self,
+        pipeline: PFGMPPPipeline,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, math.inf),
+    ):
         self.unet = pipeline.unet.eval()
         self.dtype = pipeline.unet.dtype
         self.guidance_unet = pipeline.guidance_unet
         self.scheduler = pipeline.scheduler
         self.guidance_scale = check_guidance(guidance_scale, self.unet, self.guidance_unet)
+        self.guidance_interval = check_interval("guidance_interval", guidance_interval)
 
     def check_dimension(self, D: float | None) -> None:
         """
@@ -115,8 +124,15 @@ class Teacher:
             # Only in this form is there a row for "no class".
             class_labels = torch.nn.functional.one_hot(class_labels, count_classes(self.unet)).to(x)
         inputs = (model_input, c_noise, class_labels, D, condition)
-        output = call_guided(self.unet, self.guidance_unet, self.guidance_scale, *inputs)
+        output = call_guided(self.unet, self.guidance_unet, self._choose_scale(sigma), *inputs)
         return (x - self.scheduler.precondition_outputs(x, output.to(x.dtype), sigma, D)) / sigma
+
+    def _choose_scale(self, sigma: torch.Tensor) -> float | torch.Tensor:
+        """Choose how strongly each sample is guided: within the interval of noise levels alone."""
+        if self.guidance_scale == 1:
+            return 1.0
+        low, high = self.guidance_interval
+        return torch.where((low <= sigma) & (sigma <= high), self.guidance_scale, 1.0)
 
 
 class ConsistencyLoss(PFGMPPLoss):
@@ -131,13 +147,15 @@ class ConsistencyLoss(PFGMPPLoss):
         dimensions ([`DimensionRange`], *optional*): As in [`PFGMPPLoss`].
         num_stages (`int`, defaults to 8): Number of stages, equal parts of the training, in which r
             approaches t.
+        first_stage (`int`, defaults to 0): The stage to begin with; a later one suits a network that is a
+            consistency function already.
         huber_c (`float`, defaults to 0.00054): The c of the pseudo-Huber distance, as a root mean square
             over pixels in units of the data in [-1, 1]. At 0 it is the distance itself, and far above
             the distances their square.
         teacher ([`Teacher`], *optional*): A pretrained denoiser to distil.
 
     Raises:
-        ValueError: The teacher denoises at other D than the network.
+        ValueError: There is no first stage, or the teacher denoises at other D than the network.
     """
 
     def __init__(
@@ -149,9 +167,13 @@ class ConsistencyLoss(PFGMPPLoss):
         num_stages: int = 8,
         huber_c: float = 0.00054,
         teacher: Teacher | None = None,
+        first_stage: int = 0,
     ):
+        if not 0 <= first_stage < num_stages:
+            raise ValueError(f"`first_stage` must lie in [0, {num_stages - 1}], but is {first_stage}.")
         super().__init__(scheduler, P_mean, P_std, dimensions)
         self.num_stages = num_stages
+        self.first_stage = first_stage
         self.huber_c = huber_c
         self.teacher = teacher
         if teacher is not None:
@@ -180,7 +202,8 @@ class ConsistencyLoss(PFGMPPLoss):
         drawn = super().draw(shape, generator, device, dtype)
         low = self.scheduler.config.sigma_min
         t = drawn.sigma.clamp(low, self.scheduler.config.sigma_max)
-        stage = min(int(progress * self.num_stages), self.num_stages - 1)
+        stage = self.first_stage + int(progress * (self.num_stages - self.first_stage))
+        stage = min(stage, self.num_stages - 1)
         r = t * (1 - (1 + 8 * torch.sigmoid(-t)) / 2 ** (stage + 1))
         r = torch.where(r < low, 0.0, r)
         return replace(drawn, sigma=t, target_sigma=r)

@@ -1,6 +1,7 @@
 """The objective of a training run: its arguments of train_accelerate.py, and its loss."""
 
 import argparse
+import math
 from typing import Any
 
 from accelerate import Accelerator
@@ -53,6 +54,12 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         help="stages in which the two noise levels of the consistency loss approach (default: %(default)s)",
     )
     add(
+        "--consistency_first_stage",
+        type=int,
+        default=0,
+        help="stage to begin with; a later one suits a pretrained consistency model (default: %(default)s)",
+    )
+    add(
         "--huber_c",
         type=float,
         default=0.00054,
@@ -67,6 +74,14 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         help="how strongly the teacher is guided; 1 for not at all (default: %(default)s)",
+    )
+    add(
+        "--guidance_interval",
+        type=float,
+        nargs=2,
+        default=(0.0, math.inf),
+        metavar=("LOW", "HIGH"),
+        help="smallest and largest noise level at which the teacher is guided (default: 0 inf)",
     )
 
 
@@ -178,7 +193,8 @@ def create_loss(
             dimensions,
             num_stages=args.consistency_stages,
             huber_c=args.huber_c,
-            teacher=teacher and Teacher(teacher, args.guidance_scale),
+            first_stage=args.consistency_first_stage,
+            teacher=teacher and Teacher(teacher, args.guidance_scale, tuple(args.guidance_interval)),
         )
     except ValueError as error:
         raise ValueError(f"--teacher_model_name_or_path {args.teacher_model_name_or_path}: {error}") from None
