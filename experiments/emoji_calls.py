@@ -1,11 +1,12 @@
 r"""
 Compare the emoji model of many calls with its fast form of two calls and of one.
 
-    python experiments/emoji_calls.py model_cards/pfgmpp-emoji model_cards/pfgmpp-emoji-fast data/emoji
+    python experiments/emoji_calls.py model_cards/pfgmpp-emoji model_cards/pfgmpp-emoji-fast data/emoji \
+        --guidance-scale 5 --guidance-interval 0.05,8
 
 Each draws as many pictures as there are held-out emoji, of the same seeds at each D and with the same groups
 as often. Measured is the Fréchet distance to the held-out emoji, over the features `emoji`. The row of real
-emoji holds as many pictures of the training data. Guidance is that of the teacher of the fast model.
+emoji holds as many pictures of the training data. Guidance is to be that of the teacher of the fast model.
 
 Writes results/emoji_calls.json and emoji_calls.png next to this file. Pictures are kept in outputs/samples,
 so an interrupted comparison resumes.
@@ -22,6 +23,11 @@ from emoji_cards import load_emoji
 from tables import RESULTS, format_emoji_calls
 
 from pipeline_pfgmpp import PFGMPPPipeline
+from pipeline_pfgmpp.commands.arguments import (
+    add_guidance_argument,
+    add_interval_argument,
+    get_guidance_settings,
+)
 from pipeline_pfgmpp.evaluation import ImageMetrics, load_features
 from pipeline_pfgmpp.evaluation.evaluate import evaluate, evaluate_real
 from pipeline_pfgmpp.generation import load_samples
@@ -37,14 +43,14 @@ DIMENSIONS = [16.0, 128.0, 2048.0, math.inf]
 SHOWN_D = "128"
 
 
-def list_ways(many: PFGMPPPipeline, fast: PFGMPPPipeline, guidance: float) -> dict[str, tuple]:
+def list_ways(many: PFGMPPPipeline, fast: PFGMPPPipeline, guidance: dict[str, Any]) -> dict[str, tuple]:
     """
     List the ways to draw that are compared.
 
     Args:
         many ([`PFGMPPPipeline`]): The model of many calls.
         fast ([`PFGMPPPipeline`]): The fast model.
-        guidance (`float`): How strongly its teacher was guided.
+        guidance (`dict`): How its teacher was guided, as arguments of the pipeline's call.
 
     Returns:
         `dict[str, tuple]`: By name, the model and the arguments of its call.
@@ -52,7 +58,7 @@ def list_ways(many: PFGMPPPipeline, fast: PFGMPPPipeline, guidance: float) -> di
     steps = many.scheduler.config.default_steps
     return {
         f"{steps} calls": (many, {"num_inference_steps": steps}),
-        f"{steps} guided calls": (many, {"num_inference_steps": steps, "guidance_scale": guidance}),
+        f"{steps} guided calls": (many, {"num_inference_steps": steps, **guidance}),
         "fast, 2 calls": (fast, {"num_inference_steps": 2}),
         "fast, 1 call": (fast, {"num_inference_steps": 1}),
     }
@@ -72,7 +78,8 @@ def main() -> None:
     parser.add_argument("many", type=Path, help="folder of the model of many calls")
     parser.add_argument("fast", type=Path, help="folder of the fast model")
     parser.add_argument("data", help="data set from `pfgmpp data emoji`")
-    parser.add_argument("--guidance-scale", type=float, default=2.0, help="(default: %(default)s)")
+    add_guidance_argument(parser)
+    add_interval_argument(parser)
     parser.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
     args = parser.parse_args()
 
@@ -83,7 +90,7 @@ def main() -> None:
     many, fast = (PFGMPPPipeline.from_pretrained(folder) for folder in (args.many, args.fast))
     rows: list[dict[str, Any]] = []
     folders = {}
-    for name, (pipeline, options) in list_ways(many, fast, args.guidance_scale).items():
+    for name, (pipeline, options) in list_ways(many, fast, get_guidance_settings(args)).items():
         settings = {"class_weights": weights, **options}
         folders[name] = default_output(
             "samples", pipeline.config._name_or_path, describe(pipeline, **settings)

@@ -24,6 +24,11 @@ from huggingface_hub import ModelCard
 from tables import RESULTS, format_recognition
 
 from pipeline_pfgmpp import PFGMPPPipeline
+from pipeline_pfgmpp.commands.arguments import (
+    add_guidance_argument,
+    add_interval_argument,
+    get_guidance_settings,
+)
 from pipeline_pfgmpp.data import ImageDataset, load_images
 from pipeline_pfgmpp.evaluation.classifier import WEIGHTS, ImageClassifier
 from pipeline_pfgmpp.generation import generate
@@ -81,7 +86,7 @@ def load_emoji(data: str) -> EmojiPictures:
 
 
 def draw_groups(
-    pipeline: PFGMPPPipeline, names: list[str], per_group: int, batch_size: int, guidance_scale: float
+    pipeline: PFGMPPPipeline, names: list[str], per_group: int, batch_size: int, **settings: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Draw pictures of each group, of the same seeds whenever it is called.
@@ -91,7 +96,7 @@ def draw_groups(
         names (`list[str]`): Names of the groups.
         per_group (`int`): How many pictures of each.
         batch_size (`int`): How many at once.
-        guidance_scale (`float`): Scale of guidance; 1 means none.
+        settings: Further arguments of the pipeline's call, such as `guidance_scale`.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: The pictures and their groups.
@@ -99,7 +104,7 @@ def draw_groups(
     drawn = []
     for group, name in enumerate(names):
         seeds = [per_group * group + number for number in range(per_group)]
-        options = {"class_labels": group, "guidance_scale": guidance_scale}
+        options = {"class_labels": group, **settings}
         drawn += [images for _, images in generate(pipeline, seeds, batch_size, name, **options)]
     return torch.cat(drawn), torch.arange(len(names)).repeat_interleave(per_group)
 
@@ -162,14 +167,16 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="folder of the model")
     parser.add_argument("data", help="data set from `pfgmpp data emoji`")
     parser.add_argument("--per-group", type=int, default=40, help="pictures per group (default: %(default)s)")
-    parser.add_argument("--guidance-scale", type=float, default=1.0, help="(default: %(default)s)")
+    add_guidance_argument(parser)
+    add_interval_argument(parser)
     parser.add_argument("--batch-size", type=int, default=40, help="(default: %(default)s)")
     args = parser.parse_args()
 
     emoji = load_emoji(args.data)
     names = emoji.held_out.class_names
     pipeline = PFGMPPPipeline.from_pretrained(args.model)
-    images, asked = draw_groups(pipeline, names, args.per_group, args.batch_size, args.guidance_scale)
+    guidance = get_guidance_settings(args)
+    images, asked = draw_groups(pipeline, names, args.per_group, args.batch_size, **guidance)
 
     distances, rows = find_nearest(images, emoji.train)
     known = torch.stack(list(emoji.held_out.images))

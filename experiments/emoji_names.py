@@ -50,7 +50,7 @@ def mix_pictures(
         `tuple[torch.Tensor, list[dict]]`: The pictures, and what each of them is.
     """
     names = held_out.class_names
-    drawn, groups = draw_groups(pipeline, names, per_group, batch_size=per_group, guidance_scale=1)
+    drawn, groups = draw_groups(pipeline, names, per_group, batch_size=per_group)
     pictures = list(drawn)
     key = [{"kind": "drawn", "group": int(group)} for group in groups]
     shuffle = random.SystemRandom().shuffle

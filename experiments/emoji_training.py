@@ -19,6 +19,11 @@ from emoji_cards import describe_pictures, draw_groups, find_nearest, load_emoji
 from tables import RESULTS, format_emoji_training
 
 from pipeline_pfgmpp import PFGMPPPipeline
+from pipeline_pfgmpp.commands.arguments import (
+    add_guidance_argument,
+    add_interval_argument,
+    get_guidance_settings,
+)
 from pipeline_pfgmpp.evaluation import ImageMetrics, load_features
 from pipeline_pfgmpp.evaluation.evaluate import evaluate
 from pipeline_pfgmpp.records.commands import format_command
@@ -44,7 +49,9 @@ def main() -> None:
     add("--steps", type=int, nargs="+", required=True, help="steps at which to look")
     add("--D", type=float, default=128.0, help="(default: %(default)s)")
     add("--per-group", type=int, default=40, help="guided pictures per group (default: %(default)s)")
-    add("--guidance-scale", type=float, default=2.0, help="(default: %(default)s)")
+    add_guidance_argument(parser)
+    add_interval_argument(parser)
+    parser.set_defaults(guidance_scale=2.0)
     add("--batch-size", type=int, default=64, help="(default: %(default)s)")
     args = parser.parse_args()
 
@@ -62,7 +69,8 @@ def main() -> None:
         (entry,) = evaluate(
             pipeline, metrics, [args.D], folder, count, batch_size=args.batch_size, class_weights=weights
         )
-        images, asked = draw_groups(pipeline, names, args.per_group, args.batch_size, args.guidance_scale)
+        guidance = get_guidance_settings(args)
+        images, asked = draw_groups(pipeline, names, args.per_group, args.batch_size, **guidance)
         distances, _ = find_nearest(images, emoji.train)
         measured = describe_pictures(images, asked, emoji.groups, distances)
         rows.append({**read_validation(validated[step]), "fid": entry["fid"][0], **measured})

@@ -310,6 +310,16 @@ def format_emoji_training(results: dict[str, Any]) -> str:
     return format_table(header, rows)
 
 
+def format_emoji_guidance(results: dict[str, Any]) -> str:
+    """Format what guidance does to distance, recognition and copies of emoji."""
+    rows = []
+    for row in results["rows"]:
+        low, high = row.get("guidance_interval", (None, None))
+        levels = "all" if low is None else f"{low:g} to {high:g}"
+        rows.append([f"{row['guidance_scale']:g}", levels, f"{row['fid']:.5g}", *_format_recognition(row)])
+    return format_table(["guidance", "at noise levels", "Fréchet distance", *RECOGNITION], rows)
+
+
 def format_rounding(results: dict[str, Any]) -> str:
     """
     Format what rounded weights add, and how much more they add at infinity than at the least D.

@@ -7,13 +7,14 @@ import logging
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 import torch
 from conftest import make_tiny_pipeline
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 from test_latents import make_kl, make_restorer
@@ -201,6 +202,38 @@ def test_png_keeps_text_profile_resolution_and_time(grey_model, tmp_path):
         assert restored.info["icc_profile"] == b"profile"
         assert restored.info["dpi"] == pytest.approx((300, 300), abs=0.1)
         assert restored.getexif()[0x0112] == 6
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "b.JPEG", "c"])
+def test_a_jpeg_picture_becomes_an_upright_png(name, grey_model, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x010E] = "a slice"
+    picture = Image.fromarray(np.linspace(0, 255, 80).round().astype(np.uint8).reshape(8, 10))
+    picture.save(tmp_path / name, "JPEG", exif=exif, dpi=(300, 300), icc_profile=b"profile", quality=95)
+    assert run(grey_model, tmp_path / name, "--output", tmp_path / "out", *ONE_CALL) == 0
+    with Image.open(tmp_path / name) as source:
+        ImageOps.exif_transpose(source).save(tmp_path / "upright.png")
+    assert run(grey_model, tmp_path / "upright.png", "--output", tmp_path / "out", *ONE_CALL) == 0
+    with (
+        Image.open(tmp_path / "out" / Path(name).with_suffix(".png")) as restored,
+        Image.open(tmp_path / "out" / "upright.png") as expected,
+    ):
+        assert (restored.format, restored.size, restored.mode) == ("PNG", (8, 10), "L")
+        np.testing.assert_array_equal(np.array(restored), np.array(expected))
+        assert dict(restored.getexif()) == {0x010E: "a slice"}
+        assert restored.info["icc_profile"] == b"profile"
+        assert restored.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+
+
+def test_a_jpeg_picture_and_its_previews_are_one(grey_model, tmp_path):
+    picture = Image.fromarray(draw_bytes(8, 10))
+    picture.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[picture.resize((5, 4))])
+    assert run(grey_model, tmp_path, "--output", tmp_path / "out", *ONE_CALL) == 0
+    with Image.open(tmp_path / "out" / "a.png") as restored:
+        assert restored.size == (10, 8)
+    picture.save(tmp_path / "a.png")
+    assert run(grey_model, tmp_path, "--output", tmp_path / "new", *ONE_CALL) == 1
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate"])
@@ -537,9 +570,18 @@ def make_bad_files():
     compressed["PixelData"].is_undefined_length = True
     damaged = "cannot be read as {}: it is damaged or cut off."
     return {
-        "empty.png": (b"", "is not a PNG, TIFF, .npy or DICOM file."),
-        "text.png": (b"hello", "is not a PNG, TIFF, .npy or DICOM file."),
-        "jpeg.jpg": (save(picture.save, "JPEG"), "is not a PNG, TIFF, .npy or DICOM file."),
+        "empty.png": (b"", "is not a PNG, TIFF, JPEG, .npy or DICOM file."),
+        "text.png": (b"hello", "is not a PNG, TIFF, JPEG, .npy or DICOM file."),
+        "words.gif": (save(picture.save, "GIF"), "is not a PNG, TIFF, JPEG, .npy or DICOM file."),
+        "half.jpg": (save(picture.save, "JPEG")[:-30], damaged.format("JPEG")),
+        "huge.jpg": (
+            save(picture.save, "JPEG").replace(b"\0\x08\0\x0a\x01", b"\xff\xff\xff\xff\x01", 1),
+            "it states more than 134,217,728 pixels.",
+        ),
+        "inks.jpg": (
+            save(picture.convert("CMYK").save, "JPEG"),
+            "it is of mode CMYK, but must be grey or RGB.",
+        ),
         "cut.png": (png[:-30], damaged.format("PNG")),
         "header.png": (png[:20], damaged.format("PNG")),
         "flipped.png": (png[:50] + bytes([png[50] ^ 255]) + png[51:], damaged.format("PNG")),
@@ -705,7 +747,7 @@ def test_what_is_read_and_written_must_fit(grey_model, tmp_path, capsys):
         ([first / "a.png"], second, "a.png exists, but no settings.json of `pfgmpp restore` beside it"),
         ([first / "a.png"], tmp_path / "file", "file is a file; choose a folder."),
         ([tmp_path / "missing.png"], tmp_path / "out", "missing.png does not exist."),
-        ([tmp_path / "nothing"], tmp_path / "out", "nothing holds no PNG, TIFF, .npy or DICOM files."),
+        ([tmp_path / "nothing"], tmp_path / "out", "nothing holds no PNG, TIFF, JPEG, .npy or DICOM files."),
     ]
     for inputs, output, message in cases:
         before = sorted(tmp_path.rglob("*"))

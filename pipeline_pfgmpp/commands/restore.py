@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs",
         nargs="+",
         metavar="IN",
-        help="PNG, TIFF, .npy or DICOM files, or folders that are searched for them",
+        help="PNG, TIFF, JPEG, .npy or DICOM files, or folders that are searched for them",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="the folder of the restored files")
     add_entry_arguments(parser)

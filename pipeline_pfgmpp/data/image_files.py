@@ -2,7 +2,7 @@
 Files of one image each, which are written back as what they were: PNG, TIFF and `.npy`.
 
 The format is told from the first bytes. What is written has the type, the depth and the metadata of
-what was read; only the pixels are others.
+what was read; only the pixels are others. JPEG would lose some of what a network makes, and becomes PNG.
 """
 
 import importlib.util
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import PIL.PngImagePlugin
 
 from ..images import UNIT, Range, find_deep_range
@@ -21,6 +22,8 @@ from ..pixels import EIGHT_BITS
 
 
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"\x93NUMPY": ".npy"}
+SIGNATURES[b"\xff\xd8\xff"] = "JPEG"
+FORMATS = "PNG, TIFF, JPEG, .npy or DICOM"
 DICOM_SIGNATURE = slice(128, 132)
 MOST_PIXELS = 2**27  # 11585 x 11585; a damaged header may state any size
 # Chunks of PNG that describe the picture, whatever its pixels are.
@@ -99,7 +102,7 @@ def identify_file(path: Path) -> str | None:
         path (`Path`): The file.
 
     Returns:
-        `str` or `None`: `"PNG"`, `"TIFF"`, `".npy"` or `"DICOM"`; None for another.
+        `str` or `None`: `"PNG"`, `"TIFF"`, `"JPEG"`, `".npy"` or `"DICOM"`; None for another.
 
     Raises:
         OSError: It cannot be read.
@@ -116,7 +119,7 @@ def read_image_file(path: Path) -> ImageFile:
     Read a file.
 
     Args:
-        path (`Path`): A PNG, TIFF, `.npy` or DICOM file.
+        path (`Path`): A PNG, TIFF, JPEG, `.npy` or DICOM file.
 
     Returns:
         [`ImageFile`]: Its image.
@@ -128,7 +131,7 @@ def read_image_file(path: Path) -> ImageFile:
     """
     name = identify_file(path)
     if name is None:
-        raise ValueError(f"{path} is not a PNG, TIFF, .npy or DICOM file.")
+        raise ValueError(f"{path} is not a {FORMATS} file.")
     if name == "DICOM" and importlib.util.find_spec("pydicom") is None:
         raise ValueError(
             f"{path} is a DICOM file, which needs pydicom: pip install 'pipeline-pfgmpp[dicom]'."
@@ -269,25 +272,32 @@ class ArrayFile(ImageFile):
 
 class PictureFile(ImageFile):
     """
-    A PNG or TIFF file of 8 bits, of 16 bits in grey, or of floats in grey.
+    A PNG or TIFF file of 8 bits, of 16 bits in grey, or of floats in grey, or a JPEG file.
 
     An alpha channel is kept as it is. Palettes and single bits cannot hold what a network makes: such
-    files become RGB and grey ones of 8 bits.
+    files become RGB and grey ones of 8 bits. A JPEG picture is turned upright and becomes a PNG file.
 
     Args:
         path (`Path`): The file.
     """
 
     def __init__(self, path: Path):
-        with PIL.Image.open(path, formats=["PNG", "TIFF"]) as image:
+        with PIL.Image.open(path, formats=["PNG", "TIFF", "JPEG"]) as opened:
+            image: PIL.Image.Image = opened
             check_size(image.height, image.width)
-            if getattr(image, "n_frames", 1) != 1:
-                raise UnfitFileError("it holds several pictures, but must hold one")
             self._format = image.format
+            if image.format in ("PNG", "TIFF") and getattr(image, "n_frames", 1) != 1:
+                raise UnfitFileError("it holds several pictures, but must hold one")
+            self.suffix = ".png"
+            self._description = b""
+            self._options: dict[str, Any] = {}
             if image.format == "PNG":
-                self.suffix = ".png"
                 image.load()
                 self._description = _list_descriptions(path.read_bytes())
+            elif image.format != "TIFF":  # JPEG, or MPO: one with previews behind it
+                image = PIL.ImageOps.exif_transpose(image)
+                kept = {name: image.info.get(name) for name in ("icc_profile", "dpi")}
+                self._options = {"exif": image.getexif(), **kept}
             else:
                 self.suffix = ".tif"
                 _check_tiff(image)
@@ -328,7 +338,7 @@ class PictureFile(ImageFile):
             picture.save(path, format="TIFF", tiffinfo=tags, compression=self._compression)
             return
         buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
+        picture.save(buffer, format="PNG", **self._options)
         data = buffer.getvalue()
         end_of_header = 8 + 25  # the signature and IHDR
         path.write_bytes(data[:end_of_header] + self._description + data[end_of_header:])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..data.image_files import ImageFile, identify_file, read_image_file
+from ..data.image_files import FORMATS, ImageFile, identify_file, read_image_file
 from ..images import UNIT, Range, read_scale, require_range
 from ..pipeline_pfgmpp_restoration import SLACK, PFGMPPRestorationPipeline
 from ..records.digests import describe, digest_file, list_differences
@@ -43,12 +43,12 @@ def list_sources(paths: Sequence[str | os.PathLike], output: Path) -> dict[str, 
     List the files to restore.
 
     Args:
-        paths (`Sequence`): Files, and folders that are searched for PNG, TIFF, `.npy` and DICOM files.
+        paths (`Sequence`): Files, and folders that are searched for PNG, TIFF, JPEG, `.npy` and DICOM files.
         output (`Path`): The folder of restored files, which is not searched.
 
     Returns:
         `dict[str, Path]`: The files by their paths within the output folder: their names or, from folders,
-            their paths there.
+            their paths there; those of JPEG files end in `.png`.
 
     Raises:
         OSError: A file or a folder does not exist or cannot be read.
@@ -60,10 +60,12 @@ def list_sources(paths: Sequence[str | os.PathLike], output: Path) -> dict[str, 
         if path.is_dir():
             found = {file.relative_to(path).as_posix(): file for file in _search(path, output.resolve())}
             if not found:
-                raise ValueError(f"{path} holds no PNG, TIFF, .npy or DICOM files.")
+                raise ValueError(f"{path} holds no {FORMATS} files.")
         for name, file in found.items():
             if not file.exists():
                 raise FileNotFoundError(f"{file} does not exist.")
+            if identify_file(file) == "JPEG":
+                name = Path(name).with_suffix(".png").as_posix()
             if name in sources and sources[name].resolve() != file.resolve():
                 raise ValueError(
                     f"{sources[name]} and {file} would both be written to {name}: restore them into two"
