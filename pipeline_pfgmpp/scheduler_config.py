@@ -193,10 +193,11 @@ def _check_range(D_range: Any) -> list[float | None] | None:
     if D_range is None:
         return None
     try:
-        low, high = (parse_dimension(D).item() for D in D_range)
+        low, high = (parse_dimension(D, SMALLEST_D_FOR_IMAGES).item() for D in D_range)
     except (TypeError, ValueError):
         raise ValueError(
-            f"`D_range` must be (low, high), two augmented dimensions, but is {D_range!r}."
+            "`D_range` must be (low, high), two augmented dimensions of at least"
+            f" {SMALLEST_D_FOR_IMAGES:g}, but is {D_range!r}."
         ) from None
     if low > high:
         raise ValueError(f"`D_range` must begin with its smaller D, but is {D_range!r}.")

@@ -474,7 +474,7 @@ def test_the_trained_range_outlives_files_and_other_schedulers(tmp_path):
     assert PFGMPPScheduler.from_pretrained(tmp_path).config.D_range == [16, None]
     other = EDMDPMSolverMultistepScheduler.from_config(scheduler.config)
     assert PFGMPPScheduler.from_config(other.config).config.D_range == [16, None]
-    for bad in ((16,), (64, 16), (0, 4), "16:inf", 16):
+    for bad in ((16,), (64, 16), (0, 4), (0.4, 4), "16:inf", 16):
         with pytest.raises(ValueError, match="`D_range` must"):
             PFGMPPScheduler(D_range=bad)
 
