@@ -89,6 +89,7 @@ IF_SHOWN = "(asked) => document.querySelector('.restore')?.offsetParent ? asked 
 # The functions check all that they are sent. Gradio knows less of it, and would answer with a traceback.
 UNCHECKED = {"preprocess": False}
 NETWORK_EVENT = {"concurrency_id": MODEL, "concurrency_limit": 1, **UNCHECKED}  # one at a time, in turn
+WAITING = {"show_progress": "minimal"}  # a full one pulses, and takes the processor from the network
 IN_BROWSER = {"api_visibility": "private", "show_progress": "hidden"}
 QUIET_EVENT = {
     "show_progress": "hidden",
@@ -349,7 +350,8 @@ def add_sample_tab(page: gr.Blocks, shared: Shared) -> tuple[DimensionInput, gr.
     first = page.load(show_first, None, outputs, concurrency_limit=1, **QUIET_EVENT)
     inputs = [shared.model, slider, dimension.choice, shared.label, count, shared.steps, solver, guidance]
     inputs += [shared.seed, noise]
-    drawing.run(sample, inputs, outputs, api_name="sample", cancels=[first], show_progress_on=summary)
+    options = {"cancels": [first], **WAITING, "show_progress_on": summary}
+    drawing.run(sample, inputs, outputs, api_name="sample", **options)
 
     moved = [part.input for part in (slider, dimension.choice, noise, count, guidance)]
     moved += [shared.label.input, shared.steps.input, shared.seed.change]
@@ -416,7 +418,7 @@ def add_restore_tab(page: gr.Blocks, tab: gr.Tab, shared: Shared) -> None:
             model = gr.Dropdown(names, value=names[0], label="Restoration model", visible=len(names) > 1)
             summary = gr.Markdown()
     inputs = [model, picture, damage, strength, dimension.dial.slider, dimension.choice, shared.seed]
-    drawing.run(restore, inputs, pictures, api_name="restore", show_progress_on=summary)
+    drawing.run(restore, inputs, pictures, api_name="restore", **WAITING, show_progress_on=summary)
 
     changed = [picture.change, damage.input, strength.input]
     changed += [dimension.dial.slider.input, dimension.choice.input, tab.select]

@@ -9,7 +9,7 @@ CSS = """
 .pixels { background: white; border-radius: 4px; }
 .plot .pixels { image-rendering: auto; }
 .html-container:has(.pixels) { padding: 0 !important; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(max(72px, 11%), 1fr)); gap: 8px; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(max(64px, 11%), 1fr)); gap: 8px; }
 .gallery .pixels { width: 100%; }
 .rows { display: grid; grid-template-columns: max-content 1fr; gap: 4px 12px; align-items: center; }
 .rows .name { text-align: right; }
@@ -39,7 +39,7 @@ CSS = """
 .ruler { color: var(--body-text-color-subdued); }
 .ruler span { position: absolute; transform: translateX(-50%); }
 [data-testid="status-tracker"]:not(.hide) { animation: reveal 0s 1s backwards; }
-@keyframes reveal { from { visibility: hidden; } }
+@keyframes reveal { from { display: none; visibility: hidden; } }
 footer .divider { display: none; }
 .icon-button-wrapper:not(:has(button, a)) { display: none; }
 @media (max-width: 800px) {
