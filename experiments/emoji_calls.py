@@ -1,12 +1,11 @@
 r"""
 Compare the emoji model of many calls with its fast form of two calls and of one.
 
-    python experiments/emoji_calls.py model_cards/pfgmpp-emoji model_cards/pfgmpp-emoji-fast data/emoji \
-        --guidance-scale 5 --guidance-interval 0.05,8
+    python experiments/emoji_calls.py model_cards/pfgmpp-emoji model_cards/pfgmpp-emoji-fast data/emoji
 
 Each draws as many pictures as there are held-out emoji, of the same seeds at each D and with the same groups
 as often. Measured is the Fréchet distance to the held-out emoji, over the features `emoji`. The row of real
-emoji holds as many pictures of the training data. Guidance is to be that of the teacher of the fast model.
+emoji holds as many pictures of the training data. Guidance is that of the teacher of the fast model.
 
 Writes results/emoji_calls.json and emoji_calls.png next to this file. Pictures are kept in outputs/samples,
 so an interrupted comparison resumes.
@@ -80,6 +79,7 @@ def main() -> None:
     parser.add_argument("data", help="data set from `pfgmpp data emoji`")
     add_guidance_argument(parser)
     add_interval_argument(parser)
+    parser.set_defaults(guidance_scale=2.0)
     parser.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
     args = parser.parse_args()
 

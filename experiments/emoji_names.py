@@ -7,7 +7,7 @@ Measure whether a reader can name the groups of the emoji that a model draws.
 The first command draws pictures of each group, mixes them with held-out emoji, as many of each group or all
 that there are, and writes sheets of numbered rows and a key to outputs/emoji_names/MODEL. The reader, who
 has not seen the key, writes down the number of the group of each picture, in order. The second command
-compares these answers with the key and writes results/emoji_names.json next to this file.
+compares these answers with the key and writes results/MODEL-names.json next to this file.
 """
 
 import argparse
@@ -23,6 +23,11 @@ from emoji_cards import draw_groups
 from tables import RESULTS, format_emoji_names
 
 from pipeline_pfgmpp import PFGMPPPipeline
+from pipeline_pfgmpp.commands.arguments import (
+    add_guidance_argument,
+    add_interval_argument,
+    get_guidance_settings,
+)
 from pipeline_pfgmpp.data import ImageDataset, load_images
 from pipeline_pfgmpp.pictures.grid import draw_grid, to_pil
 from pipeline_pfgmpp.records.commands import format_command
@@ -36,7 +41,7 @@ PIXELS = 128  # of a picture on a sheet
 
 
 def mix_pictures(
-    pipeline: PFGMPPPipeline, held_out: ImageDataset, per_group: int
+    pipeline: PFGMPPPipeline, held_out: ImageDataset, per_group: int, **settings: Any
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
     """
     Mix pictures of each group that are drawn with held-out ones, in an order that nobody knows.
@@ -45,12 +50,13 @@ def mix_pictures(
         pipeline ([`PFGMPPPipeline`]): The model.
         held_out ([`ImageDataset`]): The held-out emoji.
         per_group (`int`): Pictures of each kind and group; fewer where there are fewer held-out emoji.
+        settings: Further arguments of the pipeline's call, such as `guidance_scale`.
 
     Returns:
         `tuple[torch.Tensor, list[dict]]`: The pictures, and what each of them is.
     """
     names = held_out.class_names
-    drawn, groups = draw_groups(pipeline, names, per_group, batch_size=per_group)
+    drawn, groups = draw_groups(pipeline, names, per_group, per_group, **settings)
     pictures = list(drawn)
     key = [{"kind": "drawn", "group": int(group)} for group in groups]
     shuffle = random.SystemRandom().shuffle
@@ -89,6 +95,8 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="folder of the model")
     parser.add_argument("data", help="data set from `pfgmpp data emoji`")
     parser.add_argument("--per-group", type=int, default=10, help="pictures per group (default: %(default)s)")
+    add_guidance_argument(parser)
+    add_interval_argument(parser)
     parser.add_argument("--answers", type=Path, help="file with the numbers of the groups, in order")
     parser.add_argument("--reader", default="a person", help="who read the sheets (default: %(default)s)")
     args = parser.parse_args()
@@ -98,7 +106,8 @@ def main() -> None:
     path = folder / "key.json"
     if args.answers is None:
         folder.mkdir(parents=True, exist_ok=True)
-        pictures, key = mix_pictures(PFGMPPPipeline.from_pretrained(args.model), held_out, args.per_group)
+        pipeline = PFGMPPPipeline.from_pretrained(args.model)
+        pictures, key = mix_pictures(pipeline, held_out, args.per_group, **get_guidance_settings(args))
         write_sheets(pictures, folder)
         with replace_file(path) as partial:
             partial.write_text(json.dumps(key), encoding="utf-8")
@@ -113,7 +122,7 @@ def main() -> None:
         parser.error(f"{args.answers} must hold {len(key)} numbers, but it holds {len(answers)}.")
     results = {"reader": args.reader, "counts": count_named(key, answers, held_out.class_names)}
     command = format_command("python experiments/emoji_names.py", sys.argv[1:])
-    write_measurement(RESULTS / "emoji_names.json", command, results)
+    write_measurement(RESULTS / f"{args.model.name}-names.json", command, results)
     print(format_emoji_names(results))
 
 
