@@ -187,6 +187,15 @@ def test_verify_measures_the_card_again(model, fashion_mnist, tmp_path, capsys, 
     with pytest.raises(SystemExit):
         commands.main(again)
     assert "does not agree with its card at D = 16." in capsys.readouterr().err
+    (model / "evaluation.json").write_text(json.dumps(results | {"data_digest": "0123456789abcdef"}))
+    with pytest.raises(SystemExit):
+        commands.main(again)
+    assert "at D = 16, which was measured against other real images" in capsys.readouterr().err
+    kid = [{"D": "16", "kid": [1.0]}]
+    (model / "evaluation.json").write_text(json.dumps(results | {"results": kid}))
+    with pytest.raises(SystemExit):
+        commands.main(again)
+    assert "holds no Fréchet distance, which could be verified." in capsys.readouterr().err
     results["settings"]["weights"] = "0123456789abcdef"
     (model / "evaluation.json").write_text(json.dumps(results))
     with pytest.raises(SystemExit):
@@ -203,6 +212,35 @@ def test_verify_measures_the_card_again(model, fashion_mnist, tmp_path, capsys, 
         with pytest.raises(SystemExit):
             commands.main(again)
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:The Fréchet distance of")
+def test_a_folder_of_data_with_a_space_is_found_again(model, fashion_mnist, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (model / "README.md").write_text("# A model\n")
+    (tmp_path / "my data").symlink_to(fashion_mnist)
+    few = ["--num-images", "20", "--num-inference-steps", "2"]
+    commands.main(["evaluate", str(model), "--data", "my data", *few, "--write"])
+    commands.main(["verify", str(model), "--num-images", "20"])
+    assert "All figures agree." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), 1, "There is not enough memory"),
+        (KeyboardInterrupt(), 130, "Interrupted."),
+    ],
+)
+def test_what_stops_a_command_is_said_in_a_sentence(error, code, message, capsys, monkeypatch):
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(commands.COMMANDS["info"], "run", fail)
+    with pytest.raises(SystemExit) as stop:
+        commands.main(["info", "model"])
+    assert stop.value.code == code
+    assert f"pfgmpp: {message}" in capsys.readouterr().err
 
 
 def test_errors_stand_on_a_line_of_their_own(capsys):

@@ -95,6 +95,7 @@ def test_damaged_idx_files_are_refused(tmp_path):
     write_idx(tmp_path, images, labels, "train")
     with pytest.raises(ValueError, match="holds no t10k-images"):
         convert_idx(tmp_path, tmp_path / "out", ["a"])
+    assert not (tmp_path / "out").exists()
     labels_file = tmp_path / "train-labels-idx1-ubyte"
     labels_file.write_bytes(labels_file.read_bytes()[:-1])
     with pytest.raises(ValueError, match="truncated"):
@@ -672,6 +673,22 @@ def test_pickles_among_arrays_are_not_run(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{"an": "object"}]), allow_pickle=True)
     with pytest.raises(ValueError, match="None of the first images can be read: Object arrays"):
         load_images(open_dataset(str(tmp_path)), 4)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"set.py": "import datasets"}, "Dataset scripts are no longer supported"),
+        ({"a.csv": "x,y\n1,2\n", "b.csv": "z\n3\n"}, "was different"),
+    ],
+)
+def test_a_data_set_that_cannot_be_made_is_one_sentence(files, message, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=f"The data set .* cannot be opened: (.|\\n)*{message}"):
+        open_dataset(str(folder))
 
 
 def test_a_missing_data_set_is_one_sentence():

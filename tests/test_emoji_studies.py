@@ -116,7 +116,7 @@ def test_a_reader_names_the_groups_of_pictures(load_study, tmp_path, monkeypatch
     (tmp_path / "answers.txt").write_text(" ".join(map(str, answers)))
     monkeypatch.setattr(sys, "argv", [*command, "--answers", "answers.txt"])
     study.main()
-    measurement = json.loads((tmp_path / "emoji_names.json").read_text(encoding="utf-8"))
+    measurement = json.loads((tmp_path / "model-names.json").read_text(encoding="utf-8"))
     counts = measurement["results"]["counts"]
     assert sum(shown for by_group in counts.values() for _, shown in by_group.values()) == len(key)
     missed = {

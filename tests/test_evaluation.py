@@ -230,14 +230,23 @@ def test_torchscript_runs_only_when_told(tmp_path):
         ImageMetrics(extractor, images, ["inception_score"])
 
 
+def test_a_program_needs_no_parameters(tmp_path):
+    torch.jit.freeze(torch.jit.script(Compiled().eval())).save(tmp_path / "frozen.pt")
+    extractor = load_features(str(tmp_path / "frozen.pt"), trust_remote_code=True)
+    assert not list(extractor.parameters())
+    assert extract_features(extractor, torch.zeros(3, 1, 8, 8, dtype=torch.uint8)).shape == (3, 5)
+
+
 def test_files_that_hold_something_else_are_refused(tmp_path):
     torch.save(Compiled(), tmp_path / "pickled.pt")
     save_file({"layer": torch.zeros(3)}, tmp_path / "other.safetensors")
     (tmp_path / "text.pth").write_text("nothing")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes()[:-4])
     for name, message in (
         ("pickled.pt", "holds more than tensors"),
         ("other.safetensors", "does not hold the weights of FID's Inception network"),
         ("text.pth", "was not written by torch.save"),
+        ("cut.safetensors", "is damaged"),
         ("nowhere.pth", "There is no file"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -401,6 +410,19 @@ def test_figures_of_other_weights_never_come_into_a_card(tmp_path):
     assert "12.5" in (tmp_path / "README.md").read_text()
 
 
+def test_a_card_says_which_class_and_which_data_were_measured(tmp_path):
+    pipe = make_tiny_pipeline(label_dim=3)
+    pipe.register_to_config(id2label={0: "shoe", 1: "bag", 2: "shirt"})
+    pipe.save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("---\ndatasets: org/clothes\n---\n# A model\n")
+    settings = {"num_inference_steps": 2, "guidance_scale": 1.0, "class_labels": 1}
+    entries = [{"D": "16", "fid": [12.5]}]
+    write_evaluation(tmp_path, build_report(entries, pipe, "fashion-mnist", 50, "images", "here", **settings))
+    card = (tmp_path / "README.md").read_text()
+    assert "all of class bag" in card
+    assert "type: org/clothes" in card
+
+
 def test_figures_of_other_weights_are_not_pushed(tmp_path):
     pipe = make_tiny_pipeline()
     pipe.save_pretrained(tmp_path)
@@ -423,6 +445,19 @@ def test_a_distance_of_few_predicts_that_of_many():
     measured, predicted, error = predict_distance(drawn[:400], real, 8000)
     assert abs(predicted - many) < 4 * error
     assert abs(predicted - many) < abs(measured - many)
+
+
+def test_a_list_of_classes_is_shared_among_the_batches():
+    pipe = make_tiny_pipeline(label_dim=3)
+    labels = [2, 0, 1, 1, 0]
+    options = {"D": 16, "num_inference_steps": 2}
+    together = torch.cat(
+        [each for _, each in generate(pipe, list(range(5)), 5, None, class_labels=labels, **options)]
+    )
+    apart = torch.cat(
+        [each for _, each in generate(pipe, list(range(5)), 2, None, class_labels=labels, **options)]
+    )
+    torch.testing.assert_close(apart.float(), together.float(), atol=1, rtol=0)
 
 
 def test_verify_tells_a_right_card_from_a_wrong_one(classifier, test_images):

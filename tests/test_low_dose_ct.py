@@ -133,6 +133,14 @@ def test_numbers_that_are_too_small_are_refused(options, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_other_files_of_the_folder_stay(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "thesis.txt").write_text("years of work")
+    for _ in range(2):
+        ct.convert_phantoms(tmp_path, train=1, validation=1, test=1, size=16, angles=4)
+    assert (tmp_path / "data" / "thesis.txt").read_text() == "years of work"
+
+
 def test_a_filter_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="`kernel` must be one of ramp, .*, but is 'sharp'."):
         ct.reconstruct(ct.project(DISC, 32, 20), "sharp")

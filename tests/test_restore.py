@@ -20,6 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 from test_latents import make_kl, make_restorer
 from test_restoration import make_pipeline
 
+from pipeline_pfgmpp import PFGMPPRestorationPipeline
 from pipeline_pfgmpp.commands import main
 from pipeline_pfgmpp.data.image_files import read_image_file
 from pipeline_pfgmpp.images import Standardization
@@ -128,6 +129,14 @@ def read_png_chunks(path):
 
 # Pictures
 
+# EXIF in which the orientation is 6 and a resolution is a text, which Pillow reads but cannot write.
+TAGS = (
+    struct.pack("<H", 2)
+    + struct.pack("<HHIHH", 274, 3, 1, 6, 0)
+    + struct.pack("<HHI4s", 282, 2, 4, b"72\0\0")
+)
+TAGS += bytes(4)
+
 
 @pytest.mark.parametrize(
     ("mode", "channels", "dtype", "becomes"),
@@ -226,6 +235,17 @@ def test_a_jpeg_picture_becomes_an_upright_png(name, grey_model, tmp_path):
         assert restored.info["dpi"] == pytest.approx((300, 300), abs=0.1)
 
 
+def test_odd_tags_and_names_of_jpeg_pictures_do_no_harm(grey_model, tmp_path):
+    data = save(Image.fromarray(draw_bytes(8, 10)).save, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0" + TAGS)
+    for name in ("shot 10.15.30", "shot 10.15.31"):
+        (tmp_path / name).write_bytes(data)
+    assert run(grey_model, tmp_path, "--output", tmp_path / "out", *ONE_CALL) == 0
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert names == ["shot 10.15.30.png", "shot 10.15.31.png"]
+    with Image.open(tmp_path / "out" / names[0]) as restored:
+        assert restored.size == (8, 10)  # turned, although its tags cannot be kept
+
+
 def test_a_jpeg_picture_and_its_previews_are_one(grey_model, tmp_path):
     picture = Image.fromarray(draw_bytes(8, 10))
     picture.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[picture.resize((5, 4))])
@@ -234,6 +254,37 @@ def test_a_jpeg_picture_and_its_previews_are_one(grey_model, tmp_path):
         assert restored.size == (10, 8)
     picture.save(tmp_path / "a.png")
     assert run(grey_model, tmp_path, "--output", tmp_path / "new", *ONE_CALL) == 1
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_turned_tiff_picture_is_not_scrambled(orientation, grey_model, tmp_path):
+    picture = Image.fromarray(draw_bytes(8, 10))
+    picture.save(tmp_path / "a.tif", tiffinfo={274: orientation, 270: "µm Müller".encode()})
+    turn = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270}[orientation]
+    (picture.transpose(turn) if turn else picture).save(tmp_path / "upright.png")
+    assert run(grey_model, tmp_path, "--output", tmp_path / "out", *ONE_CALL) == 0
+    with (
+        Image.open(tmp_path / "out" / "a.tif") as restored,
+        Image.open(tmp_path / "out" / "upright.png") as same,
+    ):
+        assert restored.tag_v2[270].encode("latin-1").decode() == "µm Müller"
+        np.testing.assert_array_equal(np.array(restored), np.array(same))
+
+
+def test_files_that_need_more_memory_than_there_is_are_named(grey_model, tmp_path, capsys, monkeypatch):
+    for name, width in (("a", 10), ("b", 12)):
+        Image.fromarray(draw_bytes(8, width)).save(tmp_path / f"{name}.png")
+    call = PFGMPPRestorationPipeline.__call__
+
+    def fail(pipe, image, *args, **options):
+        if image.shape[2] == 10:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return call(pipe, image, *args, **options)
+
+    monkeypatch.setattr(PFGMPPRestorationPipeline, "__call__", fail)
+    assert run(grey_model, tmp_path, "--output", tmp_path / "out", *ONE_CALL) == 1
+    assert "a.png needs more memory than there is: use smaller tiles." in capsys.readouterr().err
+    assert (tmp_path / "out" / "b.png").exists()
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate"])
@@ -522,8 +573,7 @@ def test_a_run_that_stops_between_files_keeps_those_before(grey_model, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "save", fail_second)
-        with pytest.raises(KeyboardInterrupt):
-            run(grey_model, *sources, "--output", tmp_path / "out", *ONE_CALL)
+        assert run(grey_model, *sources, "--output", tmp_path / "out", *ONE_CALL) == 130
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "settings.json"]
     assert run(grey_model, *sources, "--output", tmp_path / "out", *ONE_CALL) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png", "settings.json"]
@@ -612,6 +662,12 @@ def make_bad_files():
             save(Image.fromarray(np.zeros((8, 10), np.int32)).save, "TIFF"),
             "its pixels must be uint8 (grey or RGB), uint16 (grey) or float32 (grey); store others as .npy.",
         ),
+        "white.tif": (
+            save(Image.fromarray(np.zeros((8, 10), np.uint16)).save, "TIFF").replace(
+                b"\x06\x01\x03\0\x01\0\0\0\x01", b"\x06\x01\x03\0\x01\0\0\0\0", 1
+            ),
+            "its 0 is white, which is read for 8 bits alone; store it with black at 0.",
+        ),
         "cut.tif": (save(picture.save, "TIFF")[:-20], damaged.format("TIFF")),
         "nan.tif": (
             save(Image.fromarray(np.full((8, 10), np.nan, np.float32)).save, "TIFF"),
@@ -641,6 +697,7 @@ def make_bad_files():
         "frames.dcm": (make_dicom(NumberOfFrames=2), "it holds several images, but must hold one."),
         "colours.dcm": (make_dicom(PhotometricInterpretation="RGB"), "it must be grey, but has colours."),
         "jpeg.dcm": (save(compressed.save_as), "its compression needs a plugin of pydicom;"),
+        "unnamed.dcm": (make_dicom(SOPInstanceUID=None), "it does not say which instance it is"),
         "short.dcm": (make_dicom()[:132], "it holds no pixels."),
     }
 

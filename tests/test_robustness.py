@@ -213,8 +213,12 @@ def test_the_command_line_in_two_processes(pipe, metrics, fashion_mnist, tmp_pat
     assert len(shared) == len(alone) == 4
     for one, other in zip(alone, shared):  # a rounded pixel may differ
         assert other["distances"] == pytest.approx(one["distances"], rel=1e-2)
+    arguments[5] = str(tmp_path / "alone")
+    arguments[7:10] = ["", "--bits", "8"]
+    commands.main(arguments)
+    assert (tmp_path / "alone" / "noise.png").exists()
     with pytest.raises(SystemExit) as stop:
-        commands.main([*arguments, "--noise=-1"])
+        commands.main([*arguments[:6], "--noise=-1"])
     assert stop.value.code == 2
     assert "argument --noise: expected numbers from 0 to 100" in capsys.readouterr().err
 

@@ -307,6 +307,12 @@ def test_levels_that_are_not_better_are_not_written(copied, capsys, monkeypatch)
             ),
             "must be a PFGMPPScheduler to keep levels, but is EDMEulerScheduler",
         ),
+        (
+            lambda folder: PFGMPPScheduler(D=128, solver_type="consistency").save_pretrained(
+                folder / "scheduler"
+            ),
+            "is a consistency model, which follows no field lines: search for the denoiser",
+        ),
     ],
 )
 def test_models_that_cannot_keep_levels_are_refused(change, message, copied, capsys):

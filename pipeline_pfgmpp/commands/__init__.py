@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ..records.commands import format_command
+from ..records.memory import is_out_of_memory
 from . import (
     average,
     choose_d,
@@ -87,16 +88,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_extra(args.command)
         COMMANDS[args.command].run(args)
     except (OSError, ValueError) as error:
-        _print_error(error)
+        _print_error(str(error))
         sys.exit(1)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        _print_error("There is not enough memory: choose a smaller --batch-size, or smaller tiles.")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _print_error("Interrupted.")
+        sys.exit(130)  # as a shell has it
 
 
-def _print_error(error: Exception) -> None:
+def _print_error(text: str) -> None:
     """Print an error on a line of its own, even if a progress bar is shown."""
     from tqdm.auto import tqdm
 
     from ..hub.reading import escape_controls
 
     # A repository may have written part of the message.
-    message = "\n".join(escape_controls(line) for line in str(error).splitlines())
+    message = "\n".join(escape_controls(line) for line in text.splitlines())
     tqdm.write(f"pfgmpp: {message}", file=sys.stderr)

@@ -340,7 +340,7 @@ def get_scheduler_settings(args: argparse.Namespace) -> dict[str, Any]:
     Return the entries of the scheduler's configuration that the command line replaces.
 
     Args:
-        args (`argparse.Namespace`): Arguments that include those of [`add_drawing_arguments`].
+        args (`argparse.Namespace`): Arguments that include those of [`add_solver_arguments`].
 
     Returns:
         `dict`: Arguments of [`PFGMPPScheduler`]; without those that were not given.

@@ -96,7 +96,10 @@ def run(args: argparse.Namespace) -> None:
     description |= measured | {"D": dimensions, "reference": metrics.reference}
     output = Path(args.output or default_output("choice", args.model, description))
     with replace_file(output / "choice.json") as partial:
-        partial.write_text(json.dumps(report | describe_choice(choice), indent=1, ensure_ascii=False) + "\n")
+        partial.write_text(
+            json.dumps(report | describe_choice(choice), indent=1, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+        )
     print(format_choice(choice, distances, name_metric(args.metric, args.features)))
 
 

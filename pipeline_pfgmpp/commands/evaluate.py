@@ -89,9 +89,8 @@ def run(args: argparse.Namespace) -> None:
         return
     data, report = report_dimensions(args, pipeline, metrics, entries, settings)
     report |= {"data": data, "split": args.split, "data_digest": metrics.reference}
-    measured = {
-        name: getattr(args, name) for name in ("features", "metrics", "seed", "num_images", "groups", "D")
-    }
+    names = ("features", "metrics", "seed", "num_images", "groups", "D", "baseline_split")
+    measured = {name: getattr(args, name) for name in names}
     description |= measured | {"reference": metrics.reference}
     output = Path(args.output or default_output("evaluation", args.model, description))
     with replace_file(output / "evaluation.json") as partial:
@@ -203,9 +202,9 @@ def report_dimensions(
         `tuple[str, dict]`: The name of the data, without folders of this machine, and the report.
     """
     from ..evaluation.reports import build_report
-    from ..records.commands import format_command
+    from ..records.commands import hide_folders
 
-    data = format_command("", [args.data])
+    data = hide_folders(args.data)
     reference = f"the {len(metrics.real_features):,} images of the {args.split} split of `{data}`"
     return data, build_report(
         entries, pipeline, args.features, args.num_images, reference, args.command_line, **settings

@@ -142,7 +142,8 @@ def run(args: argparse.Namespace) -> None:
         measured["lpips"] = args.lpips
     description = describe(pipeline, **settings) | measured | {"data_digest": data.digest()}
     report = {"results": entries, "command": args.command_line, "settings": description}
-    output = Path(args.output or default_output("evaluation", args.model, description))
+    drawn = {"D": [str(D) for D in dimensions], "steps": steps}
+    output = Path(args.output or default_output("evaluation", args.model, description | drawn))
     with replace_file(output / "restoration.json") as partial:
         partial.write_text(json.dumps(report, indent=1) + "\n")
     print(format_restoration(entries))

@@ -1,7 +1,7 @@
 """
 Describe a model: its D, noise levels, size, data and licence.
 
-Only four small files are read: neither weights nor code.
+Only a few small files are read: neither weights nor code.
 """
 
 import argparse

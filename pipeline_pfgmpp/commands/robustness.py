@@ -98,6 +98,11 @@ def run(args: argparse.Namespace) -> None:
     if "D" in args.given:
         check_dimensions(list(pipelines.values()), args.D)
     first = next(iter(pipelines.values()))
+    for name, pipeline in pipelines.items():
+        if (pipeline.image_channels, pipeline.image_size) != (first.image_channels, first.image_size):
+            raise ValueError(
+                f"{name} draws images of another size or of other channels than {args.models[0]}."
+            )
     metrics = load_metrics(
         first, args.features, args.data, args.split, trust_remote_code=args.trust_remote_code
     )
@@ -112,10 +117,12 @@ def run(args: argparse.Namespace) -> None:
     )
     if not PartialState().is_main_process:
         return
-    (output / "robustness.md").write_text(format_robustness(entries))
+    (output / "robustness.md").write_text(format_robustness(entries), encoding="utf-8")
     plot_robustness(list_panels(entries), output / "robustness.png")
     dimensions = choose_dimensions(first, args.D)
-    robustness.draw_noise_grid(first, dimensions, args.noise, output / "noise.png", nfe=settings[0].nfe)
+    robustness.draw_noise_grid(
+        first, dimensions, args.noise or [0.0], output / "noise.png", nfe=settings[0].nfe
+    )
     if args.write:
         write_robustness(args.models[0], entries, output, args.command_line)
     print(f"Wrote robustness.json, robustness.md, robustness.png and noise.png: {output.resolve()}")

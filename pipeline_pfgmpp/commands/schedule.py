@@ -148,11 +148,17 @@ def _locate_config(model: str) -> Path:
         )
     path = Path(model, "scheduler", "scheduler_config.json")
     try:
-        name = json.loads(path.read_text(encoding="utf-8"))["_class_name"]
+        config = json.loads(path.read_text(encoding="utf-8"))
+        name = config["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"{model} is not a pipeline folder: it has no readable {path.name}.") from None
     if name != "PFGMPPScheduler":
         raise ValueError(f"The scheduler of {model} must be a PFGMPPScheduler to keep levels, but is {name}.")
+    if config.get("solver_type") == "consistency":
+        raise ValueError(
+            f"{model} is a consistency model, which follows no field lines: search for the denoiser that it"
+            " was tuned from."
+        )
     return path
 
 

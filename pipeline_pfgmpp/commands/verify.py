@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
     from ..records.reports import check_weights, list_weights, read_report
     from ..scheduling_pfgmpp import PFGMPPScheduler
 
+    pipeline = load_pipeline(args.model, args.variant)
     evaluation = read_report(args.model, "evaluation.json")
     robustness = read_report(args.model, "robustness.json") or []
     if evaluation is None:
@@ -57,7 +58,6 @@ def run(args: argparse.Namespace) -> None:
     if data is None:
         raise ValueError("evaluation.json does not say which data it is about: name them with --data.")
     split = args.split or evaluation.get("split", "test")
-    pipeline = load_pipeline(args.model, args.variant)
     for name, report in (("evaluation.json", evaluation), ("robustness.json", robustness)):
         check_weights(list_weights(report) - {None}, name, args.model, pipeline)
     metrics = load_metrics(
@@ -72,7 +72,14 @@ def run(args: argparse.Namespace) -> None:
         repeated = verify_robustness(pipeline, metrics, robustness, args.batch_size)
         print(format_figures("robustness.json", repeated))
         figures += repeated
+    if not figures:
+        raise ValueError(
+            f"evaluation.json of {args.model} holds no Fréchet distance, which could be verified."
+        )
     wrong = [figure.name for figure in figures if not figure.agrees]
     if wrong:
-        raise ValueError(f"{args.model} does not agree with its card at {', '.join(wrong)}.")
+        reason = ""
+        if evaluation.get("data_digest") not in (None, metrics.reference):
+            reason = ", which was measured against other real images or over other features"
+        raise ValueError(f"{args.model} does not agree with its card at {', '.join(wrong)}{reason}.")
     print("All figures agree.")

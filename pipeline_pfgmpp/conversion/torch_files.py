@@ -115,7 +115,10 @@ def _load_storage(content: Any) -> Storage:
     system = read_pickle(stream)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("its numbers are big-endian")
-    dtype, _, numel = read_pickle(stream, _parse_persistent_id)
+    storage = read_pickle(stream, _parse_persistent_id)
+    if not isinstance(storage, tuple) or len(storage) != 3 or not isinstance(storage[0], torch.dtype):
+        raise ValueError("it is damaged")
+    dtype, _, numel = storage
     read_pickle(stream)
     start = stream.tell() + 8
     return Storage(lambda: (content, start), dtype, numel)

@@ -264,7 +264,7 @@ class ImageDecoder:
             if column.is_picture:
                 # Undecoded rows can always be read, whatever is in them.
                 dataset = dataset.cast_column(column.name, datasets.Image(decode=False))
-        self.dataset = dataset
+        self.dataset = dataset.with_format(None)  # without transforms, which may leave out the column
         self.background = background
         self.strict = strict
         self.skipped = 0

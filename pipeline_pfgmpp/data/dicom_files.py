@@ -53,8 +53,6 @@ class DicomFile(ImageFile):
         path (`Path`): The file.
     """
 
-    suffix = ".dcm"
-
     def __init__(self, path: Path):
         with _silence():
             self._dataset = pydicom.dcmread(path)
@@ -121,6 +119,8 @@ def _check_dataset(dataset: pydicom.Dataset) -> None:
         raise UnfitFileError("it must be grey, but has colours")
     if "ModalityLUTSequence" in dataset:
         raise UnfitFileError("its units are given by a table, but must be by slope and intercept")
+    if not dataset.get("SOPClassUID", None) or not dataset.get("SOPInstanceUID", None):
+        raise UnfitFileError("it does not say which instance it is, so none can be derived from it")
     check_size(int(dataset.Rows), int(dataset.Columns))
 
 

@@ -4,6 +4,7 @@ Fashion-MNIST, or any other data set in MNIST's IDX files, as parquet files that
 Debian's package dataset-fashion-mnist installs it under /usr/share/datasets/fashion-mnist.
 """
 
+import contextlib
 import gzip
 import os
 import zlib
@@ -46,7 +47,7 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
     start = 4 + 4 * dimensions
     shape = np.frombuffer(content, ">u4", count=dimensions, offset=4)
     if len(content) != start + shape.prod(dtype=np.int64):
-        raise ValueError(f"{path} is truncated: its header promises a shape of {tuple(shape)}.")
+        raise ValueError(f"{path} is truncated: its header promises a shape of {tuple(shape.tolist())}.")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
@@ -70,7 +71,7 @@ def convert_idx(
     import datasets
 
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=class_names)})
-    sizes = {}
+    splits = {}
     for split, prefix in SPLITS.items():
         images = read_idx(_find_file(source, f"{prefix}-images-idx3-ubyte"))
         labels = read_idx(_find_file(source, f"{prefix}-labels-idx1-ubyte"))
@@ -82,10 +83,11 @@ def convert_idx(
                 f"The {split} split has the label {largest}, but {len(class_names)} class names."
             )
         dataset = datasets.Dataset.from_dict({"image": list(images), "label": labels}, features=features)
-        with replace_file(Path(output) / f"{split}.parquet") as partial:
-            dataset.to_parquet(partial)
-        sizes[split] = len(images)
-    return sizes
+        splits[split] = dataset
+    with contextlib.ExitStack() as stack:
+        for split, dataset in splits.items():
+            dataset.to_parquet(stack.enter_context(replace_file(Path(output) / f"{split}.parquet")))
+    return {split: len(dataset) for split, dataset in splits.items()}
 
 
 def _find_file(source: str | os.PathLike, name: str) -> Path:

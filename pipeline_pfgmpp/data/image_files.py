@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
 import PIL.PngImagePlugin
 
 from ..images import UNIT, Range, find_deep_range
@@ -31,11 +31,22 @@ DESCRIPTIONS = {
     *(b"cHRM", b"gAMA", b"iCCP", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"pHYs"),
     *(b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME"),
 }
-# Tags of TIFF that say how pixels are stored, which the writer chooses.
+# Tags of TIFF that say how pixels are stored, which the writer chooses, or where other tables lie.
 LAYOUT_TAGS = {
     *(256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325),
     *(330, 338, 339, 340, 341, 347, 512, 513, 514, 529, 530, 531, 532),
+    *(34665, 34853, 40965),  # places in the file where EXIF has tables of its own
 }
+TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}  # by EXIF's orientation
+JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"}
 LOSSLESS = {"raw", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits", "lzma", "zstd"}
 # Types of TIFF that Pillow reads as they are: mode, bits, and whether they are floats.
 TIFF_TYPES = {("L", 8, 1), ("LA", 8, 1), ("RGB", 8, 1), ("RGBA", 8, 1), ("I;16", 16, 1), ("F", 32, 3)}
@@ -51,11 +62,9 @@ class ImageFile(ABC):
 
     Attributes:
         values (`np.ndarray` of shape `(height, width, channels)`): Its values in the units of the data.
-        suffix (`str`): End of the name of a file that has none of its own.
     """
 
     values: np.ndarray
-    suffix: str
 
     @abstractmethod
     def choose_range(self, value_range: Range | None) -> Range:
@@ -209,8 +218,6 @@ class ArrayFile(ImageFile):
         path (`Path`): The file.
     """
 
-    suffix = ".npy"
-
     def __init__(self, path: Path):
         # Mapped, an array that is larger than its file is refused at once.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -282,24 +289,23 @@ class PictureFile(ImageFile):
     """
 
     def __init__(self, path: Path):
-        with PIL.Image.open(path, formats=["PNG", "TIFF", "JPEG"]) as opened:
+        # Pillow maps a file that it opens by name, and then turned TIFF pictures come out scrambled.
+        with open(path, "rb") as file, PIL.Image.open(file, formats=["PNG", "TIFF", "JPEG"]) as opened:
             image: PIL.Image.Image = opened
             check_size(image.height, image.width)
             self._format = image.format
             if image.format in ("PNG", "TIFF") and getattr(image, "n_frames", 1) != 1:
                 raise UnfitFileError("it holds several pictures, but must hold one")
-            self.suffix = ".png"
             self._description = b""
             self._options: dict[str, Any] = {}
             if image.format == "PNG":
                 image.load()
                 self._description = _list_descriptions(path.read_bytes())
             elif image.format != "TIFF":  # JPEG, or MPO: one with previews behind it
-                image = PIL.ImageOps.exif_transpose(image)
+                image, exif = _turn_upright(image)
                 kept = {name: image.info.get(name) for name in ("icc_profile", "dpi")}
-                self._options = {"exif": image.getexif(), **kept}
+                self._options = {"exif": exif, **kept}
             else:
-                self.suffix = ".tif"
                 _check_tiff(image)
                 image.load()
                 self._tags = {tag: value for tag, value in _list_tags(image) if tag not in LAYOUT_TAGS}
@@ -344,12 +350,25 @@ class PictureFile(ImageFile):
         path.write_bytes(data[:end_of_header] + self._description + data[end_of_header:])
 
 
+def _turn_upright(image: PIL.Image.Image) -> tuple[PIL.Image.Image, bytes]:
+    """Turn a picture upright. Return it with its other EXIF tags, or none if Pillow cannot write them."""
+    exif = image.getexif()
+    turn = TURNS.get(exif.pop(PIL.ExifTags.Base.Orientation, 1))
+    upright = image.copy() if turn is None else image.transpose(turn)
+    try:
+        return upright, exif.tobytes() if exif else b""
+    except Exception:  # of many kinds, for tags of other types than the standard has
+        return upright, b""
+
+
 def _check_tiff(image: Any) -> None:
     """Refuse types of TIFF that Pillow reads as another type."""
     bits = set(np.atleast_1d(image.tag_v2.get(258, 1)).tolist())
     kinds = set(np.atleast_1d(image.tag_v2.get(339, 1)).tolist())
     if image.mode in ("1", "P"):
         return
+    if image.tag_v2.get(262) == 0 and image.mode != "L":
+        raise UnfitFileError("its 0 is white, which is read for 8 bits alone; store it with black at 0")
     mode = "I;16" if image.mode.startswith("I;16") else image.mode
     if len(bits) > 1 or len(kinds) > 1 or (mode, *bits, *kinds) not in TIFF_TYPES:
         raise UnfitFileError(
@@ -386,5 +405,6 @@ def _list_descriptions(data: bytes) -> bytes:
 
 
 def _list_tags(image: Any) -> list[tuple[int, Any]]:
-    """List the tags of a TIFF file."""
-    return [(tag, image.tag_v2[tag]) for tag in image.tag_v2]
+    """List the tags of a TIFF file, with texts as the bytes that they are, of any encoding."""
+    tags = [(tag, image.tag_v2[tag]) for tag in image.tag_v2]
+    return [(tag, value.encode("latin-1") if isinstance(value, str) else value) for tag, value in tags]

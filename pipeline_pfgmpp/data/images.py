@@ -8,7 +8,7 @@ of processes, of accumulated passes or of restarts.
 import hashlib
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
@@ -381,7 +381,7 @@ class ImageDataset(ImageSource, torch.utils.data.Dataset):
     def sigma_data(self) -> float:
         """Compute the standard deviation of all pixels as a network sees them, for the preconditioning."""
         if isinstance(self.value_range, Standardization):
-            return measure_deviation([self.normalize(chunk) for chunk in self._split_clean()], (-1.0, 1.0))
+            return measure_deviation(self._split_clean(), (-1.0, 1.0), self.normalize)
         return measure_deviation(self._split_clean(), self.value_range)
 
     def batches(
@@ -482,13 +482,18 @@ def convert_to_bytes(images: torch.Tensor, value_range: Scale) -> torch.Tensor:
     return torch.cat(chunks)
 
 
-def measure_deviation(images: Sequence[torch.Tensor], value_range: tuple[float, float]) -> float:
+def measure_deviation(
+    images: Sequence[torch.Tensor],
+    value_range: tuple[float, float],
+    scale: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.double,
+) -> float:
     """
     Compute the standard deviation that images have in [-1, 1].
 
     Args:
         images (sequence of `torch.Tensor`): Images in the range of their data, one by one or in batches.
         value_range (`tuple[float, float]`): The values that become -1 and 1.
+        scale (`Callable`, *optional*): What is done to them before.
 
     Returns:
         `float`: The standard deviation.
@@ -497,8 +502,8 @@ def measure_deviation(images: Sequence[torch.Tensor], value_range: tuple[float, 
         ValueError: All pixels have the same value.
     """
     count = sum(image.numel() for image in images)
-    mean = sum(image.double().sum().item() for image in images) / count
-    variance = sum(((image.double() - mean) ** 2).sum().item() for image in images) / count
+    mean = sum(scale(image).double().sum().item() for image in images) / count
+    variance = sum(((scale(image).double() - mean) ** 2).sum().item() for image in images) / count
     if variance == 0:
         _refuse_flat(mean)
     low, high = value_range

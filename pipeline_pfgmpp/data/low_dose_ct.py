@@ -11,6 +11,7 @@ where s is the noise of the electronics. Filtered back-projection turns the meas
 $1000\,(\mu / \mu_{water} - 1)$. The two slices of a pair differ in $I_0$ alone.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..records.digests import derive_seed
-from ..records.writing import replace_folder
+from ..records.writing import replace_file
 
 
 FIELD = 38.4  # width of the slice, in cm
@@ -249,7 +250,7 @@ def convert_phantoms(
     and with the filter `"hann"`.
 
     Args:
-        output (`str` or `os.PathLike`): Folder to write; an older one is replaced.
+        output (`str` or `os.PathLike`): Folder to write to; the files of an older data set are replaced.
         train (`int`, defaults to 480): Number of pairs to train on.
         validation (`int`, defaults to 40): Number of pairs to choose settings on.
         test (`int`, defaults to 60): Number of pairs in each of the three splits for tests.
@@ -272,7 +273,7 @@ def convert_phantoms(
     counts = {name: sizes[split.phantoms] for name, split in SPLITS.items()}
     slices = datasets.Array2D((size, size), "float32")
     features = datasets.Features({"full_dose": slices, "low_dose": slices})
-    with replace_folder(output) as folder, tqdm(total=sum(counts.values()), unit="pair") as progress:
+    with contextlib.ExitStack() as stack, tqdm(total=sum(counts.values()), unit="pair") as progress:
         for name, count in counts.items():
             progress.set_description(f"Making {name}")
             rows: list[dict[str, Any]] = []
@@ -280,7 +281,6 @@ def convert_phantoms(
                 rows.append(pair)
                 progress.update()
             dataset = datasets.Dataset.from_list(rows, features=features)
-            path = Path(folder, "data", f"{name}-00000-of-00001.parquet")
-            path.parent.mkdir(exist_ok=True)
-            dataset.to_parquet(path)
+            path = Path(output, "data", f"{name}-00000-of-00001.parquet")
+            dataset.to_parquet(stack.enter_context(replace_file(path)))
     return counts

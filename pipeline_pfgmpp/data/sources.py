@@ -48,8 +48,10 @@ def open_dataset(
     try:
         dataset = datasets.load_dataset(source, config_name, split=split, streaming=streaming)
         return _describe_columns(dataset) if dataset.features is None else dataset
-    except (OSError, ValueError) as error:
-        raise ValueError(f"The data set {source} cannot be opened: {error}") from error
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        is_vague = isinstance(error, datasets.exceptions.DatasetGenerationError)
+        reason = str(error.__cause__ if is_vague and error.__cause__ else error).strip()
+        raise ValueError(f"The data set {source} cannot be opened: {reason}") from error
 
 
 def _describe_columns(dataset: "datasets.IterableDataset") -> "datasets.IterableDataset":

@@ -7,6 +7,7 @@ They come from a module with `extract(images)`, which maps images in [-1, 1] of 
 """
 
 import hashlib
+import itertools
 import os
 import zipfile
 from pathlib import Path
@@ -235,16 +236,15 @@ def _load_file(path: str, name: str, trust_remote_code: bool) -> nn.Module:
     """Load weights of Inception or a TorchScript program from a file."""
     from safetensors.torch import load_file
 
-    if Path(name).suffix == ".safetensors":
-        return _make_inception(load_file(path), name)
-    if _is_torchscript(path):
+    is_safe = Path(name).suffix == ".safetensors"
+    if not is_safe and _is_torchscript(path):
         return TorchScriptFeatures(_load_script(path, name, trust_remote_code))
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f"{name} holds more than tensors, or was not written by torch.save: {reason}"
+            f"{name} is damaged, holds more than tensors, or was not written by torch.save: {reason}"
         ) from None
     return _make_inception(weights, name)
 
@@ -266,6 +266,20 @@ def _make_inception(weights: Any, name: str) -> InceptionV3:
     return extractor
 
 
+def find_device(network: nn.Module) -> torch.device:
+    """
+    Find where a network computes.
+
+    Args:
+        network (`nn.Module`): The network; a program of TorchScript may have buffers alone, or neither.
+
+    Returns:
+        `torch.device`: The device.
+    """
+    tensors = itertools.chain(network.parameters(), network.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
 @torch.no_grad()
 def extract_features(
     extractor: nn.Module, images: torch.Tensor, batch_size: int = 250, desc: str | None = None
@@ -282,7 +296,7 @@ def extract_features(
     Returns:
         `torch.Tensor` of shape `(M, K)`: The features, on the CPU.
     """
-    device = next(extractor.parameters()).device
+    device = find_device(extractor)
     batches = tqdm(images.split(batch_size), desc=desc, unit="batch", disable=desc is None)
     return torch.cat([extractor.extract(batch.to(device).float() / 127.5 - 1).cpu() for batch in batches])
 

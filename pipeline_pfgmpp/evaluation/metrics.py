@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .features import digest_images, extract_features, extract_features_once
+from .features import digest_images, extract_features, extract_features_once, find_device
 
 
 class _Identity(nn.Module):
@@ -184,7 +184,8 @@ class ImageMetrics:
                 raise ValueError(f"There is no metric {name!r}; choose from {', '.join(METRICS)}.")
         if "inception_score" in metrics and not hasattr(extractor, "to_logits"):
             raise ValueError(
-                "`inception_score` needs features that know classes, as `inception` and `fashion-mnist` do."
+                "`inception_score` needs features that know classes, as `inception`, `fashion-mnist` and"
+                " `emoji` do."
             )
         channels = real_images.shape[1]
         if channels not in (1, 3):
@@ -213,7 +214,7 @@ class ImageMetrics:
         features = self.gather(extract_features(self.extractor, images))
         values: dict[str, float] = {}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # KID and precision choose subsets at random
+            torch.default_generator.manual_seed(0)  # KID and precision choose subsets at random
             for name in self.metrics:
                 values |= self._measure(name, features)
         return values
@@ -226,6 +227,6 @@ class ImageMetrics:
         if name == "precision_recall":
             precision, recall = precision_recall(features, self.real_features)
             return {"precision": precision, "recall": recall}
-        device = next(self.extractor.parameters()).device
+        device = find_device(self.extractor)
         logits = self.extractor.to_logits(features.to(device)).cpu()
         return {"inception_score": inception_score(logits)}

@@ -202,6 +202,9 @@ def write_evaluation(folder: str | os.PathLike, report: dict[str, Any]) -> None:
         if "guidance_interval" in settings:
             low, high = settings["guidance_interval"]
             sampling += f" at noise levels from {low:g} to {high:g}"
+    if "class_labels" in settings:
+        label = settings["class_labels"]
+        sampling += f", all of class {settings.get('id2label', {}).get(str(label), label)}"
     if "class_weights" in settings:
         sampling += ", each class drawn as often as the data hold it"
     section = EVALUATION_SECTION.format(
@@ -215,7 +218,8 @@ def write_evaluation(folder: str | os.PathLike, report: dict[str, Any]) -> None:
     card = ModelCard.load(folder / "README.md")
     put_section(card, "Evaluation", section)
     card.data.model_name = folder.resolve().name
-    dataset = next(iter(card.data.datasets or [report["reference"]]))
+    named = card.data.datasets or report["reference"]
+    dataset = named if isinstance(named, str) else named[0]
     card.data.eval_results = _list_eval_results(report, dataset)
     _write_json(folder / "evaluation.json", report)
     card.save(folder / "README.md")

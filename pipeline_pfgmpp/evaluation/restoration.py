@@ -25,7 +25,7 @@ from ..generation.generate import check_finite_images
 from ..images import UNIT
 from ..pipeline_pfgmpp_restoration import PFGMPPRestorationPipeline
 from ..records.dimensions import format_dimension
-from .features import LPIPS
+from .features import LPIPS, find_device
 
 
 WINDOW = 11  # of SSIM, in pixels
@@ -115,7 +115,7 @@ def measure_distances(
     ssim = structural_similarity_index_measure(images, truth, data_range=1.0, reduction="none")
     measured = {"psnr": psnr.reshape(-1).tolist(), "ssim": ssim.reshape(-1).tolist()}  # type: ignore[union-attr]
     if lpips is not None:
-        device = next(lpips.parameters()).device
+        device = find_device(lpips)
         with torch.no_grad():
             distances = lpips(2 * images.to(device) - 1, 2 * truth.to(device) - 1)
         measured["lpips"] = distances.tolist()
@@ -274,13 +274,14 @@ def restore_pairs(
         for _, group in groups:
             for numbers in split_batches(list(group), batch_size):
                 degraded = torch.stack([pairs[number].degraded for number in numbers])
+                seeds = [seed + number for number in numbers]
                 images = pipeline(
                     image=low + (high - low) * degraded,
-                    generator=[torch.Generator().manual_seed(seed + number) for number in numbers],
+                    generator=[torch.Generator().manual_seed(each) for each in seeds],
                     output_type="pt",
                     **settings,
                 ).images
-                check_finite_images(images, numbers)
+                check_finite_images(images, seeds)
                 yield numbers, (images.cpu().float() - low) / (high - low)
                 progress.update(len(numbers))
 

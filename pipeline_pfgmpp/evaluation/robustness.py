@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm.auto import tqdm
 
-from ..generation import generate, quantize_temporarily
+from ..generation import generate, list_classes, quantize_temporarily
 from ..pictures.grid import draw_grid, stack_panels, to_pil
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..records.digests import describe, list_differences
@@ -235,8 +235,8 @@ def draw_noise_grid(
     """
     seeds = list(range(num_seeds))
     labels = None
-    if pipeline.num_classes:
-        labels = [seed % pipeline.num_classes for seed in seeds]
+    if classes := list(list_classes(pipeline)):
+        labels = [classes[seed % len(classes)] for seed in seeds]
     call: dict[str, Any] = {"num_inference_steps": count_steps(pipeline, nfe), "class_labels": labels}
     rows = []
     for D in dimensions:

@@ -71,7 +71,7 @@ def predict_distance(
             `count` images, and the standard error of both.
     """
     measured = frechet_distance(features, real_features)
-    quarters = [frechet_distance(quarter, real_features) for quarter in features.chunk(4)]
+    quarters = [frechet_distance(quarter, real_features) for quarter in features.tensor_split(4)]
     # The bias of n images, c / n, because c / (n / 4) - c / n = 3 c / n.
     bias = (statistics.mean(quarters) - measured) / 3
     predicted = measured - bias * (1 - len(features) / count)

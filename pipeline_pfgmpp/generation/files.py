@@ -91,7 +91,7 @@ def sample_to_files(
 
     state = PartialState(cpu=pipeline.device.type == "cpu")
     output = Path(output).resolve()
-    packed = output.suffix == ".npz"
+    packed = output.suffix.lower() == ".npz"
     channels = pipeline.image_channels
     is_deep = not _is_eight_bits(pipeline)
     suffix = ".png" if channels in PICTURE_MODES and not (packed and is_deep) else ".npy"

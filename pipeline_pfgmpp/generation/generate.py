@@ -36,7 +36,8 @@ def generate(
             [`inject_noise`].
         class_weights (`list[float]`, *optional*): How often each class is drawn, relative to the others; by
             default the pipeline draws all equally often.
-        settings: Further arguments of the pipeline's call, such as `num_inference_steps`.
+        settings: Further arguments of the pipeline's call, such as `num_inference_steps`. A list of
+            `class_labels` holds one class per seed.
 
     Yields:
         `tuple[list[int], torch.Tensor]`: The seeds of a batch, and its images of shape
@@ -75,11 +76,15 @@ def generate_values(
     """
     batches = split_batches(seeds, batch_size)
     pipeline.set_progress_bar_config(disable=True)
+    labels = settings.get("class_labels")
+    start = 0
     with tqdm(total=len(seeds), desc=desc, unit="image", disable=desc is None) as progress:
         for batch in batches:
             generators = [torch.Generator().manual_seed(seed) for seed in batch]
             if class_weights is not None:
                 settings["class_labels"] = [draw_class(class_weights, seed) for seed in batch]
+            elif isinstance(labels, list):
+                settings["class_labels"] = labels[start : start + len(batch)]
             disturbance = {}
             if noise:
                 has_classes = settings.get("class_labels") is not None
@@ -89,6 +94,7 @@ def generate_values(
             output = pipeline(len(batch), generator=generators, output_type="pt", **options)
             check_finite_images(output.images, batch)
             yield batch, output.images
+            start += len(batch)
             progress.update(len(batch))
 
 

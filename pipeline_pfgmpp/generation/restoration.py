@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..data.image_files import FORMATS, ImageFile, identify_file, read_image_file
+from ..data.image_files import FORMATS, JPEG_SUFFIXES, ImageFile, identify_file, read_image_file
 from ..images import UNIT, Range, read_scale, require_range
 from ..pipeline_pfgmpp_restoration import SLACK, PFGMPPRestorationPipeline
 from ..records.digests import describe, digest_file, list_differences
+from ..records.memory import is_out_of_memory
 from ..records.writing import replace_file
 from .files import SETTINGS
 from .generate import split_batches
@@ -65,7 +66,8 @@ def list_sources(paths: Sequence[str | os.PathLike], output: Path) -> dict[str, 
             if not file.exists():
                 raise FileNotFoundError(f"{file} does not exist.")
             if identify_file(file) == "JPEG":
-                name = Path(name).with_suffix(".png").as_posix()
+                stem, end = os.path.splitext(name)
+                name = f"{stem if end.lower() in JPEG_SUFFIXES else name}.png"
             if name in sources and sources[name].resolve() != file.resolve():
                 raise ValueError(
                     f"{sources[name]} and {file} would both be written to {name}: restore them into two"
@@ -160,7 +162,14 @@ def restore_to_files(
 
         for batch in _read_batches(pipeline, record, max(1, batch_size // num_samples), refuse):
             chunks = split_batches(seeds, max(1, batch_size // len(batch)))
-            images = _restore(pipeline, batch, chunks, settings)
+            try:
+                images = _restore(pipeline, batch, chunks, settings)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                for work in batch:
+                    refuse(ValueError(f"{work.source} needs more memory than there is: use smaller tiles."))
+                continue
             record.write()
             for work, samples in zip(batch, images):
                 try:

@@ -20,11 +20,19 @@ def format_command(program: str, arguments: list[str]) -> str:
     Returns:
         `str`: The command.
     """
-    return shlex.join(_hide_folders(word) for word in [*shlex.split(program), *map(str, arguments)])
+    return shlex.join(hide_folders(word) for word in [*shlex.split(program), *map(str, arguments)])
 
 
-def _hide_folders(word: str) -> str:
-    """Reduce each local path in a word to its last name, also after `=`, `,` or `:`."""
+def hide_folders(word: str) -> str:
+    """
+    Reduce each local path in a word to its last name, also after `=`, `,` or `:`, as [`format_command`] does.
+
+    Args:
+        word (`str`): An argument.
+
+    Returns:
+        `str`: The word, without quotes.
+    """
     if "://" in word and "file://" not in word:
         return word  # a web address
     pieces = re.split(r"((?:file://)|(?<![A-Za-z0-9])[A-Za-z]:[\\/][^,;=]*|[=,:;])", word)

@@ -84,16 +84,19 @@ def read_report(model: str | os.PathLike, name: str) -> Any:
             has no such report.
 
     Raises:
+        OSError: There is no such model, or the Hub does not answer.
         ValueError: The file is not JSON, or not such a report.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     if Path(model).is_dir():
         path = Path(model, name)
     else:
         try:
             path = Path(hf_hub_download(str(model), name))
+        except LocalEntryNotFoundError:  # the Hub does not answer
+            raise
         except EntryNotFoundError:
             return None
     if not path.is_file():
@@ -155,5 +158,5 @@ def check_weights(
     if len(measured) > 1 or not measured <= digests:
         raise ValueError(
             f"The figures of {name} were measured with other weights than those of {model}:"
-            " measure this model again."
+            " measure this model again, or choose the variant that was measured."
         )

@@ -252,7 +252,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"--consistency_first_stage must lie in [0, {args.consistency_stages - 1}], but is"
             f" {args.consistency_first_stage}"
         )
-    low, high = args.guidance_interval
+    low, high = args.guidance_interval or (0, math.inf)
     if not 0 <= low <= high:
         raise ValueError(f"--guidance_interval must be two noise levels in order, but is {low:g} {high:g}")
     if args.pretrained_model_name_or_path:

@@ -79,9 +79,8 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance_interval",
         type=float,
         nargs=2,
-        default=(0.0, math.inf),
         metavar=("LOW", "HIGH"),
-        help="smallest and largest noise level at which the teacher is guided (default: 0 inf)",
+        help="smallest and largest noise level at which the teacher is guided (default: all)",
     )
 
 
@@ -185,6 +184,7 @@ def create_loss(
     """
     if args.objective == "perturbation":
         return PFGMPPLoss(scheduler, args.P_mean, args.P_std, dimensions)
+    interval = args.guidance_interval or (0.0, math.inf)
     try:
         return ConsistencyLoss(
             scheduler,
@@ -194,7 +194,7 @@ def create_loss(
             num_stages=args.consistency_stages,
             huber_c=args.huber_c,
             first_stage=args.consistency_first_stage,
-            teacher=teacher and Teacher(teacher, args.guidance_scale, tuple(args.guidance_interval)),
+            teacher=teacher and Teacher(teacher, args.guidance_scale, interval),
         )
     except ValueError as error:
         raise ValueError(f"--teacher_model_name_or_path {args.teacher_model_name_or_path}: {error}") from None
