@@ -21,8 +21,13 @@ from ..images import UNIT, Range, find_deep_range
 from ..pixels import EIGHT_BITS
 
 
-SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"\x93NUMPY": ".npy"}
-SIGNATURES[b"\xff\xd8\xff"] = "JPEG"
+SIGNATURES = {
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"\xff\xd8\xff": "JPEG",
+    b"\x93NUMPY": ".npy",
+}
 FORMATS = "PNG, TIFF, JPEG, .npy or DICOM"
 DICOM_SIGNATURE = slice(128, 132)
 MOST_PIXELS = 2**27  # 11585 x 11585; a damaged header may state any size
@@ -352,7 +357,7 @@ class PictureFile(ImageFile):
 
 def _turn_upright(image: PIL.Image.Image) -> tuple[PIL.Image.Image, bytes]:
     """Turn a picture upright. Return it with its other EXIF tags, or none if Pillow cannot write them."""
-    exif = image.getexif()
+    exif = image.getexif()  # Pillow's exif_transpose fails where it cannot write the tags
     turn = TURNS.get(exif.pop(PIL.ExifTags.Base.Orientation, 1))
     upright = image.copy() if turn is None else image.transpose(turn)
     try:

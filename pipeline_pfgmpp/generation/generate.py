@@ -77,6 +77,10 @@ def generate_values(
     batches = split_batches(seeds, batch_size)
     pipeline.set_progress_bar_config(disable=True)
     labels = settings.get("class_labels")
+    if isinstance(labels, list) and len(labels) != len(seeds):
+        raise ValueError(
+            f"`class_labels` must hold one class for each of {len(seeds)} seeds, but holds {len(labels)}."
+        )
     start = 0
     with tqdm(total=len(seeds), desc=desc, unit="image", disable=desc is None) as progress:
         for batch in batches:
