@@ -5,6 +5,7 @@ its noise levels, its classes and D.
 """
 
 import inspect
+import itertools
 import math
 import os
 import threading
@@ -39,6 +40,8 @@ from .scheduler_config import get_default_steps
 logger = logging.get_logger(__name__)
 # Callbacks run one at a time, since each finds the state of its own call on the pipeline.
 _CALLBACKS = threading.RLock()
+# Attributes by which accelerate and diffusers move a module, or what it is given, to another device.
+HOOKS = {"_hf_hook", "_diffusers_hook"}
 
 
 class PFGMPPBasePipeline(DiffusionPipeline):
@@ -287,6 +290,16 @@ class PFGMPPBasePipeline(DiffusionPipeline):
     def makes_fields(self) -> bool:
         """Whether its data are standardised fields, in units of their own, and no pictures."""
         return isinstance(self._value_range, Standardization)
+
+    @property
+    def _execution_device(self) -> torch.device:
+        # diffusers walks through the network's modules three times, which shows where it is called once. One
+        # walk tells whether there are hooks, whose meaning diffusers knows.
+        has_hooks = any(not HOOKS.isdisjoint(vars(module)) for module in self.unet.modules())
+        tensor = next(itertools.chain(self.unet.parameters(), self.unet.buffers()), None)
+        if has_hooks or tensor is None:
+            return super()._execution_device
+        return tensor.device
 
     def _arrange_weights(self, device: torch.device) -> None:
         """On a CPU, give the weights of convolutions the layout that is fastest there, once."""

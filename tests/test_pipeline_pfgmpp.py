@@ -5,6 +5,7 @@ import subprocess
 import sys
 import sysconfig
 
+import accelerate
 import numpy as np
 import PIL.Image
 import pytest
@@ -427,6 +428,16 @@ def test_diffusers_schedulers_can_be_swapped_in_and_keep_d(other, tmp_path):
 def test_a_scheduler_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="`scheduler` must be a PFGMPPScheduler .* but is DDIMScheduler"):
         PFGMPPPipeline(our_unet(), DDIMScheduler())
+
+
+def test_offloading_decides_where_a_call_computes():
+    assert pipeline()._execution_device.type == "cpu"
+    by_groups = pipeline()
+    by_groups.unet.enable_group_offload(torch.device("cuda"), offload_type="leaf_level")
+    assert by_groups._execution_device.type == "cuda"
+    by_model = pipeline()
+    accelerate.cpu_offload_with_hook(by_model.unet, "cuda")
+    assert by_model._execution_device.type == "cuda"
 
 
 @pytest.mark.gpu
