@@ -51,7 +51,7 @@ args = parser.parse_args()
 torch.set_num_threads(1)  # the network is too small for more
 
 # Data: the network sees Hounsfield units between the least and the largest of the training split as -1 to 1
-if not Path(args.data).exists():
+if not any(Path(args.data).rglob("*.parquet")):
     convert_phantoms(args.data)
 train = load_images(open_dataset(args.data), 64, crop=True, **COLUMNS)
 pairs = {}

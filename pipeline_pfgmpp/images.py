@@ -26,6 +26,7 @@ from .pixels import EIGHT_BITS, SIXTEEN_BITS, read_picture
 
 OUTPUT_TYPES = ["pil", "np", "pt", "latent"]
 UNIT = (0.0, 1.0)
+SLACK = 1.0  # how far degraded images may lie outside their range of values, in widths of it: noise does
 Range: TypeAlias = tuple[float, float]
 
 
@@ -365,8 +366,8 @@ def prepare_mask(mask_image: Any, image: torch.Tensor, batch_size: int) -> torch
 def _read_mask(mask_image: Any, size: tuple[int, ...]) -> torch.Tensor:
     """Return a mask as booleans of shape `(batch, channels, height, width)`."""
     if isinstance(mask_image, PIL.Image.Image):
-        values, value_range = _read_picture(mask_image, "mask_image", 1, None)
-        return values > sum(value_range) / 2
+        values, (_, top) = _read_picture(mask_image, "mask_image", 1, None)
+        return values > (UNIT[1] if values.max() <= 1 else top) / 2
     mask = mask_image
     if isinstance(mask, np.ndarray):
         if mask.ndim > 2 and mask.shape[-3:-1] == size and mask.shape[-2:] != size:
@@ -380,9 +381,9 @@ def _read_mask(mask_image: Any, size: tuple[int, ...]) -> torch.Tensor:
     is_float = mask.is_floating_point()
     values = mask.float()
     high = values.max().item() if mask.numel() else 0.0
-    top = UNIT[1] if is_float or high <= 1 else EIGHT_BITS[1]
-    if mask.dtype == torch.uint16:
-        top = SIXTEEN_BITS[1]
+    top = SIXTEEN_BITS[1] if mask.dtype == torch.uint16 else EIGHT_BITS[1]
+    if is_float or high <= 1:
+        top = UNIT[1]
     if not bool(((values >= 0) & (values <= top)).all()):
         raise ValueError(
             f"`mask_image` must lie in [0, {top:g}], but ranges from {values.min().item():g} to {high:g}."

@@ -15,6 +15,7 @@ $w\,F(y, y, \sigma_a) + (1 - w)\,y$: one call of the network.
 """
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ from diffusers.utils import logging
 from .arguments import check_generator, check_integer, check_number
 from .code_files import copy_files  # noqa: F401 - diffusers copies only what this file itself imports
 from .conditioning import ClassLabels, call_guided, check_guidance
-from .images import UNIT, Images, convert_samples, prepare_images, require_range
+from .images import SLACK, UNIT, Images, convert_samples, prepare_images, require_range
 from .latents import count_image_channels, get_factor
 from .noise import sample_noise
 from .pipeline_base import PFGMPPBasePipeline
@@ -38,7 +39,6 @@ from .tiles import call_in_tiles
 
 logger = logging.get_logger(__name__)
 
-SLACK = 1.0  # how far images may lie outside the range of values, in widths of it: metal in a CT does
 DETERMINISTIC = ("heun", "euler", "dpmpp_2m", "dpmpp_3m")  # solvers that add no noise, but for churn
 
 
@@ -144,7 +144,7 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
         )
         blend = check_number("blend", blend, "lie in [0, 1]", 0, 1)
         guidance_scale = check_guidance(guidance_scale, self.unet, self.guidance_unet)
-        self._check_entry(start_sigma, blend, repeats)
+        self._check_entry(start_sigma, blend)
         divisor = 2 ** (len(self.unet.config.channel_mult) - 1)
         factor = get_factor(self.vae)
         tile_size = _check_tile_size(tile_size, divisor, factor)
@@ -153,6 +153,8 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
         device = self._execution_device
         self._arrange_weights(device)
         scheduler = self._make_scheduler(start_sigma, num_inference_steps, device)
+        if repeats > 1 and start_sigma is not None:
+            _check_randomness(scheduler)
 
         # 3. Draw the classes and the prior, or enter at the degraded image
         network_dtype = self.unet.dtype  # diffusers looks through all modules for it, so once
@@ -250,25 +252,18 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
         if bool((degraded.abs() > 1).any()):
             logger.warning(
                 f"`image` holds values outside [{low:g}, {high:g}], the range that the network was trained"
-                ' for; in the result they are clipped, except with `output_type="latent"`.'
+                ' for; the pipeline returns none such, except with `output_type="latent"`.'
             )
         return degraded
 
-    def _check_entry(self, start_sigma: float | None, blend: float, repeats: int) -> None:
-        """Refuse an entry at the degraded image that is not possible, or that makes equal samples."""
-        config = self.scheduler.config
+    def _check_entry(self, start_sigma: float | None, blend: float) -> None:
+        """Refuse an entry at degraded images of other channels than the restored ones."""
         channels = self.unet.config.condition_channels
         restored_channels = self.unet.config.in_channels
         if channels != restored_channels and (blend < 1 or start_sigma is not None):
             raise ValueError(
                 f"`start_sigma` and `blend` need degraded images of as many channels as the restored ones,"
                 f" {restored_channels}, but `image` has {channels}."
-            )
-        if repeats > 1 and start_sigma is not None and is_deterministic(self.scheduler):
-            solver = config.get("solver_type") or type(self.scheduler).__name__
-            raise ValueError(
-                f"`num_images_per_condition` must be 1 with `start_sigma` and the solver {solver!r}, which"
-                f" draw nothing at random, but is {repeats}."
             )
 
     def _make_scheduler(
@@ -289,6 +284,8 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
         options: dict[str, Any] = {"sigma_max": start_sigma}
         if config.get("sigmas"):  # tuned from the prior on
             options["sigmas"] = None
+        if config.get("s_churn"):  # the degraded image is where it enters, at no higher level
+            options["s_tmax"] = min(config.s_tmax or math.inf, start_sigma * (1 - 1e-6))
         scheduler = self.scheduler.from_config(config, **options)
         self._set_noise_levels(scheduler, num_inference_steps, None, 1.0, device)
         # The levels are those of this call, and the configuration is the model's.
@@ -296,22 +293,35 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
         return scheduler
 
 
-def is_deterministic(scheduler: Any) -> bool:
+def is_deterministic(scheduler: Any, num_steps: int) -> bool:
     """
     Tell whether a scheduler adds no noise on the way, so that the same start always has the same end.
 
     Args:
         scheduler (`SchedulerMixin`): The scheduler, ours or one of diffusers that fits.
+        num_steps (`int`): Number of steps or calls, of which the last adds no noise.
 
     Returns:
         `bool`: Whether it adds none.
     """
     config = scheduler.config
+    if num_steps == 1 and config.final_sigmas_type == "zero":
+        return True
     if isinstance(scheduler, EDMDPMSolverMultistepScheduler):
         return not config.algorithm_type.startswith("sde")
     if not name_dimension(scheduler, None):  # diffusers' EDMEulerScheduler, whose churn is never asked for
         return True
     return config.solver_type in DETERMINISTIC and not config.s_churn
+
+
+def _check_randomness(scheduler: Any) -> None:
+    """Refuse to draw several samples of which all would be equal."""
+    calls = len(scheduler.timesteps)
+    if is_deterministic(scheduler, calls):
+        raise ValueError(
+            "Several samples per image (`num_images_per_condition`) need noise on the way, but with"
+            f" `start_sigma` {calls} calls of this solver draw nothing at random."
+        )
 
 
 def _check_tile_size(tile_size: Any, divisor: int, factor: int) -> int | None:

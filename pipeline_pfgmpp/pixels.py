@@ -13,6 +13,7 @@ Eight-bit values stay eight-bit; deeper ones become float32, which holds 16 bits
 from typing import NamedTuple
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageColor
 import PIL.ImageOps
@@ -22,6 +23,15 @@ from PIL.Image import Resampling
 EIGHT_BITS = (0.0, 255.0)
 SIXTEEN_BITS = (0.0, 65535.0)
 WITH_ALPHA = {"LA": "LA", "La": "LA", "PA": "RGBA", "RGBA": "RGBA", "RGBa": "RGBA"}
+TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}  # by EXIF's orientation
 GREY_MODES = ("1", "L")
 COLOUR_MODES = ("RGB", "RGBX", "P", "CMYK", "YCbCr", "HSV")
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow converts
@@ -61,7 +71,7 @@ def read_picture(image: PIL.Image.Image, channels: int | None = None, background
         ValueError: The mode, the background or the number of channels is not supported.
     """
     is_png = image.format == "PNG"  # a copy does not say
-    image = PIL.ImageOps.exif_transpose(image)
+    image = turn_upright(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _convert_channels(_read_deep(image, is_png, background, channels), channels)
     if is_transparent(image):
@@ -81,6 +91,24 @@ def read_picture(image: PIL.Image.Image, channels: int | None = None, background
         image = image.convert(modes[channels])
     values = np.array(image)
     return Pixels(values.reshape(*values.shape[:2], -1), EIGHT_BITS)
+
+
+def turn_upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """
+    Turn a picture as its EXIF orientation says.
+
+    Pillow's `exif_transpose` also rewrites the tags, and fails where they are of other types than the
+    standard has.
+
+    Args:
+        image (`PIL.Image.Image`): The picture.
+
+    Returns:
+        `PIL.Image.Image`: The picture, upright. Its own tags stay as they are.
+    """
+    image.load()  # by which Pillow turns TIFF files itself
+    turn = TURNS.get(image.getexif().get(PIL.ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def read_array(array: np.ndarray, channels: int | None = None) -> Pixels:

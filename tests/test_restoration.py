@@ -409,16 +409,30 @@ def test_equal_samples_are_refused():
     pipe = make_pipeline("euler")
     image = draw_images(1, 1, 8, 8)
     options = {"num_inference_steps": 3, "start_sigma": 1.0, "output_type": "pt"}
-    with pytest.raises(ValueError, match="`num_images_per_condition` must be 1 with `start_sigma` and"):
+    with pytest.raises(ValueError, match="calls of this solver draw nothing at random"):
         pipe(image, num_images_per_condition=2, **options)
     own = pipe.scheduler
     for other in (EDMEulerScheduler, EDMDPMSolverMultistepScheduler):
         pipe.scheduler = other.from_config(own.config)
-        with pytest.raises(ValueError, match="`num_images_per_condition` must be 1 with `start_sigma` and"):
+        with pytest.raises(ValueError, match="calls of this solver draw nothing at random"):
             pipe(image, num_images_per_condition=2, **options)
     pipe.scheduler = PFGMPPScheduler(D=128, solver_type="dpmpp_2m_sde")
+    with pytest.raises(ValueError, match="1 calls of this solver draw nothing at random"):
+        pipe(image, num_images_per_condition=2, **{**options, "num_inference_steps": 1})
     samples = pipe(image, num_images_per_condition=2, generator=seed(0, 1), **options).images
     assert not torch.equal(samples[0], samples[1])
+
+
+def test_churn_does_not_raise_the_level_of_entry():
+    pipe = make_pipeline("heun")
+    pipe.scheduler = PFGMPPScheduler(D=128, s_churn=40)
+    levels = []
+    pipe(
+        draw_images(1, 1, 8, 8), num_inference_steps=3, start_sigma=1.0, generator=seed(0),
+        callback_on_step_end=lambda pipe, step, t, tensors: levels.append(pipe.scheduler.sigmas),
+    )  # fmt: skip
+    assert levels[0][0] == 1
+    assert levels[0][2] > pipe.scheduler._levels[2]
 
 
 # Callbacks

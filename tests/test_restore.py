@@ -22,8 +22,12 @@ from test_restoration import make_pipeline
 
 from pipeline_pfgmpp import PFGMPPRestorationPipeline
 from pipeline_pfgmpp.commands import main
-from pipeline_pfgmpp.data.image_files import read_image_file
+from pipeline_pfgmpp.data import image_files
+from pipeline_pfgmpp.data.image_files import PictureFile, read_image_file
+from pipeline_pfgmpp.generation import restoration
+from pipeline_pfgmpp.generation.restoration import name_outputs
 from pipeline_pfgmpp.images import Standardization
+from pipeline_pfgmpp.pixels import read_picture
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,13 +68,39 @@ def test_a_picture_comes_back_as_from_the_pipeline_whatever_its_size(tmp_path):
 
 def test_values_outside_the_range_of_the_training_data_stay(models, tmp_path):
     values = np.zeros((8, 8), np.float32)
-    values[2, 3] = 1300  # metal
+    values[2, 3:5] = (1300, 8000)  # metal
+    values[5] = 1100  # noise
     np.save(tmp_path / "slice.npy", values)
     model = models(value_range=(-1000, 1000))
     assert run(model, tmp_path / "slice.npy", "--output", tmp_path / "out", *ONE_CALL) == 0
     restored = np.load(tmp_path / "out" / "slice.npy")
-    assert restored[2, 3] == 1300
-    assert abs(restored).max(initial=0, where=values == 0) <= 1000
+    assert restored[2, 3:5].tolist() == [1300, 8000]
+    assert abs(restored).max(initial=0, where=values < 1300) <= 1000
+
+
+def test_noise_beyond_white_does_not_stay_in_a_picture(grey_model, tmp_path):
+    values = 1 + 0.2 * np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
+    np.save(tmp_path / "white.npy", values)
+    assert run(grey_model, tmp_path / "white.npy", "--output", tmp_path / "out", *ONE_CALL) == 0
+    assert np.load(tmp_path / "out" / "white.npy").max() <= 1
+
+
+def test_values_in_other_units_are_refused(models, tmp_path, capsys):
+    np.save(tmp_path / "slice.npy", np.full((8, 8), 20_000.0, np.float32))
+    model = models(value_range=(-1000, 1000))
+    assert run(model, tmp_path / "slice.npy", "--output", tmp_path / "out", *ONE_CALL) == 1
+    assert "ranges from 20000 to 20000, but must lie in [-3000, 3000]" in capsys.readouterr().err
+
+
+def test_long_integers_are_those_of_a_picture(grey_model, tmp_path):
+    """NumPy makes them of anything, and the pipeline takes them so."""
+    values = draw_bytes(8, 10)
+    np.save(tmp_path / "a.npy", values)
+    np.save(tmp_path / "b.npy", values.astype(np.int64))
+    assert run(grey_model, tmp_path, "--output", tmp_path / "out", *ONE_CALL) == 0
+    short, long = (np.load(tmp_path / "out" / name) for name in ("a.npy", "b.npy"))
+    assert long.dtype == np.int64
+    np.testing.assert_array_equal(long, short)
 
 
 def test_a_model_of_fields_is_refused_in_one_sentence(tmp_path, capsys):
@@ -244,6 +274,11 @@ def test_odd_tags_and_names_of_jpeg_pictures_do_no_harm(grey_model, tmp_path):
     assert names == ["shot 10.15.30.png", "shot 10.15.31.png"]
     with Image.open(tmp_path / "out" / names[0]) as restored:
         assert restored.size == (8, 10)  # turned, although its tags cannot be kept
+
+
+def test_a_turned_picture_with_odd_tags_goes_into_a_pipeline():
+    data = save(Image.fromarray(draw_bytes(8, 10)).save, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0" + TAGS)
+    assert read_picture(Image.open(io.BytesIO(data))).values.shape == (10, 8, 1)
 
 
 def test_a_jpeg_picture_and_its_previews_are_one(grey_model, tmp_path):
@@ -753,6 +788,71 @@ def test_damaged_weights_leave_nothing_behind(tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["settings.json"]
 
 
+def test_the_least_value_of_a_negative_is_white(grey_model, tmp_path):
+    dataset = pydicom.dcmread(io.BytesIO(make_dicom(PhotometricInterpretation="MONOCHROME1")))
+    dataset.save_as(tmp_path / "negative.dcm")
+    negative = read_image_file(tmp_path / "negative.dcm")
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.save_as(tmp_path / "positive.dcm")
+    positive = read_image_file(tmp_path / "positive.dcm")
+    assert negative.choose_range(None) == positive.choose_range(None)[::-1]
+    assert negative.choose_range((-1000, 1000)) == (-1000, 1000)
+    assert run(grey_model, tmp_path / "negative.dcm", "--output", tmp_path / "out", *UNCHANGED) == 0
+    np.testing.assert_array_equal(
+        pydicom.dcmread(tmp_path / "out" / "negative.dcm").pixel_array, dataset.pixel_array
+    )
+
+
+def test_no_copy_of_the_old_picture_is_left(grey_model, tmp_path):
+    dataset = pydicom.dcmread(io.BytesIO(make_dicom()))
+    dataset.IconImageSequence = [pydicom.Dataset()]
+    dataset.save_as(tmp_path / "a.dcm")
+    Image.fromarray(draw_bytes(8, 10)).save(tmp_path / "a.tif", tiffinfo={37724: b"layers", 270: "a slice"})
+    assert run(grey_model, tmp_path, "--output", tmp_path / "out", *ONE_CALL) == 0
+    assert "IconImageSequence" not in pydicom.dcmread(tmp_path / "out" / "a.dcm")
+    with Image.open(tmp_path / "out" / "a.tif") as restored:
+        assert 37724 not in restored.tag_v2
+        assert restored.tag_v2[270] == "a slice"
+
+
+def test_names_with_points_stay_apart():
+    for name in ("1.2.840.1", "1.2.840.2"):
+        assert name_outputs(name, 2) == {"1": f"{name}-1", "2": f"{name}-2", "mean": f"{name}-mean",
+                                         "std": f"{name}-std.npy"}  # fmt: skip
+    assert name_outputs("in/a.tif", 2)["2"] == "in/a-2.tif"
+
+
+def test_a_file_that_cannot_be_read_or_written_does_not_stop_the_others(
+    grey_model, tmp_path, capsys, monkeypatch
+):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(draw_bytes(8, 10)).save(folder / name)
+    identify = restoration.identify_file
+    write = PictureFile.write
+
+    def refuse(path):
+        if path.name == "a.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return identify(path)
+
+    def fail(image, path, values, identity):
+        if ".b.png" in path.name:
+            raise OSError(36, "File name too long")
+        write(image, path, values, identity)
+
+    monkeypatch.setattr(restoration, "identify_file", refuse)
+    monkeypatch.setattr(image_files, "identify_file", refuse)
+    monkeypatch.setattr(PictureFile, "write", fail)
+    assert run(grey_model, folder, "--output", tmp_path / "out", *ONE_CALL) == 1
+    errors = capsys.readouterr().err
+    assert "Permission denied" in errors
+    assert "b.png, restored, cannot be written: File name too long." in errors
+    assert "2 of 3 files could not be restored" in errors
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["c.png", "settings.json"]
+
+
 def test_dicom_without_pydicom_names_the_extra(models, tmp_path, capsys, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
@@ -772,7 +872,7 @@ def test_dicom_without_pydicom_names_the_extra(models, tmp_path, capsys, monkeyp
         (["--start-sigma", "100"], 1, "`start_sigma` must lie above 0.002 and up to 80"),
         (["--tile-size", "7"], 1, "`tile_size` must be a multiple of 2 and at least 4 for this network"),
         (["--num-samples", "0"], 2, "--num-samples: must be a whole number from 1 to 10,000"),
-        ([*ONE_CALL, "--num-samples", "2"], 1, "--num-samples must be 1 with --start-sigma"),
+        ([*ONE_CALL, "--num-samples", "2"], 1, "--num-samples must be 1 with --start-sigma: 1 steps of heun"),
         (["--D", "16"], 1, "--D is 16, but this network was trained at D = 128 only"),
         (["--class-label", "3"], 1, "--class-label is '3', but this model is unconditional"),
         (["--guidance-scale", "-1"], 2, "a number from 0 to 100"),

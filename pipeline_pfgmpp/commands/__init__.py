@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ..records.commands import format_command
-from ..records.memory import is_out_of_memory
+from ..records.errors import is_out_of_memory
 from . import (
     average,
     choose_d,
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         _print_error(str(error))
         sys.exit(1)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         _print_error("There is not enough memory: choose a smaller --batch-size, or smaller tiles.")

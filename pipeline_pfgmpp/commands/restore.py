@@ -85,13 +85,13 @@ def run(args: argparse.Namespace) -> None:
     sources = list_sources(args.inputs, output)
     pipeline = load_pipeline(args.model, args.variant, restores=True, **get_scheduler_settings(args))
     check_dimensions([pipeline], None if args.D is None else [args.D])
-    config = pipeline.scheduler.config
-    if args.num_samples > 1 and args.start_sigma is not None and is_deterministic(pipeline.scheduler):
-        raise ValueError(
-            f"--num-samples must be 1 with --start-sigma and the solver {config.solver_type}, which draw"
-            f" nothing at random, but is {args.num_samples}."
-        )
     settings = _get_call_settings(args, pipeline)
+    steps = settings["num_inference_steps"]
+    if args.num_samples > 1 and args.start_sigma is not None and is_deterministic(pipeline.scheduler, steps):
+        raise ValueError(
+            f"--num-samples must be 1 with --start-sigma: {steps} steps of"
+            f" {pipeline.scheduler.config.solver_type} draw nothing at random."
+        )
     failed = restore_to_files(
         pipeline, sources, output, _print_problem, args.num_samples, args.seed, args.batch_size, **settings
     )

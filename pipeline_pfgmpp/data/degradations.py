@@ -27,13 +27,11 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 
-from ..images import Scale, require_range
+from ..images import SLACK, Scale, require_range
 from ..pixels import LUMA
 
 
 Function: TypeAlias = Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]
-# How far degraded images may lie outside the range of their data, in widths of it.
-SLACK = 1.0
 
 
 class Degradation(NamedTuple):

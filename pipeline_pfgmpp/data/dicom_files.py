@@ -25,6 +25,8 @@ from .image_files import ImageFile, UnfitFileError, check_size, round_to_type
 
 
 DESCRIPTION = f"Restored by PFGM++ (pipeline_pfgmpp {__version__})"
+# Elements that show the pixels as they were, or say where they lie in a compressed file.
+PREVIEWS = ("IconImageSequence", "ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 LONGEST_TEXT = 1024  # characters of a DerivationDescription
 
 
@@ -79,7 +81,8 @@ class DicomFile(ImageFile):
         if value_range is not None:
             return value_range
         low, high = sorted(bound * self._slope + self._intercept for bound in self._limits)
-        return low, high
+        is_negative = self._dataset.PhotometricInterpretation == "MONOCHROME1"  # the least value is white
+        return (high, low) if is_negative else (low, high)
 
     def can_hold(self, channels: int) -> bool:
         """Tell whether the file can hold so many channels: only one."""
@@ -146,6 +149,9 @@ def _replace_pixels(dataset: pydicom.Dataset, stored: np.ndarray) -> None:
     del dataset["PixelData"]
     dataset.add_new("PixelData", "OW" if is_wide else "OB", data + b"\0" * (len(data) % 2))
     dataset.BitsAllocated = 8 * stored.dtype.itemsize
+    for name in PREVIEWS:
+        if name in dataset:
+            delattr(dataset, name)
     for name, value in (("SmallestImagePixelValue", stored.min()), ("LargestImagePixelValue", stored.max())):
         if name in dataset:
             setattr(dataset, name, int(value))

@@ -18,7 +18,7 @@ import PIL.Image
 import PIL.PngImagePlugin
 
 from ..images import UNIT, Range, find_deep_range
-from ..pixels import EIGHT_BITS
+from ..pixels import EIGHT_BITS, turn_upright
 
 
 SIGNATURES = {
@@ -41,16 +41,8 @@ LAYOUT_TAGS = {
     *(256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325),
     *(330, 338, 339, 340, 341, 347, 512, 513, 514, 529, 530, 531, 532),
     *(34665, 34853, 40965),  # places in the file where EXIF has tables of its own
+    *(34377, 37724),  # Photoshop's thumbnail and layers, which show the picture as it was
 }
-TURNS = {
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
-}  # by EXIF's orientation
 JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"}
 LOSSLESS = {"raw", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits", "lzma", "zstd"}
 # Types of TIFF that Pillow reads as they are: mode, bits, and whether they are floats.
@@ -157,6 +149,8 @@ def read_image_file(path: Path) -> ImageFile:
         _check_values(image.values)
     except UnfitFileError as error:
         raise ValueError(f"{path} cannot be restored: {error}.") from None
+    except MemoryError:
+        raise ValueError(f"{path} needs more memory than there is.") from None
     except PIL.Image.DecompressionBombError:
         raise ValueError(f"{path} cannot be restored: {_describe_limit()}.") from None
     except Exception:
@@ -249,9 +243,12 @@ class ArrayFile(ImageFile):
         self.values = np.array(array)
 
     def choose_range(self, value_range: Range | None) -> Range:
-        """Choose the range as [`ImageFile.choose_range`] says: integers without one have their type's."""
+        """
+        Choose the range as [`ImageFile.choose_range`] says. Without one, integers of up to 16 bits have their
+        type's, and longer ones, as NumPy makes them of anything, that of 8 bits.
+        """
         native = self._dtype.newbyteorder("=")
-        if native == np.uint8:
+        if native == np.uint8 or (value_range is None and native.kind != "f" and native.itemsize > 2):
             return EIGHT_BITS
         if native == np.uint16:
             return find_deep_range(value_range)
@@ -307,7 +304,8 @@ class PictureFile(ImageFile):
                 image.load()
                 self._description = _list_descriptions(path.read_bytes())
             elif image.format != "TIFF":  # JPEG, or MPO: one with previews behind it
-                image, exif = _turn_upright(image)
+                exif = _copy_exif(image)
+                image = turn_upright(image)
                 kept = {name: image.info.get(name) for name in ("icc_profile", "dpi")}
                 self._options = {"exif": exif, **kept}
             else:
@@ -355,15 +353,15 @@ class PictureFile(ImageFile):
         path.write_bytes(data[:end_of_header] + self._description + data[end_of_header:])
 
 
-def _turn_upright(image: PIL.Image.Image) -> tuple[PIL.Image.Image, bytes]:
-    """Turn a picture upright. Return it with its other EXIF tags, or none if Pillow cannot write them."""
-    exif = image.getexif()  # Pillow's exif_transpose fails where it cannot write the tags
-    turn = TURNS.get(exif.pop(PIL.ExifTags.Base.Orientation, 1))
-    upright = image.copy() if turn is None else image.transpose(turn)
+def _copy_exif(image: PIL.Image.Image) -> bytes:
+    """Copy EXIF tags but for the orientation, or none of them if Pillow cannot write them."""
+    exif = PIL.Image.Exif()
+    exif.load(image.info.get("exif", b""))
+    exif.pop(PIL.ExifTags.Base.Orientation, None)
     try:
-        return upright, exif.tobytes() if exif else b""
+        return exif.tobytes() if exif else b""
     except Exception:  # of many kinds, for tags of other types than the standard has
-        return upright, b""
+        return b""
 
 
 def _check_tiff(image: Any) -> None:
@@ -388,6 +386,8 @@ def _unfold(image: PIL.Image.Image) -> PIL.Image.Image:
         is_transparent = image.mode == "PA" or "transparency" in image.info
         mode = "RGB" if has_colour else "L"
         return image.convert({"RGB": "RGBA", "L": "LA"}[mode] if is_transparent else mode)
+    if image.mode.startswith("I;16") and "transparency" in image.info:
+        raise UnfitFileError("16 bits with a transparent value are not written; store it as .npy")
     if image.mode not in ("L", "LA", "RGB", "RGBA", "F") and not image.mode.startswith("I;16"):
         raise UnfitFileError(f"it is of mode {image.mode}, but must be grey or RGB")
     return image

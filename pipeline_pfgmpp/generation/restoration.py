@@ -1,5 +1,6 @@
 """Many files restored into a folder, each as if it were alone; interrupted runs resume."""
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,13 +12,20 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.image_files import FORMATS, JPEG_SUFFIXES, ImageFile, identify_file, read_image_file
-from ..images import UNIT, Range, read_scale, require_range
-from ..pipeline_pfgmpp_restoration import SLACK, PFGMPPRestorationPipeline
+from ..images import SLACK, UNIT, Range, read_scale, require_range
+from ..pipeline_pfgmpp_restoration import PFGMPPRestorationPipeline
 from ..records.digests import describe, digest_file, list_differences
-from ..records.memory import is_out_of_memory
-from ..records.writing import replace_file
+from ..records.errors import is_out_of_memory
+from ..records.writing import replace_file, write_json
 from .files import SETTINGS
 from .generate import split_batches
+
+
+# Values that lie outside the range of the model's data by more than this share of it stay as they are: noise
+# lies nearer, and metal in a CT slice farther.
+KEPT_FROM = 0.1
+MOST_OUTSIDE = 0.1  # share of an image's values that may lie farther outside than noise does
+SUFFIXES = {".png", ".tif", ".tiff", ".npy", ".dcm", ".dicom"}
 
 
 class Work(NamedTuple):
@@ -65,7 +73,7 @@ def list_sources(paths: Sequence[str | os.PathLike], output: Path) -> dict[str, 
         for name, file in found.items():
             if not file.exists():
                 raise FileNotFoundError(f"{file} does not exist.")
-            if identify_file(file) == "JPEG":
+            if _find_format(file) == "JPEG":
                 stem, end = os.path.splitext(name)
                 name = f"{stem if end.lower() in JPEG_SUFFIXES else name}.png"
             if name in sources and sources[name].resolve() != file.resolve():
@@ -83,8 +91,16 @@ def _search(folder: Path, output: Path) -> Iterator[Path]:
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if hidden or not path.is_file() or path.resolve().is_relative_to(output):
             continue
-        if identify_file(path) is not None:
+        if _find_format(path) is not None:
             yield path
+
+
+def _find_format(path: Path) -> str | None:
+    """Tell the format of a file; one that cannot be read is refused when its turn comes."""
+    try:
+        return identify_file(path)
+    except OSError:
+        return "unknown"
 
 
 def name_outputs(name: str, num_samples: int) -> dict[str, str]:
@@ -101,10 +117,12 @@ def name_outputs(name: str, num_samples: int) -> dict[str, str]:
     """
     if num_samples == 1:
         return {"1": name}
-    path = Path(name)
-    kinds = [*map(str, range(1, num_samples + 1)), "mean"]
-    outputs = {kind: path.with_name(f"{path.stem}-{kind}{path.suffix}").as_posix() for kind in kinds}
-    outputs["std"] = path.with_name(f"{path.stem}-std.npy").as_posix()
+    stem, end = os.path.splitext(name)
+    if end.lower() not in SUFFIXES:  # the name of a DICOM file may be a number with points
+        stem = name
+        end = ""
+    outputs = {kind: f"{stem}-{kind}{end}" for kind in [*map(str, range(1, num_samples + 1)), "mean"]}
+    outputs["std"] = f"{stem}-std.npy"
     return outputs
 
 
@@ -122,8 +140,9 @@ def restore_to_files(
     Restore files into a folder.
 
     What is written has the type and the metadata of what was read. Each file is restored as if it were
-    alone: sample i of each is drawn with seed + i. A file that cannot be restored is reported, and the
-    others go on. Interrupted runs resume: files that were restored with the same settings are left alone.
+    alone: the first sample of each is drawn with the seed, the second with the next. A file that cannot be
+    restored is reported, and the others go on. Interrupted runs resume: files that were restored with the
+    same settings are left alone.
 
     Args:
         pipeline ([`PFGMPPRestorationPipeline`]): The pipeline, on its device.
@@ -164,11 +183,12 @@ def restore_to_files(
             chunks = split_batches(seeds, max(1, batch_size // len(batch)))
             try:
                 images = _restore(pipeline, batch, chunks, settings)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                advice = "use a smaller batch" if batch_size > 1 else "use smaller tiles"
                 for work in batch:
-                    refuse(ValueError(f"{work.source} needs more memory than there is: use smaller tiles."))
+                    refuse(ValueError(f"{work.source} needs more memory than there is: {advice}."))
                 continue
             record.write()
             for work, samples in zip(batch, images):
@@ -176,6 +196,12 @@ def restore_to_files(
                     _write(work, samples, pipeline, folder, identity)
                 except ValueError as error:
                     refuse(error)
+                    continue
+                except OSError as error:
+                    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                        raise
+                    reason = error.strerror or "its metadata do not permit it"  # a text may quote them
+                    refuse(ValueError(f"{work.source}, restored, cannot be written: {reason}."))
                     continue
                 record.digests[work.name] = work.digest
                 progress.update()
@@ -249,9 +275,7 @@ class _Record:
 
     def write(self) -> None:
         """Write the record."""
-        with replace_file(self._path) as partial:
-            text = json.dumps({**self._description, "files": self.digests}, indent=2, sort_keys=True)
-            partial.write_text(text + "\n", encoding="utf-8")
+        write_json(self._path, {**self._description, "files": self.digests})
 
 
 def _read_batches(
@@ -299,22 +323,26 @@ def _prepare(pipeline: PFGMPPRestorationPipeline, name: str, source: Path, diges
             " DICOM, a TIFF of floats, or a .npy file of floats or of int16."
         )
     low, high = _choose_range(pipeline, image)
-    smallest = image.values.min()
-    largest = image.values.max()
-    margin = SLACK * (high - low)
-    if smallest < low - margin or largest > high + margin:
-        raise ValueError(
-            f"{source} ranges from {smallest:g} to {largest:g}, but must lie in [{low - margin:g},"
-            f" {high + margin:g}]."
-        )
     shares = (image.values.astype(np.float64) - low) / (high - low)
-    degraded = (first + (last - first) * shares).astype(np.float32)
+    outside = (shares < -SLACK) | (shares > 1 + SLACK)
+    if outside.mean() > (MOST_OUTSIDE if _keeps_outside(pipeline) else 0):
+        least, most = sorted((low - SLACK * (high - low), high + SLACK * (high - low)))
+        raise ValueError(
+            f"{source} ranges from {image.values.min():g} to {image.values.max():g}, but must lie in"
+            f" [{least:g}, {most:g}]."
+        )
+    degraded = (first + (last - first) * shares.clip(-SLACK, 1 + SLACK)).astype(np.float32)
     return Work(name, source, digest, image, degraded)
 
 
 def _find_range(pipeline: PFGMPPRestorationPipeline) -> Range:
     """Return the values that are black and white to the pipeline, or refuse one of fields."""
     return require_range(read_scale(pipeline.config.value_range) or UNIT)
+
+
+def _keeps_outside(pipeline: PFGMPPRestorationPipeline) -> bool:
+    """Tell whether values far outside the range mean something, as in data with units, or are noise."""
+    return pipeline.config.value_range is not None
 
 
 def _choose_range(pipeline: PFGMPPRestorationPipeline, image: ImageFile) -> tuple[float, float]:
@@ -352,10 +380,12 @@ def _write(
     low, high = _choose_range(pipeline, work.image)
     values = low + (high - low) * samples.clip(0, 1)
     degraded = work.image.values
-    if degraded.shape == values.shape[1:]:  # what lies outside, such as metal in a CT slice, stays as it is
-        values = np.where((degraded < low) | (degraded > high), degraded, values)
+    if _keeps_outside(pipeline) and degraded.shape == values.shape[1:]:
+        margin = KEPT_FROM * (high - low)
+        values = np.where((degraded < low - margin) | (degraded > high + margin), degraded, values)
     images = dict(zip(map(str, range(1, len(values) + 1)), values))
-    images["mean"] = values.mean(0)
+    if len(values) > 1:
+        images["mean"] = values.mean(0)
     for kind, target in name_outputs(work.name, len(values)).items():
         with replace_file(folder / target) as partial:
             if kind != "std":

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .writing import replace_file
+from .writing import write_json
 
 
 def describe_machine() -> str:
@@ -39,8 +39,7 @@ def write_measurement(path: str | os.PathLike, command: str, results: Any) -> No
         "date": datetime.date.today().isoformat(),
         "results": results,
     }
-    with replace_file(path) as partial:
-        partial.write_text(json.dumps(measurement, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, measurement)
 
 
 def read_measurement(path: str | os.PathLike) -> dict[str, Any]:

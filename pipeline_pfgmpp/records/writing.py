@@ -1,10 +1,12 @@
 """Files and folders that are either complete or absent, even if the program is killed while it writes."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -26,6 +28,18 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """
+    Write a file of JSON, complete or not at all.
+
+    Args:
+        path (`str` or `os.PathLike`): The file; it is replaced if it exists.
+        content: What JSON can represent.
+    """
+    with replace_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
