@@ -40,7 +40,6 @@ def draw_along_dimensions(pipe: PFGMPPPipeline, num_seeds: int) -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `(len(DIMENSIONS), num_seeds, C, H, W)`, uint8: The images.
     """
-    # The classes are given: drawn ones follow the noise, which takes fewer random numbers at infinity.
     labels = [seed % pipe.num_classes for seed in range(num_seeds)] if pipe.num_classes else None
     seeds = list(range(num_seeds))
     images = []

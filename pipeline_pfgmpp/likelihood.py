@@ -33,8 +33,8 @@ class PFGMPPLikelihoodOutput(BaseOutput):
         log_likelihood (`torch.Tensor` of shape `(batch,)`): Log-density of the images in [-1, 1]^N,
             in nats; that of their latents if the pipeline has an autoencoder.
         bits_per_dim (`torch.Tensor` of shape `(batch,)`): Bits per dimension of the images at the levels of
-            their data, see [`count_levels`]; at 256 levels of their range for data without levels. With an
-            autoencoder, bits per value of the latents, by their density as the network sees them.
+            their data, see [`count_levels`]; at 256 levels of their range for data without levels. Of fields
+            and, with an autoencoder, of latents, bits per value by their density as the network sees them.
         standard_error (`torch.Tensor` of shape `(batch,)`): Standard error of `log_likelihood` over
             the repeats, in nats; NaN if there is only one.
     """

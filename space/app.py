@@ -204,7 +204,8 @@ def offer_model(name: str) -> list:
         return [f"**{message}** Please choose another model.", "", *unchanged, None, *disabled]
     dimensions = list_dimensions(model)
     choices = name_dimensions(dimensions)
-    defaults = dimensions[:MOST_COMPARED] if model.dimensions else [D for D in DEFAULTS if D in dimensions]
+    common = [D for D in DEFAULTS if D in dimensions]
+    defaults = dimensions[:MOST_COMPARED] if model.dimensions or not common else common
     classes = list(list_classes(pipe).values())
     size = format_size(*pipe.image_size)
     solvers = list_solvers(pipe)

@@ -20,7 +20,8 @@ except ValueError as error:
 ANY_CLASS = "any"
 SOLVERS = ["heun", "dpmpp_3m", "dpmpp_2m", "euler", "dpmpp_2m_sde"]  # of denoisers
 FEW_STEPS = 4  # of a consistency model, so few that the dial is live
-COMPARED = ["16", "64", "128", "512", "2048", "16384", "inf"]  # D to compare with a D-conditioned network
+# D to compare with a D-conditioned network, beside the smallest and the largest that it was trained for
+COMPARED = ["16", "64", "128", "512", "2048", "16384", "inf"]
 
 
 def choose_model(name: str, models: Mapping[str, Any] = MODELS) -> Any:
@@ -57,7 +58,8 @@ def list_dimensions(model: Model) -> list[str]:
     if model.dimensions:
         return [f"{D:g}" for D in model.dimensions]
     low, high = model.trained_range
-    return [D for D in COMPARED if low <= float(D) <= high]
+    between = [D for D in COMPARED if low < float(D) < high]
+    return [f"{low:g}", *between, f"{high:g}"]
 
 
 def choose_dimension(model: Model, position: Any, choice: Any) -> float:

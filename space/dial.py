@@ -6,9 +6,11 @@ from typing import NamedTuple
 import gradio as gr
 from checks import check_number
 
+from pipeline_pfgmpp.noise import SMALLEST_D_FOR_IMAGES
 from pipeline_pfgmpp.records.dimensions import format_dimension
 
 
+FIRST = math.log2(SMALLEST_D_FOR_IMAGES)
 INFINITY = 19.0  # the position that stands for infinity
 START = 7.0  # where the dial of a model stands at first
 STEP = 0.5
@@ -33,7 +35,7 @@ def read_dial(position: float) -> float:
     Return the D at a position of the dial.
 
     Args:
-        position (`float`): log₂ D, from 0 to `INFINITY`.
+        position (`float`): log₂ D, from `FIRST` to `INFINITY`.
 
     Returns:
         `float`: D, rounded to three digits; infinity near the right end.
@@ -41,7 +43,7 @@ def read_dial(position: float) -> float:
     Raises:
         Refusal: The position is not on the dial.
     """
-    position = check_number(position, 0, INFINITY, "The dial (log₂ D)")
+    position = check_number(position, FIRST, INFINITY, "The dial (log₂ D)")
     return math.inf if position > LAST_FINITE else float(f"{2**position:.3g}")
 
 

@@ -338,7 +338,8 @@ def read_models() -> tuple[dict[str, Model], dict[str, Restorer]]:
     for entry in entries or read_entries():
         name = entry["name"]
         sources = read_sources(entry)
-        kind = find_class(next(iter(sources.values())))
+        has_entry = any(key in entry for key in ENTRY)
+        kind = Restorer if has_entry else find_class(next(iter(sources.values())))
         if name in (restorers if kind is Restorer else models):
             raise ValueError(f"models.yaml: two models are named {name}.")
         if kind is Restorer:

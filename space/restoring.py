@@ -77,7 +77,7 @@ def restore(
         if dimension not in restored:
             restored[dimension] = restore_once(chosen, dimension, damaged, seed)
     shown = [(to_pil(damaged[None])[0], "Before"), (restored[D], f"After, D = {format_dimension(D)}")]
-    for dimension in (offered[0], offered[-1]):
+    for dimension in sorted({offered[0], offered[-1]}):
         shown.append((restored[dimension], f"D = {format_dimension(dimension)}"))
     yield render_captioned(shown)
 

@@ -450,7 +450,7 @@ def test_features_of_other_sizes_are_refused_before_anything_is_drawn(command, t
         commands.main([command, "model", "--data", "nowhere"])
     assert (
         "fashion-mnist compares images of shape (1, 28, 28) (channels, height, width), but these are of"
-        " shape (3, 24, 24)." in (capsys.readouterr().err)
+        " shape (3, 24, 24)" in (capsys.readouterr().err)
     )
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

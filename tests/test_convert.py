@@ -638,6 +638,8 @@ def test_a_ddpm_keeps_its_weights_and_takes_another_d(ddpm, tmp_path):
     assert pipe.scheduler.config.D == 128
     for name, value in pipe.unet.state_dict().items():
         assert torch.equal(value, ddpm.state_dict()[name].half())
+    (weights,) = (tmp_path / "out" / "unet").glob("*.safetensors")
+    assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.float16}
     assert pipe(num_inference_steps=2, output_type="pt").images.isfinite().all()
     assert "CC BY-NC-SA" not in (tmp_path / "out" / "README.md").read_text()
 

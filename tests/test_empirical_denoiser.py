@@ -1,5 +1,6 @@
 """The exact denoiser leads home to the data, and shows each solver's order."""
 
+import functools
 import math
 
 import numpy as np
@@ -89,16 +90,24 @@ def solve(data, D, solver_type, steps, levels):
     return x
 
 
+LEVELS = (80.0, 0.5)
+
+
+@functools.cache
+def solve_finely(D):
+    """Return six charges, and where noise comes to among them."""
+    data = torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(2))
+    return data, solve(data, D, "dpmpp_3m", 1024, LEVELS)
+
+
 @pytest.mark.parametrize("D", [4, 128, None])
 @pytest.mark.parametrize(
     ("solver_type", "order"), [("euler", 1), ("heun", 2), ("dpmpp_2m", 2), ("dpmpp_3m", 3)]
 )
 def test_measured_order_of_convergence(solver_type, order, D):
-    data = torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(2))
-    levels = (80.0, 0.5)
-    exact = solve(data, D, "dpmpp_3m", 1024, levels)
+    data, exact = solve_finely(D)
     coarse, fine = [
-        (solve(data, D, solver_type, steps, levels) - exact).norm().item() for steps in (128, 256)
+        (solve(data, D, solver_type, steps, LEVELS) - exact).norm().item() for steps in (128, 256)
     ]
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.1)
 
@@ -108,8 +117,7 @@ def test_the_third_order_of_diffusers_measures_as_second():
     This is why PFGMPPScheduler has its own. If this test fails, a new version of diffusers has fixed it,
     and ours can go.
     """
-    data = torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(2))
-    exact = solve(data, None, "dpmpp_3m", 1024, (80.0, 0.5))
+    data, exact = solve_finely(None)
 
     def error(steps):
         scheduler = EDMDPMSolverMultistepScheduler(

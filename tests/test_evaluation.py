@@ -423,6 +423,17 @@ def test_a_card_says_which_class_and_which_data_were_measured(tmp_path):
     assert "type: org/clothes" in card
 
 
+def test_a_card_without_data_names_those_that_were_measured(tmp_path):
+    pipe = make_tiny_pipeline()
+    pipe.save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("# A model\n")
+    settings = {"num_inference_steps": 2, "guidance_scale": 1.0}
+    entries = [{"D": "16", "fid": [12.5]}]
+    report = build_report(entries, pipe, "fashion-mnist", 50, "50 images of `clothes`", "here", **settings)
+    write_evaluation(tmp_path, report | {"data": "org/clothes"})
+    assert "type: org/clothes" in (tmp_path / "README.md").read_text()
+
+
 def test_figures_of_other_weights_are_not_pushed(tmp_path):
     pipe = make_tiny_pipeline()
     pipe.save_pretrained(tmp_path)
@@ -458,6 +469,11 @@ def test_a_list_of_classes_is_shared_among_the_batches():
         [each for _, each in generate(pipe, list(range(5)), 2, None, class_labels=labels, **options)]
     )
     torch.testing.assert_close(apart.float(), together.float(), atol=1, rtol=0)
+    other = torch.cat(
+        [each for _, each in generate(pipe, list(range(5)), 5, None, class_labels=labels[::-1], **options)]
+    )
+    changed = (other.float() - together.float()).abs().amax((1, 2, 3))
+    assert ((changed > 2) == torch.tensor(labels).ne(torch.tensor(labels[::-1]))).all()
 
 
 def test_verify_tells_a_right_card_from_a_wrong_one(classifier, test_images):

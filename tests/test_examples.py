@@ -48,7 +48,7 @@ def test_training_on_a_folder(classes, tmp_path):
         "--model-channels",
         "8",
         "--train-batch-size",
-        "4",
+        "32",
         "--max-train-steps",
         "1",
     ]

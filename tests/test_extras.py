@@ -128,6 +128,8 @@ def list_command_lines(data):
         "0",
         "--max_train_steps",
         "1",
+        "--sample_steps",
+        "0",
         "--output_dir",
         "new",
     ]

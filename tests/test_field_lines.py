@@ -1,5 +1,7 @@
 """The exact field: its lines end where they must, and its pictures are written."""
 
+import functools
+
 import PIL.Image
 import pytest
 import torch
@@ -36,7 +38,9 @@ def test_shapes_lie_on_the_plane():
         field_lines.make_shape("square")
 
 
-def test_pictures_and_the_animation_are_written(tmp_path):
+def test_pictures_and_the_animation_are_written(tmp_path, monkeypatch):
+    few_steps = functools.partial(field_lines.trace_field_lines, num_steps=25)
+    monkeypatch.setattr(field_lines, "trace_field_lines", few_steps)
     field_lines.plot_field_lines(tmp_path / "lines.png", (2.0, None))
     field_lines.plot_trajectories(tmp_path / "paths.png", "moons", (1.0, 8.0))
     field_lines.plot_norms(tmp_path / "norms.png", (4.0, None), num_dims=16)

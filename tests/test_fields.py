@@ -153,7 +153,7 @@ def test_a_channel_without_contrast_is_refused(own_cache):
 def test_the_script_trains_on_them(folder, tmp_path, capsys, own_cache):
     options = [
         "--train_data_dir", folder, "--channels", 2, "--resolution", 8, "--preset", "fashion-mnist-small",
-        "--augment", 0, "--max_train_steps", 1, "--train_batch_size", 4, "--sample_steps", 1, "--D", 5,
+        "--augment", 0, "--max_train_steps", 1, "--train_batch_size", 32, "--sample_steps", 1, "--D", 5,
         "--preconditioning", "t-edm", "--output_dir", tmp_path / "run", "--checkpointing_steps", 0,
     ]  # fmt: skip
     result = run_training(*options, "--standardize")

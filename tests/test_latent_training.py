@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT, run_training
 from datasets import load_dataset
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
 from test_latents import make_dc, make_kl, make_pixels, make_tiny
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPRestorationPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
@@ -163,8 +164,21 @@ def test_weights_of_the_result_may_be_halved_while_the_autoencoder_in_use_is_not
     vae = make_kl()
     make_trainer(tmp_path, load_latents(make_data(), vae), max_train_steps=1, save_dtype="float16").run()
     assert vae.dtype == torch.float32
-    loaded = DiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float16)
-    assert loaded.vae.dtype == torch.float16
+    for part in ("unet", "vae"):
+        (weights,) = (tmp_path / part).glob("*.safetensors")
+        assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.float16}
+
+
+def test_latents_and_the_images_that_they_stand_for_are_balanced_together():
+    images = make_data(8)
+    images.labels = torch.tensor([0] * 7 + [1])
+    data = load_latents(images, make_kl())
+    digest = data.digest()
+    data.balance_classes()
+    assert data.digest() != digest
+    for images in (data, data.pixels):
+        batch, _ = next(images.batches(64))
+        assert 20 < batch["class_labels"].sum() < 44
 
 
 def test_settings_that_would_move_latents_are_refused(tmp_path):

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import sysconfig
 
 import numpy as np
 import pytest
@@ -282,8 +283,9 @@ def test_tiles_are_counted_in_pixels():
 
 
 REMOTE = """
-import sys, torch
+import importlib.util, sys, torch
 from diffusers import DiffusionPipeline
+assert importlib.util.find_spec("pipeline_pfgmpp") is None
 folder, output = sys.argv[1:]
 pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
 rng = torch.Generator().manual_seed(0)
@@ -297,8 +299,10 @@ def test_where_only_diffusers_is_installed_a_folder_loads_with_its_autoencoder(m
     pipe = make(make_kl())
     inputs = {"image": torch.zeros(1, 3, 16, 16)} if make is make_restorer else {"batch_size": 2}
     pipe.save_pretrained(tmp_path / "model")
-    env = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    command = [sys.executable, "-c", REMOTE, tmp_path / "model", tmp_path / "images.pt"]
+    paths = {"PYTHONPATH": sysconfig.get_path("purelib"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    env = {**os.environ, **paths}
+    # Without site-packages no .pth file is read, and the package's editable installation is not found.
+    command = [sys.executable, "-S", "-c", REMOTE, tmp_path / "model", tmp_path / "images.pt"]
     subprocess.run(command, env=env, cwd=tmp_path, check=True, capture_output=True)
     rng = torch.Generator().manual_seed(0)
     expected = pipe(num_inference_steps=2, generator=rng, output_type="pt", **inputs).images

@@ -108,7 +108,7 @@ def test_arrays_of_many_channels_train_and_sample_in_their_own_range(tmp_path, s
         run_command(["evaluate", str(tmp_path / "out"), "--data", str(tmp_path / "data"), "--split", "train"])
     assert "these are of shape (13, 8, 12)" in capsys.readouterr().err
     message = fail_to_train(tmp_path / "data", tmp_path / "out2", "--channels", "13", "--fid_steps", "1")
-    assert "`fid_steps`: Features are extracted from images of 1 or 3 channels" in message
+    assert "`fid_features`: fashion-mnist compares images of shape (1, 28, 28)" in message
     assert "name their number with `channels`" in fail_to_train(tmp_path / "data", tmp_path / "out2")
 
 

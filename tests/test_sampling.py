@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, make_tiny_pipeline
 from diffusers import DiffusionPipeline
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel, commands
@@ -154,6 +154,21 @@ def test_complete_batches_are_not_drawn_again(pipe, tmp_path):
     sample_to_files(pipe, list(range(8)), tmp_path, batch_size=2, num_inference_steps=3)
     kept = {path.name for path in tmp_path.glob("*.png") if times.get(path.name) == path.stat().st_mtime_ns}
     assert kept == {"000000.png", "000001.png", "000004.png", "000005.png"}
+
+
+def test_an_interrupted_run_with_a_class_per_seed_resumes(tmp_path):
+    pipe = make_tiny_pipeline(label_dim=3)
+    seeds = list(range(6))
+    settings = {"batch_size": 2, "num_inference_steps": 1, "class_labels": [2, 0, 1, 1, 0, 2]}
+    sample_to_files(pipe, seeds, tmp_path / "through", **settings)
+    sample_to_files(pipe, seeds, tmp_path / "again", **settings)
+    for seed in (2, 3):
+        (tmp_path / "again" / f"{seed:06}.png").unlink()
+    sample_to_files(pipe, seeds, tmp_path / "again", **settings)
+    through, again = (load_samples(tmp_path / name)[0] for name in ("through", "again"))
+    torch.testing.assert_close(again.float(), through.float(), atol=1, rtol=0)
+    with pytest.raises(ValueError, match="must hold one class for each of 3 seeds, but holds 6"):
+        sample_to_files(pipe, seeds[:3], tmp_path / "few", **settings)
 
 
 def test_images_of_other_settings_are_not_mixed(pipe, tmp_path):

@@ -361,10 +361,9 @@ def test_any_dtype(solver_type, dtype):
     scheduler.set_timesteps(8)
     result = sample_with(scheduler, start(scheduler, torch.float64).to(dtype))
     assert result.dtype == dtype
-    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(
-        dtype, 1.0
-    )  # a half-precision state holds 80 to 0.5 at best
-    assert (result.double() - reference).abs().max() <= tolerance
+    # The last step ends at an image, in whose units a half-precision state of 80 is coarse.
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 0.03, torch.bfloat16: 0.15}[dtype]
+    assert (result.double() - reference).norm() <= tolerance * reference.norm()
 
 
 def test_add_noise_at_any_noise_level():

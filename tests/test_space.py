@@ -1,6 +1,7 @@
 """The Space as a visitor meets it: over its API, under attack, and in a browser."""
 
 import contextlib
+import http.client
 import importlib.util
 import io
 import json
@@ -19,7 +20,7 @@ import PIL.Image
 import psutil
 import pytest
 import torch
-from conftest import ROOT, make_hub_environment
+from conftest import ROOT, make_hub_environment, make_tiny_pipeline
 from diffusers import AutoencoderTiny
 from gradio_client.exceptions import AppError
 from hub_server import WRITER, serve_hub
@@ -48,6 +49,7 @@ from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler
 
 sys.path.insert(0, str(ROOT / "space"))
 import choices
+import dial
 import drawing
 import field_lines
 import models
@@ -232,6 +234,18 @@ def test_no_other_file_can_be_read(address, path):
         assert get(f"{address}/gradio_api/file={file}").status_code in (403, 404)
 
 
+def test_a_folder_that_is_served_leads_to_no_other(address):
+    """Of what a client sends, httpx resolves the two points itself."""
+    host, port = address.removeprefix("http://").split(":")
+    for climb in ("..", "%2e%2e", "..%2f.."):
+        connection = http.client.HTTPConnection(host, int(port))
+        connection.request("GET", f"/gradio_api/file=pictures/{climb}/app.py")
+        response = connection.getresponse()
+        assert response.status in (403, 404)
+        assert b"import gradio" not in response.read()
+        connection.close()
+
+
 def test_no_path_of_the_server_is_told(address):
     for page in ("", "config", "gradio_api/info"):
         response = get(f"{address}/{page}")
@@ -397,6 +411,29 @@ def test_a_model_in_latents_is_shown_as_its_images(monkeypatch):
     assert picture.mode == "RGB"
 
 
+@pytest.mark.parametrize(
+    ("D_range", "dimensions"),
+    [
+        ((16, None), ["16", "64", "128", "512", "2048", "16384", "inf"]),
+        ((1, 8), ["1", "8"]),
+        ((20, 500), ["20", "64", "128", "500"]),
+        ((0.5, 64), ["0.5", "16", "64"]),
+    ],
+)
+def test_a_model_offers_the_ends_of_its_range(D_range, dimensions, monkeypatch):
+    pipe = make_tiny_pipeline()
+    pipe.scheduler = PFGMPPScheduler(D=D_range[0], D_range=D_range)
+    monkeypatch.setitem(choices.MODELS, "Any", load_model(pipe, monkeypatch))
+    model = choices.choose_model("Any")
+    assert choices.list_dimensions(model) == dimensions
+    page = runpy.run_path(str(SPACE / "app.py"))
+    *_, small, large, _, _, _, _, _ = page["offer_model"]("Any")
+    assert (small["value"], large["value"]) == (dimensions[0], dimensions[-1])
+    first, last = dial.find_ends(*model.trained_range)
+    assert choices.choose_dimension(model, first, None) == float(dimensions[0])
+    assert choices.choose_dimension(model, last, None) == float(dimensions[-1])
+
+
 def test_classes_that_never_occurred_are_not_offered():
     unet = EmpiricalDenoiser(torch.zeros(1, 1, 4, 4))
     unet.register_to_config(label_dim=4)
@@ -408,21 +445,6 @@ def test_classes_that_never_occurred_are_not_offered():
 
 
 # ZeroGPU: images are drawn in a worker process, which may end before the page asks for its files
-
-
-def test_the_archive_outlives_the_process_that_drew_it(tmp_path):
-    """ "Download all as zip" answered 403."""
-    arguments = list(DRAW.values())
-    program = f"import drawing\n*_, (_, _, path, _) = drawing.sample(*{arguments})\nprint(path)"
-    env = {**os.environ, "GRADIO_TEMP_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=SPACE, env=env, capture_output=True, text=True, check=True
-    )
-    path = Path(result.stdout.strip())
-    assert path.is_relative_to(tmp_path)
-    assert path.name == f"{NAME}-D128-seed5.zip"
-    with zipfile.ZipFile(path) as archive:
-        assert len(archive.namelist()) == 4
 
 
 # Runs the app with the real package `spaces`. Its cloud answers at once, and its part that patches torch for
@@ -467,6 +489,7 @@ def test_the_space_serves_its_archive_on_zerogpu(tmp_path):
             with zipfile.ZipFile(archive) as file:
                 assert len(file.namelist()) == 4
         (kept, *_) = (tmp_path / "cache").rglob("*.zip")
+        assert kept.name == f"{NAME}-D128-seed5.zip"
         response = get(f"{address}/gradio_api/file={kept}")
         assert response.status_code == 200
         assert response.content == kept.read_bytes()

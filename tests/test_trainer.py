@@ -151,7 +151,7 @@ def test_an_objective_needs_two_methods(data, tmp_path):
             {"reference_batch_size": 8},
             "`reference_batch_size` needs a network without classes",
         ),
-        ({}, {"fid_steps": 1}, "`fid_steps`: `images` must be of shape"),
+        ({}, {"fid_steps": 1}, "`fid_features`: fashion-mnist compares images of shape"),
         ({}, {"lr_scheduler": "steps"}, "`lr_scheduler` must be one of constant, cosine"),
         ({}, {"save_dtype": "int8"}, "`save_dtype` must be one of float32"),
         ({}, {"ema_halflife": []}, "`ema_halflife` must hold at least one half-life"),

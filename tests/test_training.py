@@ -20,6 +20,7 @@ from datasets import load_dataset
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from hub_server import WRITER
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 from pipeline_pfgmpp.commands import main as run_command
@@ -212,8 +213,9 @@ def test_what_a_run_tells_of_itself(fashion_mnist, tmp_path, capsys):
     train(
         "--train_data_dir", fashion_mnist, "--resolution", "28", "--max_train_steps", "4",
         "--logging_steps", "2", "--sample_steps", "0", "--checkpointing_steps", "0",
-        "--fid_steps", "2", "--fid_images", "8", "--ema_halflife", "1e6", "1", "--ema_width", "0.1",
-        "--ema_snapshot_steps", "2", "--uncertainty_weighting", "--lr_scheduler", "inverse_sqrt",
+        "--fid_steps", "2", "--fid_images", "8", "--fid_num_inference_steps", "1",
+        "--ema_halflife", "1e6", "1", "--ema_width", "0.1", "--ema_snapshot_steps", "2",
+        "--uncertainty_weighting", "--lr_scheduler", "inverse_sqrt",
         "--lr_decay_images", "8", "--adam_weight_decay", "0.01", "--output_dir", folder,
     )  # fmt: skip
     assert {path.name for path in folder.iterdir()} == RESULT | {"best", "ema"}
@@ -410,6 +412,8 @@ def test_training_from_a_folder_of_images_in_bfloat16(tmp_path):
         "--max_train_steps", "3", "--sample_steps", "0", "--checkpointing_steps", "0",
         "--save_dtype", "float16", "--output_dir", tmp_path / "out",
     )  # fmt: skip
+    (weights,) = (tmp_path / "out" / "unet").glob("*.safetensors")
+    assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.float16}
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert pipe.scheduler.config.D is None
     assert pipe.unet.config.in_channels == 3
@@ -601,7 +605,7 @@ def test_bad_arguments_end_in_one_sentence(args, message, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--fid_steps", "1"], "`fid_steps`: `images` must be of shape (batch, 1, 28, 28)"),
+        (["--fid_steps", "1"], "`fid_features`: fashion-mnist compares images of shape (1, 28, 28)"),
         (["--image_column", "picture"], "cannot be used: `image_column` is 'picture'"),
         (["--train_data_dir", "d/none"], "--train_data_dir d/none: there is no such folder; --dataset_name"),
     ],

@@ -5,6 +5,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
+from pipeline_pfgmpp.unet_pfgmpp import UNetBlock
 
 
 GOLDEN = ["ddpmpp_uncond", "ncsnpp_uncond", "ncsnpp_cond", "adm_cond"]
@@ -520,11 +521,19 @@ def test_label_forms_agree_and_bad_ones_are_refused():
 def test_gradient_checkpointing_gives_equal_gradients():
     unet = network(dropout=0.3).train()
     x, gradients = torch.randn(2, 3, 8, 8), []
+    passes = []
+    calls = []
+    blocks = [module for module in unet.modules() if isinstance(module, UNetBlock)]
+    for block in blocks:
+        block.norm0.register_forward_hook(lambda *args: calls.append(1))
     for enable in (unet.disable_gradient_checkpointing, unet.enable_gradient_checkpointing):
         enable()
         unet.zero_grad()
+        calls.clear()
         torch.manual_seed(0)  # the same dropout
         unet(x, torch.zeros(2)).sample.square().mean().backward()
+        passes.append(len(calls))
         gradients.append([p.grad.clone() for p in unet.parameters()])
+    assert passes == [len(blocks), 2 * len(blocks)]
     for plain, checkpointed in zip(*gradients):
         torch.testing.assert_close(plain, checkpointed)

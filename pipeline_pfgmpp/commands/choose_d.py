@@ -9,7 +9,6 @@ Processes share the work under `accelerate launch -m pipeline_pfgmpp choose-D ..
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     from ..evaluation.choice import choose_best, describe_choice, format_choice
     from ..evaluation.reports import name_metric
     from ..records.digests import default_output, describe
-    from ..records.writing import replace_file
+    from ..records.writing import write_json
 
     if args.groups < 2:
         raise ValueError(f"--groups must be at least 2, for the error of a difference, but is {args.groups}.")
@@ -95,11 +94,7 @@ def run(args: argparse.Namespace) -> None:
     measured = {name: getattr(args, name) for name in ("features", "metric", "seed", "num_images", "groups")}
     description |= measured | {"D": dimensions, "reference": metrics.reference}
     output = Path(args.output or default_output("choice", args.model, description))
-    with replace_file(output / "choice.json") as partial:
-        partial.write_text(
-            json.dumps(report | describe_choice(choice), indent=1, ensure_ascii=False) + "\n",
-            encoding="utf-8",
-        )
+    write_json(output / "choice.json", report | describe_choice(choice))
     print(format_choice(choice, distances, name_metric(args.metric, args.features)))
 
 

@@ -6,7 +6,6 @@ Draws images at each D, prints a table and writes evaluation.json. Processes sha
 """
 
 import argparse
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     from ..evaluation.evaluate import evaluate_real
     from ..evaluation.reports import format_evaluation, write_evaluation
     from ..records.digests import default_output, describe
-    from ..records.writing import replace_file
+    from ..records.writing import write_json
 
     if args.write:
         check_card(args.model)
@@ -93,8 +92,7 @@ def run(args: argparse.Namespace) -> None:
     measured = {name: getattr(args, name) for name in names}
     description |= measured | {"reference": metrics.reference}
     output = Path(args.output or default_output("evaluation", args.model, description))
-    with replace_file(output / "evaluation.json") as partial:
-        partial.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(output / "evaluation.json", report)
     print(format_evaluation(report))
     if args.write:
         write_evaluation(args.model, report)
@@ -139,7 +137,7 @@ def get_measuring_settings(args: argparse.Namespace, pipeline: Any) -> dict[str,
 def _count_classes(args: argparse.Namespace, pipeline: Any) -> list[int]:
     """Count the images of each class of the model in the data."""
     from ..data import open_dataset
-    from ..data.labels import MISSING, find_label_column, read_labels
+    from ..data.labels import MISSING, find_label_column, normalize_name, read_labels
     from ..generation import list_classes
 
     dataset = open_dataset(args.data, split=args.split)
@@ -149,9 +147,15 @@ def _count_classes(args: argparse.Namespace, pipeline: Any) -> list[int]:
         raise ValueError("--match-classes needs a model and data that both have classes.")
     labels = read_labels(dataset, column)
     found = Counter(labels.names[index] for index in labels.indices.tolist() if index != MISSING)
-    if unknown := sorted(found.keys() - names.values()):
-        raise ValueError(f"--match-classes: the model does not know the class {unknown[0]!r} of the data.")
-    return [found[names.get(number)] for number in range(pipeline.num_classes)]
+    number_of = {normalize_name(name): number for number, name in names.items()}
+    number_of |= {name: number for number, name in names.items()}
+    counts = [0] * pipeline.num_classes
+    for name, count in found.items():
+        number = number_of.get(name, number_of.get(normalize_name(name)))
+        if number is None:
+            raise ValueError(f"--match-classes: the model does not know the class {name!r} of the data.")
+        counts[number] += count
+    return counts
 
 
 def measure_dimensions(

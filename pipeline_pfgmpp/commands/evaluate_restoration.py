@@ -8,7 +8,6 @@ restoration.json. With the network of LPIPS, it measures that distance as well.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
     from ..evaluation.features import load_lpips
     from ..evaluation.restoration import evaluate_restoration, format_restoration, list_pairs
     from ..records.digests import default_output, describe
-    from ..records.writing import replace_file
+    from ..records.writing import write_json
     from ..scheduler_config import get_default_steps
 
     if (args.condition_column is None) == (args.degradation is None):
@@ -144,8 +143,7 @@ def run(args: argparse.Namespace) -> None:
     report = {"results": entries, "command": args.command_line, "settings": description}
     drawn = {"D": [str(D) for D in dimensions], "steps": steps}
     output = Path(args.output or default_output("evaluation", args.model, description | drawn))
-    with replace_file(output / "restoration.json") as partial:
-        partial.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(output / "restoration.json", report)
     print(format_restoration(entries))
 
 

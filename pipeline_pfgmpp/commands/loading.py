@@ -40,6 +40,7 @@ def load_pipeline(
     from diffusers import DiffusionPipeline
 
     from ..hub.reading import check_model_name
+    from ..records.errors import get_first_line
     from ..records.weights import check_finite, list_folder_variants
     from ..scheduling_pfgmpp import PFGMPPScheduler
 
@@ -60,7 +61,7 @@ def load_pipeline(
             raise
         raise ValueError(f"{model} cannot be loaded: {error}") from None
     except Exception as error:  # damaged weights, or a configuration that its class does not accept
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = get_first_line(error)
         raise ValueError(f"{model} cannot be loaded: {reason}") from None
     _check_kind(pipeline, model, restores)
     check_finite(pipeline, model)
@@ -213,41 +214,20 @@ def load_metrics(
     from accelerate import PartialState
 
     from ..evaluation import ImageMetrics, load_features
+    from ..evaluation.classifier import check_image_shape
     from ..evaluation.evaluate import gather_features
 
     if pipeline.makes_fields:
         raise ValueError("Features compare pictures, but this model makes fields of values without clipping.")
-    check_image_size(features, pipeline)
+    try:
+        check_image_shape(features, (pipeline.image_channels, *pipeline.image_size))
+    except ValueError as error:
+        raise ValueError(f"--features: {error}") from None
     real_images = load_real_images(data, split, pipeline)
     state = PartialState(cpu=pipeline.device.type == "cpu")
     with state.main_process_first():  # it fills the cache that the others read
         extractor = load_features(features, pipeline.device, trust_remote_code)
         return ImageMetrics(extractor, real_images, metrics, gather_features)
-
-
-def check_image_size(features: str, pipeline: PFGMPPPipeline) -> None:
-    """
-    Refuse a classifier of this package for images that it was not made for.
-
-    Args:
-        features (`str`): The value of `--features`.
-        pipeline ([`PFGMPPPipeline`]): The model.
-
-    Raises:
-        ValueError: The model's images are of another size, or have another number of channels.
-    """
-    from ..evaluation.classifier import CLASSIFIERS, get_image_shape
-
-    if features not in CLASSIFIERS:
-        return
-    expected = get_image_shape(features)
-    shape = (pipeline.image_channels, *pipeline.image_size)
-    if shape != expected:
-        raise ValueError(
-            "--features must be inception or another model that takes images of any size, because"
-            f" {features} compares images of shape {expected} (channels, height, width), but these are of"
-            f" shape {shape}."
-        )
 
 
 def check_card(model: str) -> None:

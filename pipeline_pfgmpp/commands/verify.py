@@ -63,12 +63,12 @@ def run(args: argparse.Namespace) -> None:
     metrics = load_metrics(
         pipeline, evaluation["features"], data, split, trust_remote_code=args.trust_remote_code
     )
-    own_scheduler = pipeline.scheduler
+    own_scheduler = pipeline.scheduler.config
     pipeline.scheduler = PFGMPPScheduler.from_config(scheduler)
     figures = verify_evaluation(pipeline, metrics, evaluation, args.num_images, args.batch_size)
     print(format_figures("evaluation.json", figures))
     if robustness:
-        pipeline.scheduler = own_scheduler
+        pipeline.scheduler = PFGMPPScheduler.from_config(robustness[0].get("scheduler", own_scheduler))
         repeated = verify_robustness(pipeline, metrics, robustness, args.batch_size)
         print(format_figures("robustness.json", repeated))
         figures += repeated

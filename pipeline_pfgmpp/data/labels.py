@@ -1,5 +1,6 @@
 """Classes of a data set, from whatever its label column holds."""
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -119,6 +120,19 @@ def read_labels(dataset: "datasets.Dataset", column: str) -> Labels:
             f"`label_column` {column!r} holds {unknown[0]!r}, which is not one of its {len(names)} classes."
         )
     return Labels(torch.tensor([indices[value] for value in values], dtype=torch.int64), names)
+
+
+def normalize_name(name: str) -> str:
+    """
+    Spell the name of a class in one way: `T-shirt/top` and `T - shirt / top` are the same.
+
+    Args:
+        name (`str`): The name.
+
+    Returns:
+        `str`: Its letters and digits, in lower case.
+    """
+    return re.sub(r"[\W_]", "", name).lower()
 
 
 def _list_classes(column: str, values: list) -> list:

@@ -165,13 +165,23 @@ class LatentDataset(ImageDataset):
         """
         self.pixels.check_contrast()
 
+    def balance_classes(self) -> None:
+        """
+        Draw all classes equally often from now on, latents as well as images.
+
+        Raises:
+            ValueError: The images have no classes.
+        """
+        super().balance_classes()
+        self.pixels.balance_classes()
+
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Return latents as they are, as float32: the autoencoder's configuration has scaled them."""
         return images.float()
 
     def digest(self) -> str:
-        """Digest images, labels, autoencoder and orientations."""
-        return self._digest
+        """Digest images, labels, autoencoder, orientations and how often each class is drawn."""
+        return self._digest if self._weights is None else f"{self._digest}-balanced"
 
     def sigma_data(self) -> float:
         r"""

@@ -94,18 +94,26 @@ class ImageClassifier(ModelMixin, ConfigMixin):
         return self.to_logits(F.dropout(self.extract(images), 0.3, self.training))
 
 
-def get_image_shape(name: str) -> tuple[int, int, int]:
+def check_image_shape(features: str, shape: tuple[int, int, int]) -> None:
     """
-    Return the shape of the images that a classifier of this package takes.
+    Refuse a classifier of this package for images that it was not made for.
 
     Args:
-        name (`str`): One of `CLASSIFIERS`.
+        features (`str`): Name of the features; others than `CLASSIFIERS` take images of any shape.
+        shape (`tuple[int, int, int]`): Channels, height and width of the images.
 
-    Returns:
-        `tuple[int, int, int]`: Channels, height and width.
+    Raises:
+        ValueError: The classifier takes images of another shape.
     """
-    config = ImageClassifier.load_config(WEIGHTS / name)
-    return config["in_channels"], config["sample_size"], config["sample_size"]
+    if features not in CLASSIFIERS:
+        return
+    config = ImageClassifier.load_config(WEIGHTS / features)
+    expected = (config["in_channels"], config["sample_size"], config["sample_size"])
+    if shape != expected:
+        raise ValueError(
+            f"{features} compares images of shape {expected} (channels, height, width), but these are of"
+            f" shape {shape}; inception, or another model, takes images of any size."
+        )
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..records.errors import get_first_line
 from ..records.writing import replace_file
 from .classifier import CLASSIFIERS, WEIGHTS, ImageClassifier
 from .inception import InceptionV3
@@ -242,7 +243,7 @@ def _load_file(path: str, name: str, trust_remote_code: bool) -> nn.Module:
     try:
         weights = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = get_first_line(error)
         raise ValueError(
             f"{name} is damaged, holds more than tensors, or was not written by torch.save: {reason}"
         ) from None

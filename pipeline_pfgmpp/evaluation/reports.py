@@ -2,7 +2,6 @@
 Reports of what was measured: as JSON, as Markdown tables, and as sections of a model's card.
 """
 
-import json
 import math
 import os
 import shutil
@@ -17,7 +16,7 @@ from ..pictures.plots import Panel
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..records.digests import describe
 from ..records.reports import check_weights, list_weights
-from ..records.writing import replace_file
+from ..records.writing import write_json
 
 
 # What sampling can be disturbed by, and how tables and plots call it.
@@ -218,10 +217,10 @@ def write_evaluation(folder: str | os.PathLike, report: dict[str, Any]) -> None:
     card = ModelCard.load(folder / "README.md")
     put_section(card, "Evaluation", section)
     card.data.model_name = folder.resolve().name
-    named = card.data.datasets or report["reference"]
+    named = card.data.datasets or report.get("data", report["reference"])
     dataset = named if isinstance(named, str) else named[0]
     card.data.eval_results = _list_eval_results(report, dataset)
-    _write_json(folder / "evaluation.json", report)
+    write_json(folder / "evaluation.json", report)
     card.save(folder / "README.md")
 
 
@@ -357,10 +356,5 @@ def write_robustness(
     put_section(card, "Robustness", section)
     for name in ("robustness.png", "noise.png"):
         shutil.copyfile(Path(output) / name, folder / name)
-    _write_json(folder / "robustness.json", entries)
+    write_json(folder / "robustness.json", entries)
     card.save(folder / "README.md")
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with replace_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n")

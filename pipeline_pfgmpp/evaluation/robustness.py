@@ -9,7 +9,6 @@ How quality falls when sampling is disturbed, at several D
 The paper claims that quality falls later at small D than at D = infinity.
 """
 
-import json
 import math
 import os
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..records.digests import describe, list_differences
 from ..records.dimensions import format_dimension
 from ..records.reports import parse_report
-from ..records.writing import replace_file
+from ..records.writing import write_json
 from .evaluate import check_num_images, choose_dimensions
 from .metrics import ImageMetrics
 
@@ -163,31 +162,45 @@ def measure(
         entry = next((entry for entry in entries if point.items() <= entry.items()), None)
         if entry is None or len(entry["distances"]) < num_groups:
             progress.set_postfix(D=format_dimension(D), **setting._asdict())
-            distances = _measure_distances(pipelines[model], D, setting, metrics, groups, batch_size)
+            distances = measure_distances(pipelines[model], D, setting, metrics, groups, batch_size)
             entries = [other for other in entries if other is not entry]
             entry = {**point, **origins[model], "distances": distances}
             entries.append(entry)
             if state.is_main_process:
-                with replace_file(path) as partial:
-                    partial.write_text(json.dumps(entries, indent=1) + "\n")
+                write_json(path, entries)
         results.append({**entry, "distances": entry["distances"][:num_groups]})
     return results
 
 
-def _measure_distances(
+def measure_distances(
     pipeline: PFGMPPPipeline,
     D: float,
     setting: Setting,
     metrics: ImageMetrics,
     groups: list[list[int]],
     batch_size: int,
+    desc: str | None = None,
 ) -> list[float]:
-    """Measure one distance per group of seeds."""
+    """
+    Measure the Fréchet distance of disturbed images.
+
+    Args:
+        pipeline ([`PFGMPPPipeline`]): The model.
+        D (`float`): The augmented dimension.
+        setting ([`Setting`]): How sampling is disturbed.
+        metrics ([`ImageMetrics`]): The metrics, of which `fid` is used.
+        groups (`list[list[int]]`): Seeds, of which each group gives a distance.
+        batch_size (`int`): Images per batch.
+        desc (`str`, *optional*): Label of a progress bar for each group; with None none is shown.
+
+    Returns:
+        `list[float]`: The distances.
+    """
     call: dict[str, Any] = {"D": D, "num_inference_steps": count_steps(pipeline, setting.nfe)}
     distances = []
     with quantize_temporarily(pipeline.unet, setting.bits):
         for seeds in groups:
-            batches = generate(pipeline, seeds, batch_size, None, setting.noise, **call)
+            batches = generate(pipeline, seeds, batch_size, desc, setting.noise, **call)
             images = torch.cat([images for _, images in batches])
             distances.append(round(metrics(images)["fid"], 3))
     return distances

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..generation import generate, quantize_temporarily
+from ..generation import generate
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..records.dimensions import format_dimension
 from .evaluate import choose_dimensions
 from .features import extract_features
 from .metrics import ImageMetrics, frechet_distance
 from .reports import format_mean
-from .robustness import Setting, count_steps
+from .robustness import Setting, measure_distances
 
 
 # What a report's settings hold besides the arguments of the pipeline's call.
@@ -142,12 +142,9 @@ def verify_robustness(
         entry = max((entry for entry in entries if entry["D"] == label), key=lambda entry: entry["noise"])
         setting = Setting(entry["noise"], entry["bits"], entry["nfe"])
         (D,) = choose_dimensions(pipeline, [_parse_dimension(label)])
-        seeds = list(range(entry["num_images"]))
-        call: dict[str, Any] = {"D": D, "num_inference_steps": count_steps(pipeline, setting.nfe)}
-        with quantize_temporarily(pipeline.unet, setting.bits):
-            batches = generate(pipeline, seeds, batch_size, f"Robustness, D = {label}", setting.noise, **call)
-            images = torch.cat([images for _, images in batches])
-        measured = frechet_distance(extract_features(metrics.extractor, images), metrics.real_features)
+        desc = f"Robustness, D = {label}"
+        groups = [list(range(entry["num_images"]))]
+        (measured,) = measure_distances(pipeline, D, setting, metrics, groups, batch_size, desc)
         error = _compute_deviation(entry["distances"])
         name = f"D = {label}, noise {setting.noise:g}"
         figures.append(_compare(name, entry["distances"], measured, measured, error))

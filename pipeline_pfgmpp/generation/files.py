@@ -17,8 +17,8 @@ from PIL import Image
 
 from ..pictures.grid import PICTURE_MODES, to_pil
 from ..records.digests import describe, list_differences
-from ..records.writing import replace_file
-from .generate import generate, generate_values, round_to_sixteen_bits, split_batches
+from ..records.writing import replace_file, write_json
+from .generate import check_class_count, generate, generate_values, round_to_sixteen_bits, split_batches
 
 
 SETTINGS = "settings.json"
@@ -118,6 +118,11 @@ def sample_to_files(
     desc = "Sampling"
     if state.num_processes > 1:
         desc = f"Sampling ({state.process_index + 1} of {state.num_processes})"
+    labels = settings.get("class_labels")
+    if isinstance(labels, list):
+        check_class_count(labels, seeds)
+        label_of = dict(zip(seeds, labels))
+        settings["class_labels"] = [label_of[seed] for seed in missing]
     draw = generate_values if is_deep and (packed or channels == 1) else generate
     for batch, images in draw(pipeline, missing, batch_size, desc, **settings):
         _write_settings(folder, description)
@@ -221,10 +226,8 @@ def _check_settings(folder: Path, description: dict[str, Any]) -> None:
 def _write_settings(folder: Path, description: dict[str, Any]) -> None:
     """Record how the images of a folder are generated, unless that is recorded already."""
     path = folder / SETTINGS
-    if path.is_file():
-        return
-    with replace_file(path) as partial:
-        partial.write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
+    if not path.is_file():
+        write_json(path, description)
 
 
 def _write_image(path: Path, image: torch.Tensor) -> None:

@@ -77,10 +77,8 @@ def generate_values(
     batches = split_batches(seeds, batch_size)
     pipeline.set_progress_bar_config(disable=True)
     labels = settings.get("class_labels")
-    if isinstance(labels, list) and len(labels) != len(seeds):
-        raise ValueError(
-            f"`class_labels` must hold one class for each of {len(seeds)} seeds, but holds {len(labels)}."
-        )
+    if isinstance(labels, list):
+        check_class_count(labels, seeds)
     start = 0
     with tqdm(total=len(seeds), desc=desc, unit="image", disable=desc is None) as progress:
         for batch in batches:
@@ -100,6 +98,24 @@ def generate_values(
             yield batch, output.images
             start += len(batch)
             progress.update(len(batch))
+
+
+def check_class_count(class_labels: list, seeds: list[int]) -> None:
+    """
+    Refuse a list of classes that does not hold one per image.
+
+    Args:
+        class_labels (`list`): The classes.
+        seeds (`list[int]`): The seeds of the images.
+
+    Raises:
+        ValueError: There are more or fewer.
+    """
+    if len(class_labels) != len(seeds):
+        raise ValueError(
+            f"`class_labels` must hold one class for each of {len(seeds)} seeds, but holds"
+            f" {len(class_labels)}."
+        )
 
 
 def draw_class(class_weights: list[float], seed: int) -> int:

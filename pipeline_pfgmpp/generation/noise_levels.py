@@ -42,7 +42,7 @@ from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 from ..arguments import check_choice, check_integer
-from ..records.writing import replace_file
+from ..records.writing import replace_file, write_json
 from ..scheduling_pfgmpp import PFGMPPScheduler
 
 
@@ -532,8 +532,7 @@ def _refine(
                 "rounds": rounds,
                 "is_finished": gain < LEAST_GAIN or rounds == MOST_ROUNDS,
             }
-            with replace_file(path) as partial:
-                partial.write_text(json.dumps(state) + "\n", encoding="utf-8")
+            write_json(path, state)
             progress.set_postfix(gain=f"{gain:.1%}")
     return [float(f"{level:.5g}") for level in state["levels"]], state["is_finished"]
 
@@ -553,7 +552,7 @@ def write_levels(path: str | os.PathLike, solver_type: str, levels: list[float])
 
     Args:
         path (`str` or `os.PathLike`): The `scheduler_config.json`; levels for other solvers and other
-            numbers of steps stay in it.
+            numbers of steps stay in it. The entries of [`get_entries`] are for all numbers of steps.
         solver_type (`str`): The solver.
         levels (`list[float]`): The levels.
     """

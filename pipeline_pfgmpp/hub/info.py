@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..latents import LEVELS, find_factor
+from ..records.errors import get_first_line
 from ..records.sizes import format_size
 from ..records.weights import list_folder_variants, list_variants
 from .reading import (
@@ -53,7 +54,7 @@ def model_info(model: str | os.PathLike) -> dict[str, str]:
         else:
             rows = _describe(*_download(str(model)))
     except (OSError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = get_first_line(error)
         raise ValueError(f"{model} cannot be read as a PFGM++ pipeline: {escape_controls(reason)}") from None
     return {name: escape_controls(value) for name, value in rows.items()}
 
@@ -99,7 +100,7 @@ def _describe(folder: Path, variants: Sequence[str | None]) -> dict[str, str]:
     preconditioning = get_entry(scheduler, "preconditioning", str, SCHEDULER, "edm")
     rows = {
         "D": _describe_dimension(scheduler, unet),
-        "noise levels": f"{sigma_min:g} to {sigma_max:g}, data {sigma_data:g}",
+        "noise levels": f"{sigma_min:g} to {sigma_max:g}, sigma_data {sigma_data:g}",
         "images": _describe_images(index, unet, vae),
         "network": f"{network}, {parameters:,} parameters",
         "classes": _join_names(classes.values(), f"`id2label` in {INDEX}") or "none",

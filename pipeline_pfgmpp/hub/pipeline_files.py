@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
+from ..records.errors import get_first_line
 from ..records.reports import REPORTS, check_weights, list_weights, parse_report
 from ..records.weights import SHARD, WeightFile, list_variants, parse_weight_files
 from .reading import (
@@ -167,7 +168,7 @@ def _read_tensors(folder: Path, part: str, file: WeightFile) -> dict[str, Any]:
             else:
                 tensors |= load_file(path)
         except Exception as error:  # a damaged pickle may raise anything
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = get_first_line(error)
             raise ValueError(f"{name} cannot be read: {reason}") from None
     return tensors
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..records.errors import get_first_line
 from .files import list_files
 from .pipeline_files import CONFIGS
 from .reading import escape_controls
@@ -155,7 +156,7 @@ class _Repository:
             elif self.new_branch:
                 self.api.delete_branch(self.repo_id, repo_type=self.repo_type, branch=self.new_branch)
         except Exception as error:  # must not hide why the upload failed
-            return self._describe_remains(f"({escape_controls(_get_first_line(error))})")
+            return self._describe_remains(f"({escape_controls(get_first_line(error))})")
         return UNCHANGED
 
     def _create(self, private: bool | None) -> None:
@@ -228,8 +229,4 @@ def _explain(error: Exception, repo_id: str, state: str) -> str:
         return f"{repo_id} was changed at the same time, and this upload was refused: try again."
     if status and status >= 500:
         return f"The Hub cannot answer ({status}), and {state}: try again, and only what is missing is sent."
-    return f"The upload to {repo_id} failed, and {state}: {escape_controls(_get_first_line(error))}"
-
-
-def _get_first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), repr(error))
+    return f"The upload to {repo_id} failed, and {state}: {escape_controls(get_first_line(error))}"

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..records.errors import get_first_line
+
 
 MAX_BYTES = 2**20  # per configuration or card
 MAX_METADATA = 2**15  # characters of a card's front matter, since parsing YAML is slow
@@ -331,7 +333,7 @@ def build_network(name: str, config: Mapping[str, Any], file: str) -> Any:
         with torch.device("meta"):
             return cls(**options)
     except Exception as error:  # a constructor may raise anything for options that contradict each other
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = get_first_line(error)
         raise ValueError(f"no network can be built from {file}: {reason[:200]}") from None
 
 

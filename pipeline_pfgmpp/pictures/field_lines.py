@@ -148,8 +148,8 @@ def plot_norms(
     """
     Plot how the norm of the noise is distributed at one height, one curve per D.
 
-    The distribution narrows from D = 1 to infinity, where a network sees nothing but one shell. That
-    is why small D is robust and large D is not.
+    The distribution narrows from D = 1 to infinity, where a network sees nothing but one shell. That is how
+    the paper explains that small D tolerates noise better.
 
     Args:
         path (`str` or `os.PathLike`): The picture to write.

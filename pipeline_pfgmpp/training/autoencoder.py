@@ -9,6 +9,7 @@ from diffusers import AutoModel, DiffusionPipeline, ModelMixin
 from ..latents import check_autoencoder
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..records.digests import digest_network
+from ..records.errors import get_first_line
 from .arguments import check_encoded
 
 
@@ -31,7 +32,7 @@ def load_autoencoder(name: str, accelerator: Accelerator) -> ModelMixin:
             vae = AutoModel.from_pretrained(name, **_find_autoencoder(name))
         check_autoencoder(vae)
     except Exception as error:  # also damaged weights, or a configuration that its class does not accept
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = get_first_line(error)
         raise ValueError(f"--vae_model_name_or_path {name} cannot be used: {reason}") from None
     return vae
 

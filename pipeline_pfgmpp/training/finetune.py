@@ -1,12 +1,12 @@
 """Fine-tuning: adapt a pretrained network to other data, and keep whatever can be kept."""
 
 import math
-import re
 
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline, ModelMixin
 
+from ..data.labels import normalize_name
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..pipeline_pfgmpp_restoration import PFGMPPRestorationPipeline
 from ..scheduling_pfgmpp import PFGMPPScheduler
@@ -111,17 +111,12 @@ def match_classes(pipeline: PFGMPPPipeline, class_names: list[str]) -> list[str]
     count = pipeline.num_classes
     names = {int(label): name for label, name in (pipeline.config.id2label or {}).items()}
     agree = len(class_names) == count and all(
-        _normalize(class_names[label]) == _normalize(name) for label, name in names.items()
+        normalize_name(class_names[label]) == normalize_name(name) for label, name in names.items()
     )
     if not agree:
         known = _list_classes(count, list(names.values()))
         raise ValueError(f"has {known}, but the data have {_list_classes(len(class_names), class_names)}")
     return [names.get(label, class_names[label]) for label in range(count)]
-
-
-def _normalize(name: str) -> str:
-    """Spell names alike: `T-shirt/top` and `T - shirt / top` are the same class."""
-    return re.sub(r"[\W_]", "", name).lower()
 
 
 def _list_classes(count: int, names: list[str]) -> str:

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from ..data import ImageDataset, ImageStream, convert_to_bytes
 from ..evaluation import ImageMetrics, load_features
+from ..evaluation.classifier import check_image_shape
 from ..evaluation.evaluate import gather_features
 from ..evaluation.features import extract_features
 from ..evaluation.metrics import frechet_distance
@@ -46,6 +47,7 @@ class FrechetDistance:
         accelerator: Accelerator,
         num_inference_steps: Sequence[int] = (),
     ):
+        check_image_shape(features, (data.pixels.channels, *data.pixels.size))
         batches = [batch["images"] for batch, _ in islice(data.pixels.batches(500), 20)]
         real_images = convert_to_bytes(torch.cat(batches), data.value_range)
         self.accelerator = accelerator

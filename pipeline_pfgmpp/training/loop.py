@@ -122,6 +122,8 @@ class Trainer:
         pipeline = build_pipeline(unet, scheduler)
         self.class_names = name_classes(pipeline.num_classes or 0, class_names, data, config)
         if dimensions is None and unet.config.get("d_conditioning"):
+            if scheduler.config.D_range is None:
+                raise ValueError("`dimensions` are needed, or a scheduler with `D_range`: `unet` takes D.")
             dimensions = read_trained_range(pipeline)
         self.loss = loss or PFGMPPLoss(scheduler, config.P_mean, config.P_std, dimensions)
         self.augmentation = create_augmentation(unet, config, self.accelerator)

@@ -247,7 +247,7 @@ def create_frechet_distance(
         steps = config.fid_num_inference_steps
         return FrechetDistance(data, config.fid_images, config.fid_features, accelerator, steps)
     except (OSError, ValueError) as error:
-        raise ValueError(f"`fid_steps`: {error}") from None
+        raise ValueError(f"`fid_features`: {error}") from None
 
 
 def configure_network(

@@ -21,7 +21,7 @@ from ..code_files import list_code
 from ..data import ImageStream
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..pipeline_pfgmpp_restoration import PFGMPPRestorationPipeline
-from ..records.writing import replace_file
+from ..records.writing import write_json
 
 
 if TYPE_CHECKING:
@@ -179,8 +179,7 @@ def write_run(folder: str | os.PathLike, run: dict) -> None:
         folder (`str` or `os.PathLike`): A run's folder or a checkpoint.
         run (`dict`): The run's identity, and what else is to be kept with it.
     """
-    with replace_file(Path(folder, RUN)) as partial:
-        partial.write_text(json.dumps(run, indent=1))
+    write_json(Path(folder, RUN), run)
 
 
 def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
