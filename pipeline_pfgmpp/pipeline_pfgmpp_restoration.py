@@ -153,8 +153,7 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
         device = self._execution_device
         self._arrange_weights(device)
         scheduler = self._make_scheduler(start_sigma, num_inference_steps, device)
-        if repeats > 1 and start_sigma is not None:
-            _check_randomness(scheduler)
+        _check_randomness(scheduler, start_sigma, repeats)
 
         # 3. Draw the classes and the prior, or enter at the degraded image
         network_dtype = self.unet.dtype  # diffusers looks through all modules for it, so once
@@ -314,10 +313,10 @@ def is_deterministic(scheduler: Any, num_steps: int) -> bool:
     return config.solver_type in DETERMINISTIC and not config.s_churn
 
 
-def _check_randomness(scheduler: Any) -> None:
-    """Refuse to draw several samples of which all would be equal."""
+def _check_randomness(scheduler: Any, start_sigma: float | None, repeats: int) -> None:
+    """Refuse to draw several samples of an image that would all be equal."""
     calls = len(scheduler.timesteps)
-    if is_deterministic(scheduler, calls):
+    if repeats > 1 and start_sigma is not None and is_deterministic(scheduler, calls):
         raise ValueError(
             "Several samples per image (`num_images_per_condition`) need noise on the way, but with"
             f" `start_sigma` {calls} calls of this solver draw nothing at random."
