@@ -28,9 +28,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,8 +42,8 @@ from pipeline_pfgmpp.evaluation.metrics import frechet_distance
 from pipeline_pfgmpp.records.commands import format_command
 from pipeline_pfgmpp.records.digests import default_output
 from pipeline_pfgmpp.records.dimensions import format_dimension
-from pipeline_pfgmpp.records.measurements import write_measurement
-from pipeline_pfgmpp.records.writing import replace_file, replace_folder
+from pipeline_pfgmpp.records.measurements import recall, write_measurement
+from pipeline_pfgmpp.records.writing import replace_folder
 from pipeline_pfgmpp.training import ConsistencyLoss, DimensionRange, PFGMPPLoss, Teacher
 from pipeline_pfgmpp.training.ema import PowerFunctionEMA
 from pipeline_pfgmpp.training.loss import Perturbation, denoise
@@ -264,15 +263,6 @@ class Study:
     def compare(self, images: torch.Tensor) -> float:
         """Measure the distance between images and the data."""
         return round(frechet_distance(images.flatten(1), self.images.flatten(1)), 4)
-
-
-def recall(path: Path, compute: Callable[[], Any]) -> Any:
-    """Read what an earlier run computed, or compute and keep it."""
-    if not path.exists():
-        computed = compute()
-        with replace_file(path) as partial:
-            partial.write_text(json.dumps(computed))
-    return json.loads(path.read_text())
 
 
 def run_study(study: Study) -> dict[str, Any]:

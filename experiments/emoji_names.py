@@ -32,7 +32,7 @@ from pipeline_pfgmpp.data import ImageDataset, load_images
 from pipeline_pfgmpp.pictures.grid import draw_grid, to_pil
 from pipeline_pfgmpp.records.commands import format_command
 from pipeline_pfgmpp.records.measurements import write_measurement
-from pipeline_pfgmpp.records.writing import replace_file
+from pipeline_pfgmpp.records.writing import write_json
 
 
 COLUMNS = 10  # of a sheet
@@ -109,8 +109,7 @@ def main() -> None:
         pipeline = PFGMPPPipeline.from_pretrained(args.model)
         pictures, key = mix_pictures(pipeline, held_out, args.per_group, **get_guidance_settings(args))
         write_sheets(pictures, folder)
-        with replace_file(path) as partial:
-            partial.write_text(json.dumps(key), encoding="utf-8")
+        write_json(path, key)
         print(
             f"{folder} holds the sheets. Write down the group of each of the {len(key)} pictures, in order:"
         )

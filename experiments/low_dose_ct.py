@@ -17,11 +17,10 @@ outputs/low_dose_ct, so an interrupted study resumes.
 """
 
 import argparse
-import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -48,8 +47,7 @@ from pipeline_pfgmpp.evaluation.restoration import (
 from pipeline_pfgmpp.records.commands import format_command
 from pipeline_pfgmpp.records.digests import default_output
 from pipeline_pfgmpp.records.dimensions import format_dimension
-from pipeline_pfgmpp.records.measurements import write_measurement
-from pipeline_pfgmpp.records.writing import replace_file
+from pipeline_pfgmpp.records.measurements import recall, write_measurement
 from pipeline_pfgmpp.training import DimensionRange, PFGMPPLoss, Trainer, TrainingConfig
 from pipeline_pfgmpp.training.loss import Perturbation
 
@@ -142,15 +140,6 @@ def average_locally(degraded: torch.Tensor, strength: float, patch: int) -> torc
 
     restored = denoise_nl_means(degraded[0].numpy(), patch, patch_distance=7, h=strength, fast_mode=True)
     return torch.from_numpy(restored).to(degraded)[None]
-
-
-def recall(path: Path, compute: Callable[[], Any]) -> Any:
-    """Read what an earlier run computed, or compute and keep it."""
-    if not path.exists():
-        computed = compute()
-        with replace_file(path) as partial:
-            partial.write_text(json.dumps(computed))
-    return json.loads(path.read_text())
 
 
 class Study:

@@ -38,7 +38,7 @@ from pipeline_pfgmpp.records.commands import format_command
 from pipeline_pfgmpp.records.digests import derive_seed
 from pipeline_pfgmpp.records.dimensions import format_dimension
 from pipeline_pfgmpp.records.measurements import write_measurement
-from pipeline_pfgmpp.records.writing import replace_file
+from pipeline_pfgmpp.records.writing import write_json
 from pipeline_pfgmpp.training import DimensionRange
 
 
@@ -99,8 +99,7 @@ def measure_network(
         rng = torch.Generator().manual_seed(derive_seed(draw, f"{bits} bits"))
         with quantize_temporarily(pipeline.unet, bits, rng):
             distances[key] = [measure_distance(pipeline, real, D, args) for D in dimensions]
-        with replace_file(path) as partial:
-            partial.write_text(json.dumps(distances))
+        write_json(path, distances)
     before = distances["None bits, 0"]
     return {
         str(bits): {

@@ -33,7 +33,7 @@ from .images import Images, Scale, Standardization, check_scale, prepare_images,
 from .latents import count_image_channels, decode_latents, encode_images, get_factor
 from .noise import parse_dimension
 from .pipeline_checks import check_changed, check_components, check_scheduler
-from .preconditioning import name_dimension
+from .preconditioning import name_dimension, takes_dimension
 from .scheduler_config import get_default_steps
 
 
@@ -341,7 +341,7 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         if sigmas is None:
             number = check_integer("num_inference_steps", num_inference_steps, "be a positive integer", 1)
             scheduler.set_timesteps(number, device=device)
-        elif name_dimension(scheduler, None):  # it is ours
+        elif takes_dimension(scheduler):
             scheduler.set_timesteps(sigmas=sigmas, device=device)
         else:
             raise ValueError(

@@ -13,7 +13,7 @@ from .arguments import check_choice, check_integer, check_number, check_tensor, 
 from .conditioning import get_sample_size
 from .images import OUTPUT_TYPES
 from .latents import check_autoencoder
-from .preconditioning import name_dimension
+from .preconditioning import takes_dimension
 
 
 logger = logging.get_logger(__name__)
@@ -37,7 +37,7 @@ def check_scheduler(scheduler: Any, unet: Any) -> None:
             f" {type(scheduler).__name__}."
         )
     preconditioning = scheduler.config.get("preconditioning", "edm")
-    if preconditioning != "edm" and not name_dimension(scheduler, None):
+    if preconditioning != "edm" and not takes_dimension(scheduler):
         raise ValueError(
             f"`scheduler` must be a PFGMPPScheduler for `preconditioning` {preconditioning!r}, but is"
             f" {type(scheduler).__name__}, which has only EDM's."

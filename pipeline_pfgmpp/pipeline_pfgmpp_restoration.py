@@ -32,7 +32,7 @@ from .noise import sample_noise
 from .pipeline_base import PFGMPPBasePipeline
 from .pipeline_checks import check_callback, check_output_type, warn_of_nonfinite
 from .pixels import read_picture  # noqa: F401 - likewise
-from .preconditioning import name_dimension
+from .preconditioning import name_dimension, takes_dimension
 from .scheduler_config import PortableConfig  # noqa: F401 - likewise
 from .tiles import call_in_tiles
 
@@ -308,7 +308,7 @@ def is_deterministic(scheduler: Any, num_steps: int) -> bool:
         return True
     if isinstance(scheduler, EDMDPMSolverMultistepScheduler):
         return not config.algorithm_type.startswith("sde")
-    if not name_dimension(scheduler, None):  # diffusers' EDMEulerScheduler, whose churn is never asked for
+    if not takes_dimension(scheduler):  # diffusers' EDMEulerScheduler, whose churn is never asked for
         return True
     return config.solver_type in DETERMINISTIC and not config.s_churn
 

@@ -189,6 +189,19 @@ class PreconditionedScheduler(EDMEulerScheduler):
         return (deviation**2 + sigma_data**2) / (deviation * sigma_data) ** 2
 
 
+def takes_dimension(scheduler: Any) -> bool:
+    """
+    Tell whether a scheduler's methods take D, as ours do and those of diffusers do not.
+
+    Args:
+        scheduler (`SchedulerMixin`): The scheduler.
+
+    Returns:
+        `bool`: Whether they do.
+    """
+    return "D" in inspect.signature(scheduler.step).parameters
+
+
 def name_dimension(scheduler: Any, D: float | torch.Tensor | EllipsisType | None) -> dict[str, Any]:
     """
     Name the augmented dimension as an argument of the scheduler's methods, if they take it.
@@ -200,7 +213,7 @@ def name_dimension(scheduler: Any, D: float | torch.Tensor | EllipsisType | None
     Returns:
         `dict[str, Any]`: `{"D": D}`, or nothing.
     """
-    return {"D": D} if "D" in inspect.signature(scheduler.step).parameters else {}
+    return {"D": D} if takes_dimension(scheduler) else {}
 
 
 def find_output(

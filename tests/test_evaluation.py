@@ -31,7 +31,7 @@ from pipeline_pfgmpp.evaluation.reports import (
     write_evaluation,
 )
 from pipeline_pfgmpp.evaluation.verify import format_figures, predict_distance, verify_evaluation
-from pipeline_pfgmpp.generation import generate
+from pipeline_pfgmpp.generation import generate, load_samples
 from pipeline_pfgmpp.hub.files import list_files
 
 
@@ -360,6 +360,34 @@ def test_evaluate_tells_good_from_bad(classifier, fashion_mnist, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "D-128").iterdir()} == before
     with pytest.raises(ValueError, match="holds images drawn with other settings"):
         evaluate(pipe, metrics, [128], tmp_path, 60, num_inference_steps=6, guidance_scale=1.0)
+
+
+@pytest.mark.parametrize(
+    ("option", "settings"),
+    [
+        (["--class-label", "3"], {"class_labels": 3}),
+        (["--match-classes"], {"class_weights": [1] * 10}),
+    ],
+)
+def test_the_classes_that_are_measured_are_those_asked_for(
+    option, settings, fashion_mnist, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    pipe = make_tiny_pipeline(label_dim=10)
+    names = load_dataset(str(fashion_mnist), split="test").features["label"].names
+    pipe.register_to_config(id2label={str(number): name for number, name in enumerate(names)})
+    pipe.save_pretrained("model")
+    few = ["--D", "16", "--num-images", "6", "--groups", "1", "--num-inference-steps", "1"]
+    commands.main(["evaluate", "model", "--data", str(fashion_mnist), *few, *option, "--output", "out"])
+    if "class_weights" in settings:
+        labels = load_dataset(str(fashion_mnist), split="test")["label"]
+        settings = {"class_weights": np.bincount(labels, minlength=10).tolist()}
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert settings.items() <= report["settings"].items()
+    (folder,) = tmp_path.rglob("D-16")
+    drawn, _ = load_samples(folder)
+    expected = next(generate(pipe, list(range(6)), 6, None, D=16, num_inference_steps=1, **settings))[1]
+    torch.testing.assert_close(drawn.float(), expected.float(), atol=1, rtol=0)
 
 
 def test_processes_share_the_work(fashion_mnist, tmp_path):

@@ -1,8 +1,10 @@
 """The Trainer from Python."""
 
+import itertools
 import random
 import signal
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from pipeline_pfgmpp.training import (
     PFGMPPLoss,
     Trainer,
     TrainingConfig,
+    loop,
     read_log,
     read_run,
 )
@@ -58,6 +61,15 @@ def test_ten_lines_train_a_pipeline(data, tmp_path):
     assert "16 images of `a data set`" in card
     assert "train_accelerate" not in card  # no command made it
     assert read_run(tmp_path)["--D"] == "64"
+
+
+def test_the_time_of_a_run_is_in_minutes(data, tmp_path, monkeypatch):
+    """A clock that is read twice per step shows 20 s more each time."""
+    seconds = itertools.count(0, 20)
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: next(seconds)))
+    trainer = make_trainer(tmp_path, data, max_train_steps=1000, max_train_time=3, logging_steps=1000)
+    assert trainer.run() is None
+    assert 3 <= trainer.global_step <= 10
 
 
 def test_a_network_of_positional_arguments_becomes_a_pipeline(data, tmp_path):

@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,20 @@ def read_measurement(path: str | os.PathLike) -> dict[str, Any]:
             by hand a `note`.
     """
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def recall(path: str | os.PathLike, compute: Callable[[], Any]) -> Any:
+    """
+    Read what an earlier run computed, or compute and keep it.
+
+    Args:
+        path (`str` or `os.PathLike`): The file that keeps it.
+        compute (`Callable`): Computes what JSON can represent.
+
+    Returns:
+        What was computed, as JSON represents it.
+    """
+    path = Path(path)
+    if not path.exists():
+        write_json(path, compute())
+    return json.loads(path.read_text(encoding="utf-8"))
