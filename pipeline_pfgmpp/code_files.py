@@ -11,12 +11,13 @@ import inspect
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 
 # Where classes with code of this package come from: the package, or its copy that diffusers runs.
 PACKAGES = ("pipeline_pfgmpp", "diffusers_modules")
+LICENCE = b"# Copyright 2026 The pipeline_pfgmpp authors."  # how the files that travel begin
 
 
 def list_code(
@@ -41,11 +42,17 @@ def list_code(
         ValueError: The source of a class is found nowhere.
     """
     origins = origins or {}
-    files = _list_modules(_find_source(pipeline_class, origins.get("pipeline")), Path("pipeline.py"))
+    # Of a pipeline that a user's program derives, that program stays at home.
+    own_class = next(base for base in pipeline_class.__mro__ if _is_own(base))
+    files = _list_modules(_find_source(own_class, origins.get("pipeline")), Path("pipeline.py"))
     for name, (library, cls) in components.items():
-        if cls.__module__.split(".")[0] in PACKAGES:
+        if _is_own(cls):
             files |= _list_modules(_find_source(cls, origins.get(name)), Path(name, f"{library}.py"))
     return files
+
+
+def _is_own(cls: type) -> bool:
+    return cls.__module__.split(".")[0] in PACKAGES
 
 
 def copy_files(files: Mapping[str, Path], folder: Path) -> list[Path]:
@@ -58,7 +65,14 @@ def copy_files(files: Mapping[str, Path], folder: Path) -> list[Path]:
 
     Returns:
         `list[Path]`: The copies.
+
+    Raises:
+        ValueError: A file of another kind stands where one would be written.
     """
+    for name, source in files.items():
+        target = folder / name
+        if target.is_file() and not _may_replace(target, source):
+            raise ValueError(f"{target} is in the way of a file of the pipeline's: save to another folder.")
     copies = []
     for name, source in files.items():
         target = folder / name
@@ -68,6 +82,12 @@ def copy_files(files: Mapping[str, Path], folder: Path) -> list[Path]:
             shutil.copyfile(source, target)
         copies.append(target)
     return copies
+
+
+def _may_replace(target: Path, source: Path) -> bool:
+    """Tell whether a file is the same, or one that an earlier version of this package has written."""
+    content = target.read_bytes()
+    return content.startswith(LICENCE) or content == source.read_bytes()
 
 
 def unlink_links(paths: list[Path]) -> None:
@@ -82,15 +102,17 @@ def unlink_links(paths: list[Path]) -> None:
             path.unlink()
 
 
-def remove_origins(folder: Path) -> None:
+def remove_origins(folder: Path, components: Iterable[str]) -> None:
     """
     Remove from the configurations of a saved pipeline where it came from, which may be a folder of this
     machine and is nobody else's business.
 
     Args:
         folder (`Path`): The pipeline's folder.
+        components (`Iterable[str]`): The names of its components.
     """
-    for path in [folder / "model_index.json", *folder.glob("*/*config.json")]:
+    configs = [path for name in components for path in (folder / name).glob("*config.json")]
+    for path in [folder / "model_index.json", *configs]:
         entries = json.loads(path.read_text(encoding="utf-8"))
         if entries.pop("_name_or_path", None):
             path.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -78,6 +78,7 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         self._guidance_scale = 1.0
         self._num_timesteps = 0
         self._interrupt = False
+        self._calls_begun = 0
         self._warned_of_range = False
 
     @property
@@ -124,11 +125,11 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         for name in super().components:
             unlink_links([*(folder / name).glob("*.json"), *(folder / name).glob("*.safetensors")])
         super().save_pretrained(save_directory, *args, **kwargs)
-        remove_origins(folder)
+        remove_origins(folder, super().components)
 
     def _upload_folder(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         # `save_pretrained(push_to_hub=True)` uploads before it returns, by this method of diffusers.
-        remove_origins(Path(working_dir))
+        remove_origins(Path(working_dir), super().components)
         return super()._upload_folder(working_dir, *args, **kwargs)
 
     def register_to_config(self, **entries: Any) -> None:
@@ -229,7 +230,8 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         Whether a callback has set `pipe._interrupt = True`, which stops sampling after the current
         call of the network.
         """
-        return self._interrupt
+        with _CALLBACKS:  # that of another call may be waiting to be taken
+            return self._interrupt
 
     def _make_predictor(
         self,
@@ -249,11 +251,19 @@ class PFGMPPBasePipeline(DiffusionPipeline):
 
         return predict
 
+    def _begin(self, scheduler: Any, guidance_scale: float, num_timesteps: int) -> None:
+        """Begin to follow the field lines, uninterrupted."""
+        with _CALLBACKS:
+            self._interrupt = False
+            self._calls_begun += 1
+            self._show_state(scheduler, guidance_scale, num_timesteps)
+
     def _show_state(self, scheduler: Any, guidance_scale: float, num_timesteps: int) -> None:
         """Show the state of a call on the pipeline and its scheduler, for callbacks and afterwards."""
-        self.scheduler.__dict__.update(scheduler.__dict__)
-        self._guidance_scale = guidance_scale
-        self._num_timesteps = num_timesteps
+        with _CALLBACKS:
+            self.scheduler.__dict__.update(scheduler.__dict__)
+            self._guidance_scale = guidance_scale
+            self._num_timesteps = num_timesteps
 
     def _call_back(
         self,
@@ -269,7 +279,10 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         """Call a callback; return the sample and the scale that it leaves, and whether it interrupts."""
         with _CALLBACKS:
             self._show_state(scheduler, guidance_scale, num_timesteps)
+            calls_begun = self._calls_begun
             changed = callback(self, step, t, tensors)
+            if self._calls_begun > calls_begun:  # the callback has called the pipeline itself
+                self._show_state(scheduler, guidance_scale, num_timesteps)
             interrupted = self._interrupt
             self._interrupt = False
             guidance_scale = self._guidance_scale
@@ -302,18 +315,25 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         return tensor.device
 
     def _arrange_weights(self, device: torch.device) -> None:
-        """On a CPU, give the weights of convolutions the layout that is fastest there, once."""
+        """
+        On a CPU, give the weights of convolutions the layout that is fastest there, once.
+
+        Not those of a network in training, whose optimiser may rely on their layout.
+        """
         if device.type != "cpu":
             return
         layout = torch.channels_last
         networks = (self.unet, self.guidance_unet, self.vae)
         for network in (each for each in networks if each is not None):  # a compiled one has no truth value
+            if network.training:
+                continue
             # Sharded and quantised weights are of other types, with layouts of their own.
             weights = (w for w in network.parameters() if type(w.data) is torch.Tensor and w.ndim == 4)
             for weight in weights:
                 if weight.is_contiguous(memory_format=layout) and not weight.is_contiguous():
                     break  # an earlier call has been here
-                weight.data = weight.data.contiguous(memory_format=layout)
+                with torch.inference_mode(False):  # or no gradient could be taken later
+                    weight.data = weight.data.contiguous(memory_format=layout)
 
     def _prepare_images(self, images: Images, name: str) -> torch.Tensor:
         return prepare_images(images, name, self.image_channels, self.image_size, self._value_range)

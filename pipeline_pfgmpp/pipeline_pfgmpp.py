@@ -217,9 +217,8 @@ class PFGMPPPipeline(PFGMPPBasePipeline):
         # 4. Follow the field lines
         predict = self._make_predictor(scheduler, network_dtype, labels, D)
         dimension = name_dimension(scheduler, D)
-        self._interrupt = False
         interrupted = False
-        self._show_state(scheduler, guidance_scale, len(timesteps))
+        self._begin(scheduler, guidance_scale, len(timesteps))
         for step, t in enumerate(self.progress_bar(timesteps)):
             if interrupted or self.interrupt:
                 continue

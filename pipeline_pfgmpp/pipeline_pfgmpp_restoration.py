@@ -176,10 +176,9 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
         # 4. Follow the field lines
         predict = self._make_restorer(scheduler, network_dtype, degraded, labels, D, tile_size, divisor)
         dimension = name_dimension(scheduler, D)
-        self._interrupt = False
         interrupted = False
         num_calls = len(scheduler.timesteps)
-        self._show_state(scheduler, guidance_scale, num_calls)
+        self._begin(scheduler, guidance_scale, num_calls)
         for step, t in enumerate(self.progress_bar(scheduler.timesteps)):
             if interrupted or self.interrupt:
                 continue

@@ -216,9 +216,9 @@ class DimensionEmbedding(nn.Module):
         self.linear = nn.Linear(num_channels, num_channels, bias=False)
         nn.init.zeros_(self.linear.weight)
 
-    def forward(self, D: torch.Tensor, num_dims: int) -> torch.Tensor:
+    def forward(self, D: torch.Tensor, num_dims: int, dtype: torch.dtype) -> torch.Tensor:
         """Embed D of shape `(batch,)` for images of N = `num_dims` values."""
-        return self.linear(self.features(torch.log1p(num_dims / D)).to(self.linear.weight.dtype))
+        return self.linear(self.features(torch.log1p(num_dims / D)).to(dtype))
 
 
 # Options of the published networks (https://huggingface.co/papers/2206.00364, table 7) and of our own.
@@ -479,7 +479,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         emb = self.map_noise(timestep).to(dtype)
         if self.map_dimension is not None:
             dof = torch.as_tensor(math.inf if D is None else D, dtype=torch.float32, device=timestep.device)
-            emb = emb + self.map_dimension(dof.expand(len(emb)), num_dims)
+            emb = emb + self.map_dimension(dof.expand(len(emb)), num_dims, dtype)
         if self.map_augment is not None and augment_labels is not None:
             emb = emb + self.map_augment(augment_labels.to(dtype))
         label_emb: torch.Tensor | float = 0.0

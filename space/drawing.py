@@ -106,9 +106,11 @@ def sample(
     settings: dict[str, Any] = {"D": D}
     captions = [f"seed {seed + index}" for index in range(count)]
     if labels is not None:
-        settings |= {"class_labels": labels, "guidance_scale": guidance}
+        settings["class_labels"] = labels
         names = list_classes(pipe)
         captions = [f"{names[number]}, {caption}" for number, caption in zip(labels, captions)]
+    if labels is not None or pipe.guidance_unet is not None:
+        settings["guidance_scale"] = guidance
     elif guidance != 1:
         raise Refusal("Guidance must be 1 for this model, because it has no classes.")
 

@@ -123,7 +123,8 @@ class Model:
             unet = copy.deepcopy(unet)
             quantize(unet, bits)
         scheduler = PFGMPPScheduler.from_config(loaded.scheduler.config, **scheduler_options)
-        pipe = self.pipeline_class(unet, scheduler, vae=loaded.vae, id2label=loaded.config.id2label)
+        parts = {"guidance_unet": loaded.guidance_unet, "vae": loaded.vae, "id2label": loaded.config.id2label}
+        pipe = self.pipeline_class(unet, scheduler, **parts)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -143,7 +144,7 @@ class Model:
         try:
             text = ModelCard.load(_find_file(source, "README.md")).text
             return re.sub(r"\]\(([\w-]+\.png)\)", embed, text)
-        except (OSError, ValueError):
+        except (OSError, ValueError, yaml.YAMLError):
             return ""
 
     def _load(self, source: str) -> Any:

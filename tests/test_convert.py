@@ -495,6 +495,15 @@ def test_a_network_inside_itself_is_refused(tensors_and_config, tmp_path):
     assert "nested too deeply" in get_refusal(tmp_path / "file.pkl", tmp_path)
 
 
+def test_a_network_that_holds_one_module_many_times_is_refused_in_time(tmp_path):
+    module = {"_modules": {}}
+    for _ in range(30):
+        child = Persistent("Twice", module)
+        module = {"_modules": {"a": child, "b": child}}
+    write_checkpoint(tmp_path / "file.pkl", ema=Persistent("EDMPrecond", {"_modules": {"model": child}}))
+    assert "too many" in get_refusal(tmp_path / "file.pkl", tmp_path)
+
+
 def test_compressed_archives_are_refused(checkpoint, tmp_path):
     path = checkpoint(".pt")
     with (

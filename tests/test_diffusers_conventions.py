@@ -7,6 +7,7 @@ tests of the same conventions.
 
 import inspect
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -505,6 +506,40 @@ def test_in_several_threads_each_callback_sees_and_steers_its_own_call(make_sche
     for steps, seen in zip((8, 12), results):
         calls = (2 * steps - 1) if make_scheduler is PFGMPPScheduler else steps
         assert seen == [(calls, index, calls) for index in range(1, 6)]
+
+
+def test_an_interrupt_of_one_call_stops_no_other():
+    """It stands on the pipeline until the callback returns."""
+    pipe = pipeline()
+    expected = sample(pipe, num_inference_steps=6)
+    stopped = []
+
+    def stop(pipe, step, timestep, tensors):
+        stopped.append(step)
+        pipe._interrupt = step == 1
+        time.sleep(0.2)
+        return {}
+
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(sample, pipe, num_inference_steps=6, callback_on_step_end=stop)
+        others = [sample(pipe, num_inference_steps=6) for _ in range(8)]
+        one.result()
+    assert stopped == [0, 1]
+    for other in others:
+        torch.testing.assert_close(other, expected)
+
+
+def test_a_callback_may_call_the_pipeline_itself():
+    pipe = pipeline(our_unet(label_dim=4))
+    seen = []
+
+    def preview(pipe, step, timestep, tensors):
+        seen.append((pipe.guidance_scale, pipe.num_timesteps))
+        pipe(num_inference_steps=1, class_labels=0)
+        return {}
+
+    pipe(num_inference_steps=3, guidance_scale=2.0, class_labels=1, callback_on_step_end=preview)
+    assert seen == [(2.0, 5)] * 5
 
 
 def test_inversion_and_sampling_in_two_threads():

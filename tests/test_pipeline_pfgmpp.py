@@ -1,6 +1,7 @@
 """The pipeline as a user of diffusers meets it."""
 
 import math
+import runpy
 import subprocess
 import sys
 import sysconfig
@@ -428,6 +429,59 @@ def test_diffusers_schedulers_can_be_swapped_in_and_keep_d(other, tmp_path):
 def test_a_scheduler_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="`scheduler` must be a PFGMPPScheduler .* but is DDIMScheduler"):
         PFGMPPPipeline(our_unet(), DDIMScheduler())
+
+
+def test_a_call_in_inference_mode_leaves_weights_that_can_be_trained():
+    pipe = pipeline()
+    with torch.inference_mode():
+        pipe(num_inference_steps=1)
+    loss = pipe.unet(torch.zeros(1, 3, 8, 8), torch.zeros(1)).sample.square().sum()
+    loss.backward()
+    assert all(
+        weight.is_contiguous(memory_format=torch.channels_last)
+        for weight in pipe.unet.parameters()
+        if weight.ndim == 4
+    )
+
+
+def test_a_network_in_training_keeps_the_layout_of_its_weights():
+    pipe = pipeline()
+    pipe.unet.train()
+    layouts = [weight.stride() for weight in pipe.unet.parameters()]
+    pipe(num_inference_steps=1)
+    assert [weight.stride() for weight in pipe.unet.parameters()] == layouts
+
+
+def test_weights_may_be_stored_in_another_type_than_they_compute_in():
+    unet = our_unet(d_conditioning=True)
+    torch.nn.init.normal_(unet.map_dimension.linear.weight)
+    expected = pipeline(unet)(generator=generator(), num_inference_steps=2, output_type="latent").images
+    unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    images = pipeline(unet)(generator=generator(), num_inference_steps=2, output_type="latent").images
+    assert (images - expected).norm() < 0.5 * expected.norm()
+
+
+def test_a_program_that_derives_a_pipeline_stays_at_home(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "TOKEN = 'secret'\nfrom pipeline_pfgmpp import PFGMPPPipeline\nclass Mine(PFGMPPPipeline): pass\n"
+    )
+    mine = runpy.run_path(str(tmp_path / "mine.py"), run_name="mine")["Mine"]
+    mine(our_unet(), PFGMPPScheduler()).save_pretrained(tmp_path / "out")
+    assert "secret" not in (tmp_path / "out" / "pipeline.py").read_text()
+    assert "class PFGMPPPipeline" in (tmp_path / "out" / "pipeline.py").read_text()
+
+
+def test_files_that_are_not_the_pipelines_are_left_alone(tmp_path):
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "config.json").write_text('["not ours"]')
+    pipe = pipeline()
+    pipe.save_pretrained(tmp_path)
+    pipe.save_pretrained(tmp_path)
+    assert (tmp_path / "clip" / "config.json").read_text() == '["not ours"]'
+    (tmp_path / "noise.py").write_text("mine = 1\n")
+    with pytest.raises(ValueError, match="noise.py is in the way of a file of the pipeline's"):
+        pipe.save_pretrained(tmp_path)
+    assert (tmp_path / "noise.py").read_text() == "mine = 1\n"
 
 
 def test_offloading_decides_where_a_call_computes():

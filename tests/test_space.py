@@ -434,6 +434,22 @@ def test_a_model_offers_the_ends_of_its_range(D_range, dimensions, monkeypatch):
     assert choices.choose_dimension(model, last, None) == float(dimensions[-1])
 
 
+def test_a_guiding_network_guides(monkeypatch):
+    pipe = make_tiny_pipeline()
+    weak = make_tiny_pipeline(seed=1).unet
+    pipe = PFGMPPPipeline(pipe.unet, pipe.scheduler, guidance_unet=weak)
+    monkeypatch.setitem(choices.MODELS, "Guided", load_model(pipe, monkeypatch))
+    common = {"model": "Guided", "dial": 7, "fixed": None, "label": "any", "count": 1, "steps": 2, "seed": 0}
+    *_, (images, *_) = drawing.sample(solver="heun", guidance=3, **common)
+    expected = pipe(1, 2, D=128, guidance_scale=3, generator=[torch.Generator().manual_seed(0)]).images[0]
+    assert_same_images(read_embedded(images)[0], expected)
+
+
+def test_a_card_that_is_no_yaml_is_left_out(monkeypatch, tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: [a\n---\n# A model\n")
+    assert models.Model("Digits", {None: str(tmp_path)}).read_card() == ""
+
+
 def test_classes_that_never_occurred_are_not_offered():
     unet = EmpiricalDenoiser(torch.zeros(1, 1, 4, 4))
     unet.register_to_config(label_dim=4)

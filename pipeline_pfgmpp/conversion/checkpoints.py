@@ -6,6 +6,7 @@ of it is run: [`inert_pickle`] reads the file, its tensors tell which network it
 are those of [`PFGMPPUNet2DModel`].
 """
 
+import itertools
 import logging
 import math
 import os
@@ -30,6 +31,7 @@ from .torch_files import load, rebuild_tensor, to_number
 logger = logging.getLogger(__name__)
 
 MAX_DEPTH = 32  # of nested modules; published networks have five levels
+MAX_MODULES = 100_000  # a small file may hold one module many times; published networks have some hundred
 # The published kinds of networks, with the images that enter each: the noisy one, and PPFM's degraded one.
 KINDS = {"SongUNet": 1, "DhariwalUNet": 1, "cSongUNet": 2, "cDhariwalUNet": 2}
 # How PPFM samples (https://huggingface.co/papers/2312.09754); its files do not state it.
@@ -216,10 +218,13 @@ def _get_description(value: object) -> dict:
     return _get_entries(args[0]) if len(args) == 1 else {}
 
 
-def _list_tensors(module: Mapping, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
+def _list_tensors(
+    module: Mapping, prefix: str = "", visited: Iterator[int] | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
     """List the tensors of a pickled module by name, without the preconditioner's own prefix `model.`."""
-    if depth > MAX_DEPTH:
-        raise ValueError("its modules are nested too deeply")
+    visited = visited or itertools.count()
+    if prefix.count(".") > MAX_DEPTH or next(visited) > MAX_MODULES:
+        raise ValueError("its modules are nested too deeply, or too many")
     for kind in ("_parameters", "_buffers"):
         for name, record in _get_entries(module.get(kind)).items():
             if record is not None:
@@ -227,7 +232,7 @@ def _list_tensors(module: Mapping, prefix: str = "", depth: int = 0) -> Iterator
     for name, child in _get_entries(module.get("_modules")).items():
         description = _get_description(child)
         attributes = description.get("state") if description else getattr(child, "state", None)
-        yield from _list_tensors(_get_entries(attributes), f"{prefix}{name}.", depth + 1)
+        yield from _list_tensors(_get_entries(attributes), f"{prefix}{name}.", visited)
 
 
 def _get_number(settings: Mapping[str, Any], name: str) -> float | None:

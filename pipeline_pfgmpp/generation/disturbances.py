@@ -47,7 +47,7 @@ def inject_noise(
     Returns:
         `dict`: Arguments for the call of the pipeline, to be passed along with `generators`.
     """
-    device = pipeline.device
+    device = pipeline._execution_device
     config = pipeline.scheduler.config
     if D is None:
         D = config.get("D")
