@@ -361,7 +361,10 @@ def load_model(args: argparse.Namespace, accelerator: Accelerator) -> PFGMPPPipe
     args.resolution = size
     args.channels = channels
     if args.condition_column:
-        args.condition_channels = getattr(pipeline, "condition_channels", None)
+        taken = getattr(pipeline, "condition_channels", None)
+        if args.condition_channels not in (None, taken):
+            raise ValueError(f"--condition_channels must be {taken}, which {name} takes, or be left out.")
+        args.condition_channels = taken
     if args.preset not in TUNING:
         accelerator.print(f"--preset {args.preset} only gives the recipe: the network is the pretrained one.")
     return pipeline

@@ -71,7 +71,7 @@ def copy_files(files: Mapping[str, Path], folder: Path) -> list[Path]:
     """
     for name, source in files.items():
         target = folder / name
-        if target.is_file() and not _may_replace(target, source):
+        if target.is_file() and not target.is_symlink() and not _may_replace(target, source):
             raise ValueError(f"{target} is in the way of a file of the pipeline's: save to another folder.")
     copies = []
     for name, source in files.items():

@@ -4,6 +4,7 @@ among them.
 """
 
 import gzip
+import io
 import itertools
 import os
 import shutil
@@ -35,12 +36,27 @@ def test_images_are_decoded_resized_and_cropped(tmp_path):
     assert data.labels is None
 
 
+# EXIF in which the orientation is 6 and a resolution is a text, which Pillow reads but cannot write.
+ODD_TAGS = struct.pack("<HHHIHHHHI4sI", 2, 274, 3, 1, 6, 0, 282, 2, 4, b"72\0\0", 0)
+
+
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("1", 1), ("RGB", 3), ("RGBA", 3), ("P", 3)])
 def test_every_mode_of_picture(mode, channels):
     picture = PIL.Image.new("RGB", (8, 8), (200, 200, 200)).convert(mode)
     dataset = Dataset.from_dict({"image": [picture]}, features=Features({"image": Image()}))
     assert load_images(dataset, resolution=8).images.shape == (1, channels, 8, 8)
     assert load_images(dataset, resolution=8, channels=1).images.shape == (1, 1, 8, 8)
+
+
+def test_pictures_with_odd_tags_are_not_left_out(capsys):
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (8, 12), (200, 0, 0)).save(
+        buffer, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0" + ODD_TAGS
+    )
+    rows = {"image": [{"bytes": buffer.getvalue(), "path": None}]}
+    data = load_images(Dataset.from_dict(rows, features=Features({"image": Image()})), resolution=(8, 12))
+    assert data.images.shape == (1, 3, 8, 12)
+    assert "Skipping" not in capsys.readouterr().out
 
 
 def test_columns_are_found_or_named(fashion_mnist):

@@ -262,6 +262,18 @@ def pipeline(id2label=None, scheduler=None, **options):
     return PFGMPPPipeline(conditional(**options), scheduler or PFGMPPScheduler(), id2label=id2label)
 
 
+@pytest.mark.parametrize("model_type", ["SongUNet", "DhariwalUNet"])
+def test_a_network_that_gets_classes_begins_as_it_was(model_type):
+    options = {"model_type": model_type, "model_channels": 16, "channel_mult": (1,), "num_blocks": 1}
+    old = PFGMPPUNet2DModel(sample_size=8, **options).eval()
+    for weight in old.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    new = adapt_network(old, 3).eval()
+    x = torch.randn(2, 3, 8, 8)
+    for labels in (None, torch.tensor([0, 2])):
+        torch.testing.assert_close(new(x, torch.zeros(2), labels).sample, old(x, torch.zeros(2)).sample)
+
+
 def test_classes_of_the_data_and_of_the_network():
     named, numbered, unconditional = pipeline(dict(enumerate(NAMES))), pipeline(), pipeline(label_dim=0)
     partly_named = pipeline({0: "T-shirt/top", 2: "Bag"})

@@ -1,6 +1,7 @@
 """Runs as people start, resume, interrupt and spoil them: each test is named after a symptom."""
 
 import functools
+import json
 import os
 import runpy
 import shutil
@@ -128,6 +129,22 @@ def test_another_number_of_moving_averages_is_said_not_called_damaged(tmp_path):
     )
     with pytest.raises(ValueError, match=r"with 1 moving averages, not 2 \(--ema_halflife"):
         trainer.run()
+
+
+def test_a_stream_that_other_processes_resume_begins_its_next_epoch(tmp_path, fashion_mnist):
+    """Their files are shared otherwise. The checkpoint is made to be one of two processes."""
+    common = [
+        "--train_data_dir", fashion_mnist, "--streaming", "--resolution", "8", "--train_batch_size", "8",
+        "--sample_steps", "0", "--checkpointing_steps", "1", "--output_dir", tmp_path / "out",
+    ]  # fmt: skip
+    assert not run_training(*common, "--max_train_steps", "1").returncode
+    checkpoint = tmp_path / "out" / "checkpoint-1"
+    (checkpoint / "data_1.json").write_text((checkpoint / "data_0.json").read_text())
+    result = run_training(*common, "--max_train_steps", "2", "--resume_from_checkpoint", "latest")
+    assert not result.returncode, result.stderr
+    assert "checkpoint-1 is of 2 processes: the stream begins its next epoch." in result.stdout
+    state = json.loads((tmp_path / "out" / "checkpoint-2" / "data_0.json").read_text())
+    assert state["epoch"] == 1
 
 
 def test_streaming_added_is_said_when_a_run_is_resumed(tmp_path, fashion_mnist):

@@ -63,6 +63,27 @@ def test_ten_lines_train_a_pipeline(data, tmp_path):
     assert read_run(tmp_path)["--D"] == "64"
 
 
+def test_every_weight_gets_a_gradient_without_augmentation_too(data, tmp_path):
+    """Else several processes wait for it in vain."""
+    trainer = make_trainer(tmp_path, data, make_unet(augment_dim=9), max_train_steps=1)
+    missing = []
+    step = trainer.optimizer.step
+
+    def look(*args, **options):
+        missing.extend(name for name, weight in trainer.unet.named_parameters() if weight.grad is None)
+        return step(*args, **options)
+
+    trainer.optimizer.step = look
+    trainer.run()
+    assert missing == []
+
+
+def test_accelerates_own_compilation_is_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    with pytest.raises(ValueError, match="accelerate is configured to compile .* use `--compile` instead"):
+        make_trainer(tmp_path, data)
+
+
 def test_the_time_of_a_run_is_in_minutes(data, tmp_path, monkeypatch):
     """A clock that is read twice per step shows 20 s more each time."""
     seconds = itertools.count(0, 20)

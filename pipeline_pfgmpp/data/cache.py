@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..images import Scale
-from ..records.writing import replace_folder
+from ..records.writing import lock, replace_folder
 from .decoding import DeeperImageError, ImageDecoder, report
 from .images import ImageDataset, measure_range, measure_standardization, split_images
 from .labels import MISSING, find_label_column, read_labels
@@ -81,8 +81,9 @@ def load_images(
         chosen = (found.indices != MISSING).nonzero().flatten().tolist()
         _report_missing(len(dataset) - len(chosen), len(dataset), decoder.strict)
     folder = _choose_cache_folder(decoder, dataset, chosen)
-    if not folder.is_dir() or (decoder.strict and len(np.load(folder / "rows.npy")) < len(chosen)):
-        _decode_into(folder, decoder, chosen)
+    with lock(folder):
+        if not folder.is_dir() or (decoder.strict and len(np.load(folder / "rows.npy")) < len(chosen)):
+            _decode_into(folder, decoder, chosen)
     rows = np.load(folder / "rows.npy")
     if len(rows) < len(chosen):
         report(f"Left out {len(chosen) - len(rows)} of {len(chosen)} images, which cannot be read.")

@@ -1,5 +1,6 @@
 """Rows of a data set, decoded into tensors of one size and one range of values."""
 
+import io
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -129,6 +130,20 @@ def report(message: str) -> None:
         tqdm.write(message)
 
 
+def _open_picture(value: dict) -> PIL.Image.Image:
+    """Open a picture of a data set. Its orientation is left to [`read_picture`], which minds odd tags."""
+    import datasets
+
+    if value["bytes"] is not None:
+        image = PIL.Image.open(io.BytesIO(value["bytes"]))
+    elif os.path.isfile(value["path"]):
+        image = PIL.Image.open(value["path"])
+    else:  # at an address
+        return datasets.Image().decode_example(value)
+    image.load()
+    return image
+
+
 class _Column:
     """A column of images, each read as pixels; remarks say what was done to them."""
 
@@ -142,7 +157,6 @@ class _Column:
         self.background = background
         self.remarks = remarks
         self._dtype = _find_type(feature)
-        self._open = datasets.Image().decode_example
 
     def read(self, row: dict, channels: int | None) -> Pixels:
         """Read the image in a row."""
@@ -152,7 +166,7 @@ class _Column:
             if channels in (1, 3):  # arrays get no alpha channel
                 self._note_conversion(array.ndim == 2 or 1 in (array.shape[0], array.shape[-1]), channels)
             return read_array(array, channels)
-        image = self._open(value)
+        image = _open_picture(value)
         if _is_deep_colour(value):
             self.remarks["Pictures of 16 bits with colours or alpha are read with 8: store them as .npy."] = (
                 None

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..images import Scale
 from ..latents import check_autoencoder, encode_images, get_factor
 from ..records.digests import digest_network
-from ..records.writing import replace_folder
+from ..records.writing import lock, replace_folder
 from .images import ImageDataset, split_images
 from .transforms import split_pairs
 
@@ -256,8 +256,9 @@ def load_latents(
     described = [FORMAT, pixels.digest(), digest_network(vae), random_flip]
     digest = hashlib.blake2b(repr(described).encode(), digest_size=8).hexdigest()
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "pipeline_pfgmpp" / f"latents-{digest}"
-    if not folder.is_dir():
-        _encode_into(folder, pixels, vae, random_flip)
+    with lock(folder):
+        if not folder.is_dir():
+            _encode_into(folder, pixels, vae, random_flip)
     shape = np.load(folder / "shape.npy").tolist()
     values = torch.from_numpy(np.memmap(folder / VALUES, np.float16, mode="c"))
     channels = vae.config.latent_channels

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 
 @contextlib.contextmanager
 def replace_file(path: str | os.PathLike) -> Iterator[Path]:
@@ -40,6 +42,20 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     """
     with replace_file(path) as partial:
         partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def lock(path: str | os.PathLike) -> Iterator[None]:
+    """
+    Keep other processes from making the same file or folder meanwhile.
+
+    Args:
+        path (`str` or `os.PathLike`): The file or folder; a hidden file is left beside it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield
 
 
 @contextlib.contextmanager

@@ -87,7 +87,7 @@ def _write_checksums(checkpoint: Path) -> None:
 
 def _describe_layout(accelerator: Accelerator) -> str:
     """Name what decides which files hold the weights: the number of processes does not."""
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    if accelerator.distributed_type == DistributedType.FSDP:
         return accelerator.distributed_type.value
     return "whole"
 
@@ -154,14 +154,17 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: str | os.PathLike) -> 
         for name, checksum in json.loads((checkpoint / CHECKSUMS).read_text()).items():
             if _compute_checksum(checkpoint / name) != checksum:
                 raise ValueError(f"{name} has changed since it was written")
-        saved = [checkpoint / f"data_{process}.json" for process in range(accelerator.num_processes)]
-        states = [json.loads(path.read_text()) for path in saved if path.is_file()]
+        count = len(list(checkpoint.glob("data_*.json")))
+        states = [json.loads((checkpoint / f"data_{process}.json").read_text()) for process in range(count)]
         accelerator.load_state(str(checkpoint))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{checkpoint} is damaged: {error}") from error
     accelerator.step = 0  # a checkpoint lies between optimisation steps, however many passes they have
     if len(states) == accelerator.num_processes:
         return step, states[accelerator.process_index]
+    if isinstance(states[0], dict):  # a place in a stream, whose files other processes would share otherwise
+        accelerator.print(f"{checkpoint.name} is of {count} processes: the stream begins its next epoch.")
+        return step, {"epoch": states[0]["epoch"] + 1}
     return step, states[0]
 
 

@@ -15,6 +15,7 @@ from .loss import DimensionRange
 
 
 CLASS_EMBEDDINGS = ("map_label.weight", "class_embedding.weight")  # of our networks, and of diffusers'
+CLASS_BIAS = "map_label.bias"
 
 
 def load_pretrained(name: str, accelerator: Accelerator) -> PFGMPPPipeline:
@@ -167,7 +168,7 @@ def adapt_network(
     known = unet.state_dict()
     for name, tensor in adapted.state_dict().items():
         is_new = name in CLASS_EMBEDDINGS and (num_classes is not None or name not in known)
-        if is_new:
+        if is_new or (name == CLASS_BIAS and name not in known):
             torch.nn.init.zeros_(tensor)
         elif name in known:
             tensor.copy_(known[name])

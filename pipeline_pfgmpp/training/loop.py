@@ -127,6 +127,7 @@ class Trainer:
             dimensions = read_trained_range(pipeline)
         self.loss = loss or PFGMPPLoss(scheduler, config.P_mean, config.P_std, dimensions)
         self.augmentation = create_augmentation(unet, config, self.accelerator)
+        self.num_augment_labels = unet.config.get("augment_dim") or 0
         self.image_shape = check_images(unet, data, config)
         check_references(config, self.accelerator.num_processes)
 
@@ -160,9 +161,6 @@ class Trainer:
         configure_network(unet, config, self.accelerator)
         weighting = UncertaintyWeighting() if config.uncertainty_weighting else None
         optimizer = create_optimizer(unet, weighting, config)
-        deepspeed = self.accelerator.state.deepspeed_plugin
-        if deepspeed:
-            deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = config.train_batch_size
         self.unet, self.optimizer = self.accelerator.prepare(unet, optimizer)
         self.weighting = self.accelerator.prepare(weighting) if weighting else None
         self.models = [self.unet, self.weighting] if weighting else [self.unet]
@@ -414,6 +412,8 @@ class Trainer:
             images = apply_symmetries(images, draws.symmetries[part])
         if self.augmentation and draws.transforms is not None:
             images, conditioning["augment_labels"] = self.augmentation(images, draws.transforms[part])
+        elif self.num_augment_labels:  # several processes wait for a gradient of each weight
+            conditioning["augment_labels"] = images.new_zeros(len(images), self.num_augment_labels)
         kept = None if draws.kept is None else draws.kept[part]
         images, condition = split_pairs(images, self.data.condition_channels, kept)
         return images, references, conditioning | condition

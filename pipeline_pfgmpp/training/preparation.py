@@ -1,13 +1,14 @@
 """What a run is put together from, before its first step."""
 
 import argparse
+import datetime
 import os
 from collections.abc import Collection
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, ProjectConfiguration
+from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs, ProjectConfiguration
 from diffusers import ModelMixin
 
 from ..conditioning import get_sample_size
@@ -24,6 +25,10 @@ from .log import JSONLTracker
 from .loss import UncertaintyWeighting
 
 
+# While the main process downloads, decodes and encodes the data, the others wait.
+LONGEST_WAIT = datetime.timedelta(days=1)
+
+
 def create_accelerator(config: TrainingConfig) -> Accelerator:
     """
     Create the `Accelerator` of a run, which logs to `log.jsonl` and to `config.report_to`.
@@ -33,18 +38,27 @@ def create_accelerator(config: TrainingConfig) -> Accelerator:
 
     Returns:
         `Accelerator`: The accelerator.
+
+    Raises:
+        ValueError: accelerate is configured for DeepSpeed or for its own compilation.
     """
     trackers: list[Any] = [JSONLTracker(config.output_dir)]
     if config.report_to:
         trackers.append(config.report_to)
-    return Accelerator(
+    accelerator = Accelerator(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mixed_precision=config.mixed_precision,
         log_with=trackers,
         project_config=ProjectConfiguration(
             project_dir=str(config.output_dir), logging_dir=os.path.join(config.output_dir, "logs")
         ),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
     )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError("accelerate is configured for DeepSpeed, which steps by itself: use FSDP instead.")
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        raise ValueError("accelerate is configured to compile (`dynamo_backend`): use `--compile` instead.")
+    return accelerator
 
 
 def name_classes(

@@ -147,6 +147,10 @@ def check_validation_data(
             f"The validation data have images of (channels, height, width) {ours}, but those that are trained"
             f" on are of {theirs}."
         )
+    if data.pixels.is_eight_bits != training_data.pixels.is_eight_bits:
+        raise ValueError(
+            "The validation data and those that are trained on must both be of 8 bits, or both of more."
+        )
     if has_classes and data.class_names != training_data.class_names:
         raise ValueError(
             f"The validation data have the classes {data.class_names}, but the network is trained on"
