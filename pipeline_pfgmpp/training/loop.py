@@ -127,7 +127,6 @@ class Trainer:
             dimensions = read_trained_range(pipeline)
         self.loss = loss or PFGMPPLoss(scheduler, config.P_mean, config.P_std, dimensions)
         self.augmentation = create_augmentation(unet, config, self.accelerator)
-        self.num_augment_labels = unet.config.get("augment_dim") or 0
         self.image_shape = check_images(unet, data, config)
         check_references(config, self.accelerator.num_processes)
 
@@ -412,8 +411,9 @@ class Trainer:
             images = apply_symmetries(images, draws.symmetries[part])
         if self.augmentation and draws.transforms is not None:
             images, conditioning["augment_labels"] = self.augmentation(images, draws.transforms[part])
-        elif self.num_augment_labels:  # several processes wait for a gradient of each weight
-            conditioning["augment_labels"] = images.new_zeros(len(images), self.num_augment_labels)
+        elif count := self.pipeline.unet.config.get("augment_dim"):
+            # Several processes wait for a gradient of each weight.
+            conditioning["augment_labels"] = images.new_zeros(len(images), count)
         kept = None if draws.kept is None else draws.kept[part]
         images, condition = split_pairs(images, self.data.condition_channels, kept)
         return images, references, conditioning | condition
@@ -455,7 +455,7 @@ class Trainer:
         """
         logs = self.meter.read(self.accelerator)
         logs["lr"] = self.optimizer.param_groups[0]["lr"]
-        if self.grad_norm is not None:  # DeepSpeed may not tell
+        if self.grad_norm is not None:
             logs["grad_norm"] = float(self.grad_norm)
         if self.validation:
             with self.use_average():
