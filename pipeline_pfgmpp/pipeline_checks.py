@@ -10,7 +10,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import logging
 
 from .arguments import check_choice, check_integer, check_number, check_tensor, describe
-from .conditioning import get_sample_size
+from .conditioning import count_classes, get_sample_size
 from .images import OUTPUT_TYPES
 from .latents import check_autoencoder
 from .preconditioning import takes_dimension
@@ -106,10 +106,15 @@ def check_components(unet: Any, scheduler: Any, guidance_unet: Any | None, vae: 
             f"`sample_size` is {guidance_unet.config.sample_size} in `guidance_unet` but"
             f" {unet.config.sample_size} in `unet`."
         )
-    if guidance_unet.config.in_channels != channels:
+    for name in ("in_channels", "condition_channels"):
+        weak, own = (network.config.get(name) or 0 for network in (guidance_unet, unet))
+        if weak != own:
+            raise ValueError(f"`{name}` is {weak} in `guidance_unet` but {own} in `unet`.")
+    classes = count_classes(guidance_unet)
+    if classes not in (0, count_classes(unet)):
         raise ValueError(
-            f"`in_channels` is {guidance_unet.config.in_channels} in `guidance_unet` but {channels} in"
-            " `unet`."
+            f"`guidance_unet` must have no classes or those of `unet`, but has {classes}, and `unet` has"
+            f" {count_classes(unet)}."
         )
 
 

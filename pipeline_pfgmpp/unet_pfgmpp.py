@@ -374,7 +374,7 @@ class PFGMPPUNet2DModel(ModelMixin, ConfigMixin):
         self, in_channels: int, out_channels: int, attention: bool = False, **resampling: bool
     ) -> UNetBlock:
         """Build a block of this network's family, which keeps the resolution or goes `up` or `down`."""
-        num_heads = max(1, out_channels // 64) if self._is_adm else 1
+        num_heads = math.gcd(out_channels, out_channels // 64 or 1) if self._is_adm else 1
         return UNetBlock(
             in_channels,
             out_channels,

@@ -7,6 +7,7 @@ import gzip
 import io
 import itertools
 import os
+import re
 import shutil
 import struct
 import zlib
@@ -705,6 +706,35 @@ def test_a_data_set_that_cannot_be_made_is_one_sentence(files, message, tmp_path
         (folder / name).write_text(text)
     with pytest.raises(ValueError, match=f"The data set .* cannot be opened: (.|\\n)*{message}"):
         open_dataset(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("names", "left_out"),
+    [
+        (
+            ["car/1.png", "steam-train/2.png", "bus/3.png"],
+            "2 of 3 pictures in .* are left out, such as bus/3.png",
+        ),
+        (["1.png", "1.txt", "2.png", "2.txt"], "2 of 2 pictures in .* are left out, such as 1.png"),
+        (["train/a/1.png", "train/train/2.png", "test/a/3.png", ".git/4.png"], None),
+        (["1.png", "metadata.csv"], None),
+        (["data.csv", "picture-of-the-card.png"], None),
+    ],
+)
+def test_pictures_that_are_in_no_split_are_told(tmp_path, caplog, names, left_out):
+    """Words in names are splits for `datasets`, which leaves out what has none of them."""
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".png":
+            PIL.Image.new("L", (4, 4)).save(path)
+        else:
+            path.write_text("file_name,kind\n1.png,a\n")
+    open_dataset(str(tmp_path))
+    if left_out is None:
+        assert not caplog.messages
+    else:
+        assert re.search(left_out, caplog.text)
 
 
 def test_a_missing_data_set_is_one_sentence():

@@ -835,6 +835,24 @@ def test_a_pipeline_of_rectangles(tmp_path):
         PFGMPPPipeline(unet, PFGMPPScheduler(), guidance_unet=our_unet())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"label_dim": 3},
+            "`guidance_unet` must have no classes or those of `unet`, but has 3, and `unet` has 0",
+        ),
+        ({"condition_channels": 1}, "`condition_channels` is 1 in `guidance_unet` but 0 in `unet`"),
+        ({"in_channels": 1, "out_channels": 1}, "`in_channels` is 1 in `guidance_unet` but 3 in `unet`"),
+    ],
+)
+def test_a_guide_of_another_kind_is_refused(options, message):
+    sizes = {"sample_size": 8, "model_channels": 8, "channel_mult": (1, 1), "num_blocks": 1}
+    guide = PFGMPPUNet2DModel(**sizes, **options)
+    with pytest.raises(ValueError, match=message):
+        PFGMPPPipeline(PFGMPPUNet2DModel(**sizes), PFGMPPScheduler(), guidance_unet=guide)
+
+
 def test_rectangles_with_a_network_of_diffusers():
     unet = UNet2DModel(
         sample_size=(8, 16),

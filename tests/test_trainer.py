@@ -9,6 +9,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType
 from diffusers import DiffusionPipeline
 
 from pipeline_pfgmpp import PFGMPPScheduler, PFGMPPUNet2DModel
@@ -82,6 +83,12 @@ def test_accelerates_own_compilation_is_refused(data, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
     with pytest.raises(ValueError, match="accelerate is configured to compile .* use `--compile` instead"):
         make_trainer(tmp_path, data)
+
+
+def test_a_learned_uncertainty_is_refused_with_sharded_weights(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ValueError, match="FSDP, which cannot train `--uncertainty_weighting`"):
+        make_trainer(tmp_path, data, uncertainty_weighting=True)
 
 
 def test_the_time_of_a_run_is_in_minutes(data, tmp_path, monkeypatch):

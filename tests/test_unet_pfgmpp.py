@@ -385,6 +385,15 @@ def test_channels_of_a_condition_are_counted(channels):
         network(condition_channels=channels)
 
 
+@pytest.mark.parametrize(("width", "heads"), [(32, 1), (128, 2), (192, 3), (224, 1)])
+def test_heads_of_64_channels_where_they_fit(width, heads):
+    """ADM has one head per 64 channels. Where these do not divide the width, it has fewer and wider ones."""
+    options = {"channel_mult": (1,), "num_blocks": 1, "attn_resolutions": (4,)}
+    unet = PFGMPPUNet2DModel(sample_size=4, model_type="DhariwalUNet", model_channels=width, **options)
+    assert unet.dec["4x4_block0"].num_heads == heads
+    assert unet(torch.zeros(1, 3, 4, 4), torch.zeros(1)).sample.shape == (1, 3, 4, 4)
+
+
 # Rectangles
 
 

@@ -1,5 +1,7 @@
 """Data sets by name: of the Hub, of a folder that `datasets` reads, or of a folder of arrays."""
 
+import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
@@ -10,6 +12,8 @@ from .decoding import PROBED
 
 if TYPE_CHECKING:
     import datasets
+
+logger = logging.getLogger(__name__)
 
 ARRAYS = "*.npy"
 SPLITS = ("train", "validation", "test")
@@ -31,7 +35,8 @@ def open_dataset(
         streaming (`bool`, defaults to `False`): Whether it is read as it is used.
 
     Returns:
-        `datasets.Dataset` or `datasets.IterableDataset`: The data set.
+        `datasets.Dataset` or `datasets.IterableDataset`: The data set. A warning tells which pictures of a
+            folder are in no split of it.
 
     Raises:
         ValueError: There is no such data set or split, or a folder mixes arrays with other images.
@@ -46,12 +51,49 @@ def open_dataset(
         dataset = _open_arrays(Path(source), split)
         return dataset.to_iterable_dataset() if streaming else dataset
     try:
+        if Path(source).is_dir():
+            _report_left_out(Path(source), config_name)
         dataset = datasets.load_dataset(source, config_name, split=split, streaming=streaming)
         return _describe_columns(dataset) if dataset.features is None else dataset
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         is_vague = isinstance(error, datasets.exceptions.DatasetGenerationError)
         reason = str(error.__cause__ if is_vague and error.__cause__ else error).strip()
         raise ValueError(f"The data set {source} cannot be opened: {reason}") from error
+
+
+def _list_pictures(folder: Path) -> list[Path]:
+    """List the pictures in a folder and below, without hidden ones."""
+    suffixes = {
+        suffix for suffix, name in PIL.Image.registered_extensions().items() if name in PIL.Image.OPEN
+    }
+    pictures = [path for path in folder.rglob("*") if path.suffix.lower() in suffixes]
+    return [path for path in pictures if not any(part[0] == "." for part in path.relative_to(folder).parts)]
+
+
+def _report_left_out(folder: Path, config_name: str | None) -> None:
+    """
+    Warn of pictures that `datasets` leaves out.
+
+    It takes a word such as "train" in the name of any file or folder for a split, and then only what has
+    such a name; and pictures with as many texts beside them for a data set of texts.
+    """
+    import datasets
+
+    files = datasets.load_dataset_builder(str(folder), config_name).config.data_files or {}
+    read = {os.path.abspath(file) for paths in files.values() for file in paths}
+    pictures = _list_pictures(folder)
+    left_out = sorted(str(path) for path in pictures if os.path.abspath(path) not in read)
+    is_of_others = not any(Path(file).suffix == ".txt" for file in read) and len(left_out) == len(pictures)
+    if left_out and not is_of_others:
+        logger.warning(
+            "%d of %d pictures in %s are left out, such as %s: datasets takes words such as 'train' in names"
+            " for splits, and texts beside pictures for the data. Put the pictures alone into %s.",
+            len(left_out),
+            len(pictures),
+            folder,
+            os.path.relpath(left_out[0], folder),
+            folder / "train",
+        )
 
 
 def _describe_columns(dataset: "datasets.IterableDataset") -> "datasets.IterableDataset":
@@ -64,10 +106,9 @@ def _describe_columns(dataset: "datasets.IterableDataset") -> "datasets.Iterable
 
 def _refuse_mixture(folder: Path) -> None:
     """Raise an error if a folder holds images besides its arrays, which would be left out."""
-    suffixes = {*PIL.Image.registered_extensions(), ".parquet"}
-    for path in folder.rglob("*"):
-        if path.suffix.lower() in suffixes:
-            raise ValueError(f"The folder {folder} mixes .npy files with others, such as {path.name}.")
+    others = [*_list_pictures(folder), *folder.rglob("*.parquet")]
+    if others:
+        raise ValueError(f"The folder {folder} mixes .npy files with others, such as {others[0].name}.")
 
 
 def _open_arrays(folder: Path, split: str) -> "datasets.Dataset":

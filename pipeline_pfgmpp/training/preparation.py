@@ -40,7 +40,8 @@ def create_accelerator(config: TrainingConfig) -> Accelerator:
         `Accelerator`: The accelerator.
 
     Raises:
-        ValueError: accelerate is configured for DeepSpeed or for its own compilation.
+        ValueError: accelerate is configured for DeepSpeed, for its own compilation, or for FSDP with
+            `uncertainty_weighting`.
     """
     trackers: list[Any] = [JSONLTracker(config.output_dir)]
     if config.report_to:
@@ -56,6 +57,8 @@ def create_accelerator(config: TrainingConfig) -> Accelerator:
     )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError("accelerate is configured for DeepSpeed, which steps by itself: use FSDP instead.")
+    if accelerator.distributed_type == DistributedType.FSDP and config.uncertainty_weighting:
+        raise ValueError("accelerate is configured for FSDP, which cannot train `--uncertainty_weighting`.")
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         raise ValueError("accelerate is configured to compile (`dynamo_backend`): use `--compile` instead.")
     return accelerator
