@@ -23,7 +23,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import ModelMixin
 
-from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
+from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPUNet2DModel
+from pipeline_pfgmpp.commands.extras import check_modules
 from pipeline_pfgmpp.data import ImageDataset, ImageStream
 from pipeline_pfgmpp.generation import list_classes
 from pipeline_pfgmpp.hub import push_to_hub
@@ -31,6 +32,7 @@ from pipeline_pfgmpp.latents import get_factor
 from pipeline_pfgmpp.preconditioning import PRECONDITIONINGS
 from pipeline_pfgmpp.records.commands import format_command
 from pipeline_pfgmpp.records.digests import digest_network, digest_weights
+from pipeline_pfgmpp.records.errors import is_out_of_memory
 from pipeline_pfgmpp.training import (
     INHERITED,
     RECIPES,
@@ -70,7 +72,7 @@ from pipeline_pfgmpp.training.inputs import (
 from pipeline_pfgmpp.training.objective import (
     OBJECTIVES,
     add_objective_arguments,
-    choose_scheduler_options,
+    build_scheduler,
     create_loss,
     load_teacher,
 )
@@ -344,6 +346,8 @@ def load_model(args: argparse.Namespace, accelerator: Accelerator) -> PFGMPPPipe
     if name is None:
         return None
     pipeline = load_pretrained(name, accelerator)
+    if pipeline.guidance_unet is not None:
+        accelerator.print(f"The guiding network of {name} is not trained, and will not be in the result.")
     height, width = pipeline.image_size
     size = height if height == width else (height, width)
     if args.resolution not in (None, size):
@@ -427,37 +431,6 @@ def adapt_pretrained(
     except ValueError as error:
         raise ValueError(f"The network of {args.pretrained_model_name_or_path} {error}") from None
     return unet, class_names, dimensions
-
-
-def build_scheduler(
-    args: argparse.Namespace,
-    data: ImageDataset | ImageStream,
-    pretrained: PFGMPPPipeline | None,
-    dimensions: DimensionRange | None,
-    accelerator: Accelerator,
-) -> PFGMPPScheduler:
-    """Build a scheduler; what is not given stays as in the pretrained one, if it fits what is given."""
-    options = choose_scheduler_options(args, pretrained)
-    if args.D:
-        options["D"] = args.D.middle
-    if dimensions:
-        options["D_range"] = (dimensions.low, dimensions.high)
-    for name in ("max_noise_norm", "sigma_max", "preconditioning"):
-        if getattr(args, name) is not None:
-            options[name] = getattr(args, name)
-    if pretrained:
-        config = pretrained.scheduler.config
-        if config.sigmas and options.get("sigma_max", config.sigma_max) != config.sigma_max:
-            accelerator.print(
-                f"--sigma_max {args.sigma_max:g}: the lists of noise levels of the pretrained model, which"
-                f" begin at {config.sigma_max:g}, are left out."
-            )
-            options["sigmas"] = None
-        return PFGMPPScheduler.from_config(config, **options)
-    sigma_data = args.sigma_data
-    if sigma_data is None:
-        sigma_data = round(data.sigma_data(), 4)
-    return PFGMPPScheduler(sigma_data=sigma_data, **options)
 
 
 def check_inputs(args: argparse.Namespace) -> None:
@@ -589,9 +562,17 @@ def push(args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
     try:
+        check_modules("train", "train_accelerate.py")
         train(args)
     except (FloatingPointError, OSError, ValueError) as error:
         raise SystemExit(str(error)) from None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SystemExit(
+            "There is not enough memory: use a smaller --train_batch_size with more"
+            " --gradient_accumulation_steps, or --gradient_checkpointing."
+        ) from None
 
 
 if __name__ == "__main__":

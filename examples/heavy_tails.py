@@ -44,7 +44,11 @@ fields = make_fields(seed=0)
 data = ImageDataset(fields, value_range=measure_standardization([fields]))
 print("data:", describe_tails(make_fields(seed=1)))
 for D in (float("inf"), TAIL_INDEX):
+    torch.manual_seed(0)
     unet = PFGMPPUNet2DModel(sample_size=8, in_channels=1, out_channels=1, **SMALL)
     scheduler = PFGMPPScheduler(D=D, sigma_data=data.sigma_data(), preconditioning="t-edm")
-    pipeline = Trainer(unet, scheduler, data, TrainingConfig(f"{args.output_dir}/D-{D:g}", args.steps)).run()
+    config = TrainingConfig(f"{args.output_dir}/D-{D:g}", args.steps, resume_from_checkpoint="latest")
+    pipeline = Trainer(unet, scheduler, data, config).run()
+    if pipeline is None:
+        raise SystemExit("Interrupted: the same command continues.")
     print(f"D = {D:g}:", describe_tails(pipeline(min(args.fields, 1000), output_type="pt").images))

@@ -27,7 +27,8 @@ $launch train_accelerate.py --dataset_name "$data" --class_conditional --balance
     --output_dir "$folder/pfgmpp-emoji"
 
 $launch train_accelerate.py --pretrained_model_name_or_path "$folder/pfgmpp-emoji" \
-    --teacher_model_name_or_path "$folder/pfgmpp-emoji" --guidance_scale 2 --dataset_name "$data" --balance_classes \
+    --teacher_model_name_or_path "$folder/pfgmpp-emoji" --guidance_scale 5 --guidance_interval 0.05 8 \
+    --dataset_name "$data" --balance_classes \
     --preset consistency-tuning --P_mean 0.5 --consistency_stages 7 \
     --max_train_steps "${FAST_STEPS:-1500}" --checkpointing_steps 200 --sample_steps 200 ${COMPILE:-} \
     --resume_from_checkpoint latest --save_dtype float16 --output_dir "$folder/pfgmpp-emoji-fast"

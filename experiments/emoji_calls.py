@@ -40,6 +40,7 @@ from pipeline_pfgmpp.records.measurements import write_measurement
 PICTURE = Path(__file__).with_suffix(".png")
 DIMENSIONS = [16.0, 128.0, 2048.0, math.inf]
 SHOWN_D = "128"
+SECOND_GUIDED = {"guidance_scale": 2.0, "guidance_interval": [0.05, 10.0]}
 
 
 def list_ways(many: PFGMPPPipeline, fast: PFGMPPPipeline, guidance: dict[str, Any]) -> dict[str, tuple]:
@@ -59,6 +60,7 @@ def list_ways(many: PFGMPPPipeline, fast: PFGMPPPipeline, guidance: dict[str, An
         f"{steps} calls": (many, {"num_inference_steps": steps}),
         f"{steps} guided calls": (many, {"num_inference_steps": steps, **guidance}),
         "fast, 2 calls": (fast, {"num_inference_steps": 2}),
+        "fast, 2 calls, the second guided": (fast, {"num_inference_steps": 2, **SECOND_GUIDED}),
         "fast, 1 call": (fast, {"num_inference_steps": 1}),
     }
 

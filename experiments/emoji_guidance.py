@@ -1,12 +1,14 @@
 r"""
-Study how to guide the emoji model: what scales and intervals of noise levels do to its pictures.
+Study how to guide an emoji model: what scales and intervals of noise levels do to its pictures.
 
     python experiments/emoji_guidance.py model_cards/pfgmpp-emoji data/emoji
+    python experiments/emoji_guidance.py model_cards/pfgmpp-emoji-fast data/emoji
 
 For each way to guide, the Fréchet distance of as many pictures as there are held-out emoji to them stands
 beside what experiments/emoji_cards.py measures.
 
-Writes results/emoji_guidance.json next to this file. Pictures are kept in outputs/samples, so an interrupted
+Writes results/emoji_guidance.json or, of a consistency model, results/emoji_fast_guidance.json next to this
+file. Pictures are kept in outputs/samples, so an interrupted
 study resumes.
 """
 
@@ -29,6 +31,9 @@ WAYS: list[dict[str, Any]] = [{"guidance_scale": scale} for scale in (1.0, 2.0, 
 WAYS += [
     {"guidance_scale": scale, "guidance_interval": [0.05, high]} for scale, high in ((5.0, 8.0), (5.0, 12.0))
 ]
+# Of two calls, of which the first is at the noise level 80
+FAST_WAYS: list[dict[str, Any]] = [{"guidance_scale": scale} for scale in (1.0, 2.0)]
+FAST_WAYS += [{"guidance_scale": scale, "guidance_interval": [0.05, 10.0]} for scale in (2.0, 3.0)]
 
 
 def main() -> None:
@@ -48,8 +53,9 @@ def main() -> None:
     count = len(emoji.held_out)
     metrics = ImageMetrics(load_features("emoji"), emoji.held_out.images)
     pipeline = PFGMPPPipeline.from_pretrained(args.model)
+    is_fast = pipeline.scheduler.config.solver_type == "consistency"
     rows: list[dict[str, Any]] = []
-    for way in WAYS:
+    for way in FAST_WAYS if is_fast else WAYS:
         settings = {"class_weights": emoji.count_held_out(), **way}
         folder = default_output("samples", args.model, describe(pipeline, **settings))
         (entry,) = evaluate(
@@ -62,7 +68,8 @@ def main() -> None:
         )
     results = {"D": args.D, "rows": rows}
     command = format_command("python experiments/emoji_guidance.py", sys.argv[1:])
-    write_measurement(RESULTS / "emoji_guidance.json", command, results)
+    name = "emoji_fast_guidance" if is_fast else "emoji_guidance"
+    write_measurement(RESULTS / f"{name}.json", command, results)
     print(format_emoji_guidance(results))
 
 

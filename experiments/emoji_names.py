@@ -7,7 +7,8 @@ Measure whether a reader can name the groups of the emoji that a model draws.
 The first command draws pictures of each group, mixes them with held-out emoji, as many of each group or all
 that there are, and writes sheets of numbered rows and a key to outputs/emoji_names/MODEL. The reader, who
 has not seen the key, writes down the number of the group of each picture, in order. The second command
-compares these answers with the key and writes results/MODEL-names.json next to this file.
+compares these answers with the key and writes results/MODEL-names.json next to this file. Several readers
+may read the same sheets, each for itself; their answers are files of their own, and are counted together.
 """
 
 import argparse
@@ -78,14 +79,21 @@ def write_sheets(pictures: torch.Tensor, folder: Path) -> None:
         draw_grid(to_pil(part), COLUMNS, labels, cell=PIXELS).save(folder / f"sheet-{sheet}.png")
 
 
-def count_named(key: list[dict[str, Any]], answers: list[int], names: list[str]) -> dict[str, Any]:
-    """Count by kind and group how many pictures there are, and how many of them were named."""
+def count_named(key: list[dict[str, Any]], answers: list[list[int]], names: list[str]) -> dict[str, Any]:
+    """Count by kind and group how many pictures all readers saw, and how many of them they named."""
     counts = {kind: {name: [0, 0] for name in names} for kind in ("drawn", "held-out emoji")}
-    for picture, answer in zip(key, answers, strict=True):
-        count = counts[picture["kind"]][names[picture["group"]]]
-        count[0] += answer == picture["group"]
-        count[1] += 1
+    for reading in answers:
+        for picture, answer in zip(key, reading, strict=True):
+            count = counts[picture["kind"]][names[picture["group"]]]
+            count[0] += answer == picture["group"]
+            count[1] += 1
     return counts
+
+
+def count_readings(key: list[dict[str, Any]], answers: list[list[int]]) -> list[int]:
+    """Count how many of the drawn pictures each reader named."""
+    drawn = [number for number, picture in enumerate(key) if picture["kind"] == "drawn"]
+    return [sum(reading[number] == key[number]["group"] for number in drawn) for reading in answers]
 
 
 def main() -> None:
@@ -97,7 +105,9 @@ def main() -> None:
     parser.add_argument("--per-group", type=int, default=10, help="pictures per group (default: %(default)s)")
     add_guidance_argument(parser)
     add_interval_argument(parser)
-    parser.add_argument("--answers", type=Path, help="file with the numbers of the groups, in order")
+    parser.add_argument(
+        "--answers", type=Path, nargs="+", help="file of each reader with the numbers of the groups, in order"
+    )
     parser.add_argument("--reader", default="a person", help="who read the sheets (default: %(default)s)")
     args = parser.parse_args()
 
@@ -116,10 +126,13 @@ def main() -> None:
         print(", ".join(f"{number} {name}" for number, name in enumerate(held_out.class_names)))
         return
     key = json.loads(path.read_text(encoding="utf-8"))
-    answers = [int(word) for word in args.answers.read_text(encoding="utf-8").split()]
-    if len(answers) != len(key):
-        parser.error(f"{args.answers} must hold {len(key)} numbers, but it holds {len(answers)}.")
+    answers = []
+    for file in args.answers:
+        answers.append([int(word) for word in file.read_text(encoding="utf-8").split()])
+        if len(answers[-1]) != len(key):
+            parser.error(f"{file} must hold {len(key)} numbers, but it holds {len(answers[-1])}.")
     results = {"reader": args.reader, "counts": count_named(key, answers, held_out.class_names)}
+    results["readings"] = count_readings(key, answers)
     command = format_command("python experiments/emoji_names.py", sys.argv[1:])
     write_measurement(RESULTS / f"{args.model.name}-names.json", command, results)
     print(format_emoji_names(results))

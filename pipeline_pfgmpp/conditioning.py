@@ -158,7 +158,7 @@ def _read_classes(class_labels: Any, id2label: dict[str, str], batch_size: int) 
     else:
         is_list = isinstance(class_labels, (list, tuple))
         numbers = [_read_class(each, id2label) for each in (class_labels if is_list else [class_labels])]
-        is_integer = all(isinstance(number, int) for number in numbers)
+        is_integer = all(isinstance(number, int) and abs(number) < 2**63 for number in numbers)
         labels = torch.tensor(numbers if is_integer else [])
     if not is_integer or labels.shape not in ((), (1,), (batch_size,)):
         raise ValueError(

@@ -199,8 +199,9 @@ def prepare_images(
     Args:
         images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): PIL images of any
             mode; arrays of shape (batch, height, width, channels), tensors of shape (batch, channels,
-            height, width). Floats lie in [0, 1], or in the pipeline's `value_range`; uint8 in [0, 255]
-            and uint16 in [0, 65535]; other integers in the `value_range`, or else in [0, 255].
+            height, width), both without the channels if there is one. Floats lie in [0, 1], or in the
+            pipeline's `value_range`; uint8 in [0, 255] and uint16 in [0, 65535]; other integers in the
+            `value_range`, or else in [0, 255].
         name (`str`): Name of the argument, for messages.
         channels (`int`): Channels that the images must have; PIL images are converted.
         size (`tuple[int, int]` or `None`): Height and width that they must have; None is any.
@@ -222,7 +223,7 @@ def prepare_images(
         if isinstance(image, PIL.Image.Image):
             values, image_range = _read_picture(image, name, channels, value_range)
         else:
-            values = _read_tensor(image, name, shape)
+            values = _read_tensor(image, name, shape, channels)
             image_range = _find_range(values.dtype, value_range)
         parts.append(_scale(values, name, image_range, slack))
     sizes = {tuple(part.shape[2:]) for part in parts}
@@ -260,18 +261,26 @@ def _read_picture(
     return values, value_range or UNIT
 
 
-def _read_tensor(image: Any, name: str, shape: str) -> torch.Tensor:
-    """Return an array or a tensor as a batch with channels first."""
+def _to_tensor(array: np.ndarray) -> torch.Tensor:
+    """Convert an array of numbers to a tensor, also of types that torch does not know."""
+    dtype = np.dtype(np.float64) if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
+    return torch.from_numpy(np.ascontiguousarray(array.astype(dtype)))
+
+
+def _read_tensor(image: Any, name: str, shape: str, channels: int) -> torch.Tensor:
+    """Return an array or a tensor as a batch with channels first; a stack of grey images is a batch too."""
     tensor = image
+    is_stack = channels == 1 and getattr(image, "ndim", None) == 3
     if isinstance(image, np.ndarray) and image.dtype.kind in "buif":
-        native = image.astype(image.dtype.newbyteorder("="))  # torch knows no other order of bytes
-        tensor = torch.from_numpy(np.ascontiguousarray(native))
-        if tensor.ndim == 2:
+        tensor = _to_tensor(image)
+        if tensor.ndim == 2 or (is_stack and tensor.shape[-1] != 1):
             tensor = tensor[..., None]
         if tensor.ndim in (3, 4):
             tensor = tensor.movedim(-1, -3)
     if not isinstance(tensor, torch.Tensor) or tensor.is_complex():
         raise ValueError(f"`{name}` must hold images of shape {shape}, but is {describe(image)}.")
+    if is_stack and tensor.ndim == 3:
+        tensor = tensor[:, None]
     if tensor.ndim == 2:
         tensor = tensor[None]
     if tensor.ndim == 3:
@@ -311,6 +320,8 @@ def find_deep_range(value_range: Range | None) -> Range:
 
 def _scale(values: torch.Tensor, name: str, value_range: Scale, slack: float) -> torch.Tensor:
     """Map values from their range to [-1, 1], and those near it alike."""
+    if values.is_floating_point() and values.dtype.itemsize == 1:
+        values = values.float()
     if values.is_floating_point() and not bool(values.isfinite().all()):
         raise ValueError(f"`{name}` must be finite, but holds NaN or infinity.")
     if isinstance(value_range, Standardization):
@@ -365,6 +376,8 @@ def prepare_mask(mask_image: Any, image: torch.Tensor, batch_size: int) -> torch
 
 def _read_mask(mask_image: Any, size: tuple[int, ...]) -> torch.Tensor:
     """Return a mask as booleans of shape `(batch, channels, height, width)`."""
+    if isinstance(mask_image, PIL.Image.Image) and mask_image.mode == "I":
+        mask_image = np.asarray(mask_image)
     if isinstance(mask_image, PIL.Image.Image):
         values, (_, top) = _read_picture(mask_image, "mask_image", 1, None)
         return values > (UNIT[1] if values.max() <= 1 else top) / 2
@@ -372,7 +385,7 @@ def _read_mask(mask_image: Any, size: tuple[int, ...]) -> torch.Tensor:
     if isinstance(mask, np.ndarray):
         if mask.ndim > 2 and mask.shape[-3:-1] == size and mask.shape[-2:] != size:
             mask = np.moveaxis(mask, -1, -3)  # channels last, as images in arrays are
-        mask = torch.from_numpy(np.ascontiguousarray(mask)) if mask.dtype.kind in "buif" else None
+        mask = _to_tensor(mask) if mask.dtype.kind in "buif" else None
     if not isinstance(mask, torch.Tensor) or mask.is_complex() or not 2 <= mask.ndim <= 4:
         raise ValueError(f"`mask_image` must be a mask of size {size}, but is {describe(mask_image)}.")
     mask = mask[(None,) * (4 - mask.ndim)]

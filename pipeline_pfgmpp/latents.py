@@ -130,6 +130,7 @@ def encode_images(vae: Any, images: torch.Tensor) -> Encoding:
     """
     if vae is None:
         return Encoding(images)
+    _avoid_overflow(vae)
     parts = [_encode(vae, part) for part in _split(images, images.shape[2:])]
     means, deviations = zip(*parts)
     mean = torch.cat(means).to(images.dtype)
@@ -146,6 +147,12 @@ def encode_images(vae: Any, images: torch.Tensor) -> Encoding:
     if deviations[0] is None:
         return Encoding(mean)
     return Encoding(mean, torch.cat(deviations).to(images.dtype) * scale)
+
+
+def _avoid_overflow(vae: Any) -> None:
+    """Convert an autoencoder for which float16 is too coarse, as its configuration says, to float32."""
+    if vae.dtype == torch.float16 and vae.config.get("force_upcast"):
+        vae.to(torch.float32)
 
 
 def _encode(vae: Any, images: torch.Tensor) -> Encoding:
@@ -171,6 +178,7 @@ def decode_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """
     if vae is None:
         return latents
+    _avoid_overflow(vae)
     shift, scale = _get_normalization(vae.config, latents)
     factor = get_factor(vae)
     size = [side * factor for side in latents.shape[2:]]

@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,9 @@ from .scheduler_config import get_default_steps
 
 
 logger = logging.get_logger(__name__)
-# Callbacks run one at a time, since each finds the state of its own call on the pipeline.
-_CALLBACKS = threading.RLock()
+# By scheduler: callbacks run one at a time, since each finds the state of its own call there. Calls with
+# another scheduler do not wait.
+_LOCKS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 # Attributes by which accelerate and diffusers move a module, or what it is given, to another device.
 HOOKS = {"_hf_hook", "_diffusers_hook"}
 
@@ -122,8 +124,12 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         folder = Path(save_directory)
         self.write_code(folder)
         unlink_links([folder / "model_index.json"])
+        variant = dict(zip(("safe_serialization", "variant"), args), **kwargs).get("variant")
+        suffix = f".{variant}" if variant else ""
         for name in super().components:
             unlink_links([*(folder / name).glob("*.json"), *(folder / name).glob("*.safetensors")])
+            for index in (folder / name).glob(f"*.safetensors.index{suffix}.json"):
+                index.unlink()  # diffusers deletes the shards that it names, and leaves it
         super().save_pretrained(save_directory, *args, **kwargs)
         remove_origins(folder, super().components)
 
@@ -225,12 +231,16 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         return self._num_timesteps
 
     @property
+    def _lock(self) -> Any:
+        return _LOCKS.setdefault(self.scheduler, threading.RLock())
+
+    @property
     def interrupt(self) -> bool:
         """
         Whether a callback has set `pipe._interrupt = True`, which stops sampling after the current
         call of the network.
         """
-        with _CALLBACKS:  # that of another call may be waiting to be taken
+        with self._lock:  # that of another call may be waiting to be taken
             return self._interrupt
 
     def _make_predictor(
@@ -253,14 +263,14 @@ class PFGMPPBasePipeline(DiffusionPipeline):
 
     def _begin(self, scheduler: Any, guidance_scale: float, num_timesteps: int) -> None:
         """Begin to follow the field lines, uninterrupted."""
-        with _CALLBACKS:
+        with self._lock:
             self._interrupt = False
             self._calls_begun += 1
             self._show_state(scheduler, guidance_scale, num_timesteps)
 
     def _show_state(self, scheduler: Any, guidance_scale: float, num_timesteps: int) -> None:
         """Show the state of a call on the pipeline and its scheduler, for callbacks and afterwards."""
-        with _CALLBACKS:
+        with self._lock:
             self.scheduler.__dict__.update(scheduler.__dict__)
             self._guidance_scale = guidance_scale
             self._num_timesteps = num_timesteps
@@ -277,7 +287,7 @@ class PFGMPPBasePipeline(DiffusionPipeline):
         num_timesteps: int,
     ) -> tuple[torch.Tensor, float, bool]:
         """Call a callback; return the sample and the scale that it leaves, and whether it interrupts."""
-        with _CALLBACKS:
+        with self._lock:
             self._show_state(scheduler, guidance_scale, num_timesteps)
             calls_begun = self._calls_begun
             changed = callback(self, step, t, tensors)
@@ -330,6 +340,8 @@ class PFGMPPBasePipeline(DiffusionPipeline):
             # Sharded and quantised weights are of other types, with layouts of their own.
             weights = (w for w in network.parameters() if type(w.data) is torch.Tensor and w.ndim == 4)
             for weight in weights:
+                if weight.is_inference():
+                    continue  # loaded in inference mode, outside of which it may not be touched
                 if weight.is_contiguous(memory_format=layout) and not weight.is_contiguous():
                     break  # an earlier call has been here
                 with torch.inference_mode(False):  # or no gradient could be taken later

@@ -280,8 +280,6 @@ class PFGMPPRestorationPipeline(PFGMPPBasePipeline):
             "start_sigma", start_sigma, requirement, config.sigma_min, config.sigma_max, exclude_low=True
         )
         options: dict[str, Any] = {"sigma_max": start_sigma}
-        if config.get("sigmas"):  # tuned from the prior on
-            options["sigmas"] = None
         if config.get("s_churn"):  # the degraded image is where it enters, at no higher level
             options["s_tmax"] = min(config.s_tmax or math.inf, start_sigma * (1 - 1e-6))
         scheduler = self.scheduler.from_config(config, **options)

@@ -45,10 +45,12 @@ class Pixels(NamedTuple):
         values (`np.ndarray` of shape `(H, W, C)`): uint8 for at most 8 bits, else float32.
         value_range (`tuple[float, float]` or `None`): The values of black and white; None if the
             type does not say, as for floats.
+        has_alpha (`bool`, defaults to `False`): Whether the last channel is the alpha channel of a picture.
     """
 
     values: np.ndarray
     value_range: tuple[float, float] | None
+    has_alpha: bool = False
 
 
 def read_picture(image: PIL.Image.Image, channels: int | None = None, background: str = "white") -> Pixels:
@@ -90,7 +92,7 @@ def read_picture(image: PIL.Image.Image, channels: int | None = None, background
             raise ValueError(f"a picture has 1 to 4 channels, but {channels} are wanted")
         image = image.convert(modes[channels])
     values = np.array(image)
-    return Pixels(values.reshape(*values.shape[:2], -1), EIGHT_BITS)
+    return Pixels(values.reshape(*values.shape[:2], -1), EIGHT_BITS, has_alpha=channels in (2, 4))
 
 
 def turn_upright(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -170,10 +172,11 @@ def fit_size(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     if values.shape[:2] == size:
         return pixels
     height, width = size
-    if values.dtype == np.uint8 and values.shape[-1] in (1, 3):
+    if values.dtype == np.uint8 and (values.shape[-1] in (1, 3) or pixels.has_alpha):
         image = PIL.Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values)
+        # Pillow weighs colours by alpha, so that what is hidden does not show at the edges.
         fitted = np.array(PIL.ImageOps.fit(image, (width, height), Resampling.LANCZOS))
-        return Pixels(fitted.reshape(height, width, -1), pixels.value_range)
+        return pixels._replace(values=fitted.reshape(height, width, -1))
     planes = []
     for plane in np.moveaxis(values, -1, 0):
         image = PIL.Image.fromarray(plane if values.dtype == np.uint8 else plane.astype(np.float32))

@@ -64,6 +64,7 @@ EDM_OPTIONS = [
     "rho",
     "final_sigmas_type",
 ]
+SPACING = ("sigma_min", "sigma_max", "rho", "sigma_schedule")
 
 
 class PFGMPPScheduler(PreconditionedScheduler):
@@ -118,7 +119,8 @@ class PFGMPPScheduler(PreconditionedScheduler):
             pipelines take by default; `None` leaves it to them.
         sigmas (`dict[str, dict[str, list[float]]]` or `None`, defaults to `None`): Noise levels that
             suit the network, by solver and number of steps, such as `{"consistency": {"2": [80.0, 0.8]}}`.
-            They take the place of `sigma_schedule` and `rho` for these numbers of steps.
+            They take the place of `sigma_schedule` and `rho` for these numbers of steps; `from_config` with
+            another spacing leaves them out.
         preconditioning (`str`, defaults to `"edm"`): `"edm"`, as the published networks of PFGM++, or
             `"t-edm"`, which scales by the variance of Student-t noise and needs D above 2; see
             [`~pipeline_pfgmpp.preconditioning`]. It belongs to the network, which was trained with it.
@@ -196,6 +198,9 @@ class PFGMPPScheduler(PreconditionedScheduler):
         # Only a scheduler of diffusers has a configuration without D, and it is one of D = infinity.
         if isinstance(config_dict, FrozenDict):
             entries.setdefault("D", None)
+        # Levels that were chosen for a spacing would take the place of another one that is asked for.
+        if any(name in kwargs and kwargs[name] != entries.get(name) for name in SPACING):
+            entries["sigmas"] = None
         return super().extract_init_dict(entries, **kwargs)
 
     @property

@@ -72,6 +72,7 @@ FOLLOWING = "**In the model:** follow one sample from noise to an image, step by
 PLAYGROUND = """**On a plane:** choose a shape, or click to add a charge, and turn the dial. The lines follow
 the exact field, without a network."""
 
+KEPT = 3600  # seconds for which the page remembers what only one visitor sees
 DEFAULTS = ["16", "128", "2048", "inf"]  # D that are compared at first
 NEW_SEED = "() => Math.floor(Math.random() * 1e6)"
 # What asks for a drawing adds one to a hidden number, and its change draws. The dial of a fast model draws as
@@ -212,7 +213,7 @@ def offer_model(name: str) -> list:
     return [
         f"{size} pixels, {pipe.unet.num_parameters():,} parameters",
         model.read_card(),
-        get_default_steps(pipe.scheduler),
+        min(get_default_steps(pipe.scheduler), MOST_STEPS),
         gr.update(choices=solvers, value=solvers[0]),
         gr.update(choices=[ANY_CLASS, *classes], value=ANY_CLASS, visible=bool(classes)),
         *update_dimension_input(model),
@@ -440,7 +441,7 @@ def add_following(tab: gr.Tab, shared: Shared) -> tuple[DimensionInput, gr.Butto
     step = gr.Slider(0, 18, 18, step=1, label="Step", visible=False)
     frame = gr.HTML(elem_classes="frame")
     plot = gr.HTML()
-    frames = gr.State([])
+    frames = gr.State([], time_to_live=KEPT)
     inputs = [shared.model, dimension.dial.slider, dimension.choice, shared.label, shared.steps, shared.seed]
     outputs = [frames, step, frame, plot]
     drawing.run(follow_sample, inputs, outputs, api_visibility="private", show_progress_on=frame)
@@ -467,7 +468,7 @@ def add_playground(page: gr.Blocks) -> None:
     )
     summary = gr.Markdown()
     clear = gr.Button("Clear", size="sm")
-    charges = gr.State([])
+    charges = gr.State([], time_to_live=KEPT)
     outputs = [charges, plane, summary]
     # Every click counts; Gradio lets them through one at a time.
     every_click = {**QUIET_EVENT, "trigger_mode": "multiple"}

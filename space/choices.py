@@ -56,10 +56,23 @@ def list_dimensions(model: Model) -> list[str]:
         `list[str]`: As text, because JSON has no infinity.
     """
     if model.dimensions:
-        return [f"{D:g}" for D in model.dimensions]
+        return [write_dimension(D) for D in model.dimensions]
     low, high = model.trained_range
     between = [D for D in COMPARED if low < float(D) < high]
-    return [f"{low:g}", *between, f"{high:g}"]
+    return [write_dimension(low), *between, write_dimension(high)]
+
+
+def write_dimension(D: float) -> str:
+    """
+    Write a D so that no digit is lost.
+
+    Args:
+        D (`float`): The augmented dimension.
+
+    Returns:
+        `str`: Such as `"128"` or `"inf"`.
+    """
+    return repr(float(D)).removesuffix(".0")
 
 
 def choose_dimension(model: Model, position: Any, choice: Any) -> float:

@@ -58,7 +58,7 @@ def find_ends(low: float, high: float) -> tuple[float, float]:
     Returns:
         `tuple[float, float]`: The positions of both.
     """
-    return math.log2(low), INFINITY if math.isinf(high) else math.log2(high)
+    return math.log2(low), INFINITY if math.isinf(high) else min(math.log2(high), LAST_FINITE)
 
 
 def choose_start(low: float, high: float) -> float:

@@ -148,7 +148,7 @@ def draw_first() -> tuple:
     dial = choose_start(*model.trained_range)
     fixed = list_dimensions(model)[0] if model.dimensions else None
     pipe = load_pipeline(model, choose_dimension(model, dial, fixed))
-    steps = get_default_steps(pipe.scheduler)
+    steps = min(get_default_steps(pipe.scheduler), MOST_STEPS)
     solver = list_solvers(pipe)[0]
     *_, (images, summary, archive, code) = sample(
         name, dial, fixed, ANY_CLASS, IMAGES, steps, solver, guidance=1, seed=0
@@ -197,12 +197,13 @@ def write_code(
         import_noise = "from pipeline_pfgmpp.generation import inject_noise\n"
         injection = f"noise = inject_noise(pipe, seeds, generators, noise={noise!r}, D={written['D']})\n"
         arguments += "    **noise,\n"
+    churn = ", s_churn=0.0" if solver.startswith("dpmpp") else ""
     return f"""import torch
 from diffusers import DiffusionPipeline
 from pipeline_pfgmpp import PFGMPPScheduler
 {import_noise}
 pipe = DiffusionPipeline.from_pretrained({source!r})
-{device}pipe.scheduler = PFGMPPScheduler.from_config(pipe.scheduler.config, solver_type={solver!r})
+{device}pipe.scheduler = PFGMPPScheduler.from_config(pipe.scheduler.config, solver_type={solver!r}{churn})
 seeds = list(range({seed}, {seed + count}))
 generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 {injection}images = pipe(

@@ -16,11 +16,13 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, hf_hub_download
 
 from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPRestorationPipeline, PFGMPPScheduler
+from pipeline_pfgmpp.conditioning import get_trained_range
 from pipeline_pfgmpp.generation import quantize
 from pipeline_pfgmpp.pictures.grid import PICTURE_MODES
 from pipeline_pfgmpp.pipeline_base import PFGMPPBasePipeline
 from pipeline_pfgmpp.records.dimensions import format_dimension
 from pipeline_pfgmpp.records.weights import check_finite
+from pipeline_pfgmpp.scheduler_config import CHURNING_SOLVERS
 
 
 HERE = Path(__file__).parent
@@ -76,9 +78,12 @@ class Model:
         if None in self.sources:
             source = self.sources[None]
             pipe = self._load(source)
+            low, high = get_trained_range(pipe.unet, pipe.scheduler)
             if not pipe.unet.config.get("d_conditioning"):
                 D = pipe.scheduler.config.D
                 self.sources = {math.inf if D is None else D: source}
+            elif low == high:
+                self.sources = {low: source}
         return self
 
     def find_source(self, D: float) -> str:
@@ -122,6 +127,8 @@ class Model:
         if bits is not None:
             unet = copy.deepcopy(unet)
             quantize(unet, bits)
+        if scheduler_options.get("solver_type") not in (None, *CHURNING_SOLVERS):
+            scheduler_options["s_churn"] = 0.0
         scheduler = PFGMPPScheduler.from_config(loaded.scheduler.config, **scheduler_options)
         parts = {"guidance_unet": loaded.guidance_unet, "vae": loaded.vae, "id2label": loaded.config.id2label}
         pipe = self.pipeline_class(unet, scheduler, **parts)
@@ -138,7 +145,10 @@ class Model:
         source = next(iter(self.sources.values()))
 
         def embed(link: re.Match) -> str:
-            picture = _find_file(source, link[1]).read_bytes()
+            try:
+                picture = _find_file(source, link[1]).read_bytes()
+            except (OSError, ValueError):
+                return link[0]
             return f"](data:image/png;base64,{base64.b64encode(picture).decode()})"
 
         try:

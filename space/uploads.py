@@ -56,6 +56,8 @@ def read_upload(text: Any, channels: int, size: tuple[int, int]) -> np.ndarray:
         )
     try:
         with PIL.Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            if picture.size != (width, height):  # Pillow has read another header than this function
+                raise ValueError("The file states two sizes.")
             pixels = read_picture(picture, channels)
     except Exception:  # Pillow's decoder raises whatever it stumbles over
         raise Refusal("The picture cannot be read: it is damaged or cut off.") from None

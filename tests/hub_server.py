@@ -41,6 +41,7 @@ class Repository:
     def commit(self, branch, changes):
         parent = self.branches.get(branch, self.branches.get("main"))
         files = {**self.commits.get(parent, {}), **changes}
+        files = {path: content for path, content in files.items() if content is not None}
         sha = hashlib.sha1(f"{parent}{len(self.commits)}".encode()).hexdigest()
         self.commits[sha] = files
         self.branches[branch] = sha
@@ -287,6 +288,8 @@ def create_app(hub):
                 changes[value["path"]] = base64.b64decode(value["content"])
             elif operation["key"] == "lfsFile":
                 changes[value["path"]] = hub.large[value["oid"]]
+            elif operation["key"] == "deletedFile":
+                changes[value["path"]] = None
         is_pull_request = "create_pr" in request.query_params
         branch = f"refs/pr/{len(found.branches)}" if is_pull_request else revision
         sha = found.commit(branch, changes)

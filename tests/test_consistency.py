@@ -321,6 +321,18 @@ def test_a_part_of_a_draw_belongs_to_its_images():
         assert torch.equal(getattr(part, field.name), getattr(drawn, field.name)[1::2])
 
 
+def test_a_teacher_without_classes_is_guided_by_another_network():
+    sizes = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "model_channels": 8, "channel_mult": (1,)}
+    networks = [PFGMPPUNet2DModel(**sizes, num_blocks=1, attn_resolutions=()).eval() for _ in range(2)]
+    for parameter in (parameter for network in networks for parameter in network.parameters()):
+        torch.nn.init.normal_(parameter, std=0.1)
+    pipe = PFGMPPPipeline(networks[0], PFGMPPScheduler(D=64), guidance_unet=networks[1])
+    drawn = ConsistencyLoss(pipe.scheduler).draw((2, 1, 8, 8), generator())
+    x = torch.randn(2, 1, 8, 8, generator=generator(4))
+    ends = [Teacher(pipe, scale).step(x, drawn, torch.tensor([0, 2])) for scale in (1.0, 2.0)]
+    assert not torch.equal(*ends)
+
+
 @pytest.mark.parametrize(
     ("guidance_scale", "interval"),
     [(1.0, (0, math.inf)), (2.5, (0, math.inf)), (2.5, (0.5, 1)), (2.5, (1, 2))],

@@ -401,6 +401,14 @@ def test_an_existing_folder_is_not_touched(checkpoint, tmp_path):
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 
 
+def test_the_current_folder_is_not_replaced(checkpoint, tmp_path, monkeypatch):
+    path = checkpoint()
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    with pytest.raises(ValueError, match="must not be the current folder"):
+        convert_checkpoint(path, ".")
+
+
 class Reduce:
     def __init__(self, function, *args):
         self.call = (function, args)

@@ -737,6 +737,40 @@ def test_pictures_that_are_in_no_split_are_told(tmp_path, caplog, names, left_ou
         assert re.search(left_out, caplog.text)
 
 
+def test_pictures_of_phones_are_told_and_a_folder_that_is_a_pattern_is_refused(tmp_path, caplog):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    PIL.Image.new("L", (4, 4)).save(folder / "1.png")
+    (folder / "2.HEIC").write_bytes(b"")
+    open_dataset(str(folder))
+    assert "1 pictures in" in caplog.text
+    assert "such as 2.HEIC: they must be converted to PNG or JPEG first" in caplog.text
+    folder = folder.rename(tmp_path / "pictures [2023]")
+    with pytest.raises(ValueError, match=r"`datasets` reads no folder with \[ in its name"):
+        open_dataset(str(folder))
+
+
+def test_a_stream_of_arrays_is_shuffled_beyond_its_window(tmp_path):
+    """Its files are read in the order of their names otherwise, one class after the other."""
+    for index in range(40):
+        np.save(tmp_path / f"{index:02}.npy", np.full((2, 2), index, np.float32))
+    data = ImageStream(open_dataset(str(tmp_path), streaming=True), (2, 2), 4, value_range=(0, 40))
+    batches = data.batches(40)
+    orders = [next(batches)[0]["images"][:, 0, 0, 0].tolist() for _ in range(2)]
+    assert all(sorted(order) == list(range(40)) for order in orders)
+    assert max(orders[0][:8]) > 20
+    assert orders[0] != orders[1]
+
+
+def test_a_stream_of_other_pictures_under_the_same_names_has_another_digest(tmp_path):
+    digests = []
+    for shade in (0, 100):
+        PIL.Image.new("L", (4, 4), shade).save(tmp_path / "1.png")
+        PIL.Image.new("L", (4, 4), 255).save(tmp_path / "2.png")
+        digests.append(ImageStream(open_dataset(str(tmp_path), streaming=True), (4, 4), 4).digest())
+    assert digests[0] != digests[1]
+
+
 def test_a_missing_data_set_is_one_sentence():
     with pytest.raises(ValueError, match="The data set nowhere/at-all cannot be opened"):
         open_dataset("nowhere/at-all")

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from conftest import make_tiny_pipeline
 from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
@@ -580,3 +581,16 @@ def test_a_call_leaves_the_scheduler_itself_in_place():
     sample(pipe)
     assert pipe.scheduler is scheduler
     assert len(scheduler.timesteps) == pipe.num_timesteps == 5
+
+
+def test_weights_in_one_file_replace_weights_in_several(tmp_path):
+    """diffusers leaves the index of the old ones, and would look for files that are gone."""
+    pipe = make_tiny_pipeline()
+    pipe.save_pretrained(tmp_path, max_shard_size="20KB")
+    pipe.save_pretrained(tmp_path, variant="ema", max_shard_size="20KB")
+    again = make_tiny_pipeline(seed=1)
+    again.save_pretrained(tmp_path)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path)
+    assert all(map(torch.equal, loaded.unet.parameters(), again.unet.parameters()))
+    kept = DiffusionPipeline.from_pretrained(tmp_path, variant="ema")
+    assert all(map(torch.equal, kept.unet.parameters(), pipe.unet.parameters()))

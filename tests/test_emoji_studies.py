@@ -129,7 +129,19 @@ def test_a_reader_names_the_groups_of_pictures(load_study, tmp_path, monkeypatch
     assert missed == {(kind, names[group]): 1}
     assert "| all | " in capsys.readouterr().out
 
+    (tmp_path / "right.txt").write_text(" ".join(str(picture["group"]) for picture in key))
+    monkeypatch.setattr(sys, "argv", [*command, "--answers", "answers.txt", "right.txt"])
+    study.main()
+    both = json.loads((tmp_path / "model-names.json").read_text(encoding="utf-8"))["results"]
+    assert sum(shown for by_group in both["counts"].values() for _, shown in by_group.values()) == 2 * len(
+        key
+    )
+    drawn = sum(picture["kind"] == "drawn" for picture in key)
+    assert both["readings"] == [drawn - (kind == "drawn"), drawn]
+
     (tmp_path / "answers.txt").write_text("1 2 3")
+    (tmp_path / "right.txt").unlink()
+    monkeypatch.setattr(sys, "argv", [*command, "--answers", "answers.txt"])
     with pytest.raises(SystemExit):
         study.main()
     assert f"must hold {len(key)} numbers, but it holds 3." in capsys.readouterr().err
@@ -151,7 +163,8 @@ def test_few_calls_are_compared_with_many(load_study, tmp_path, monkeypatch, cap
     study.main()
     results = json.loads((tmp_path / "emoji_calls.json").read_text(encoding="utf-8"))["results"]
     names = [row["name"] for row in results["rows"]]
-    assert names == ["3 calls", "3 guided calls", "fast, 2 calls", "fast, 1 call"]
+    ways = ["3 calls", "3 guided calls", "fast, 2 calls", "fast, 2 calls, the second guided", "fast, 1 call"]
+    assert names == ways
     assert all(row.keys() == {"name", "128", "∞"} for row in results["rows"])
     held_out = sys.modules["emoji_cards"].load_dataset("emoji", split="validation")
     assert results["count"] == len(held_out)

@@ -57,6 +57,7 @@ def test_distances_are_what_they_are_called():
     assert measure_distances(truth, truth)["ssim"] == pytest.approx([1, 1], rel=1e-5)
     noisy = truth + 0.2 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(1))
     assert all(value < 0.9 for value in measure_distances(noisy, truth)["ssim"])
+    assert measure_distances(truth, truth)["psnr"] == [100, 100]  # with infinity there would be no mean
 
 
 class Perceptual(torch.nn.Module):

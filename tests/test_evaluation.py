@@ -1,22 +1,25 @@
 """Metrics in closed form and against SciPy, features of every kind, and what the cards state."""
 
 import json
+import math
 import os
 import runpy
 import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 import scipy.linalg
 import torch
 from conftest import ROOT, make_tiny_pipeline
-from datasets import load_dataset
+from datasets import ClassLabel, Dataset, Features, Image, load_dataset
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from transformers import Dinov2Config, Dinov2Model
 
 from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler, commands
+from pipeline_pfgmpp.commands.loading import load_real_images
 from pipeline_pfgmpp.data import load_images
 from pipeline_pfgmpp.evaluation import ImageMetrics, extract_features, frechet_distance, load_features
 from pipeline_pfgmpp.evaluation.classifier import WEIGHTS, ImageClassifier, measure_accuracy
@@ -33,6 +36,8 @@ from pipeline_pfgmpp.evaluation.reports import (
 from pipeline_pfgmpp.evaluation.verify import format_figures, predict_distance, verify_evaluation
 from pipeline_pfgmpp.generation import generate, load_samples
 from pipeline_pfgmpp.hub.files import list_files
+from pipeline_pfgmpp.records.dimensions import format_dimension
+from pipeline_pfgmpp.records.reports import parse_report
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Fréchet distance of")
@@ -527,6 +532,73 @@ def test_verify_tells_a_right_card_from_a_wrong_one(classifier, test_images):
         ):
             verify_evaluation(pipe, metrics, results, 32)
         del results["settings"][name]
+
+
+def test_results_of_others_and_windows_line_ends_leave_one_section(tmp_path):
+    pipe = make_tiny_pipeline()
+    pipe.save_pretrained(tmp_path)
+    settings = {"num_inference_steps": 18, "guidance_scale": 1.0}
+    card = "---\ndatasets: a/b\n---\n\n# A model\n\n## Evaluation\n\nOld.\n\n## Limits\n\nMany.\n"
+    (tmp_path / "README.md").write_bytes(card.replace("\n", "\r\n").encode())
+    for features in ("fashion-mnist", "inception", "inception"):
+        report = build_report([{"D": "16", "fid": [9.0]}], pipe, features, 50, "images", "pfgmpp", **settings)
+        write_evaluation(tmp_path, report)
+    text = (tmp_path / "README.md").read_bytes().decode()
+    assert "\r" not in text
+    assert text.count("## Evaluation\n") == 1
+    assert "Old." not in text
+    types = [result.metric_type for result in ModelCard.load(tmp_path / "README.md").data.eval_results]
+    assert types == ["frechet_distance", "fid"]
+
+
+@pytest.mark.parametrize(
+    ("reading", "rows"),
+    [
+        ({"class_name": "ankle-boot"}, 2),
+        ({"class_name": "Bag", "label_column": "label"}, 1),
+        ({"crop": True}, 3),
+        ({"background": "black"}, 3),
+    ],
+)
+def test_real_images_are_read_as_in_training(reading, rows, tmp_path):
+    images = [PIL.Image.new("RGBA", (40, 28), (255, 255, 255, 0)) for _ in range(3)]
+    for index, image in enumerate(images):
+        image.putpixel((39, index), (255, 0, 0, 255))
+    features = Features({"image": Image(), "label": ClassLabel(names=["Ankle boot", "Bag"])})
+    data = Dataset.from_dict({"image": images, "label": [0, 1, 0]}, features=features)
+    (tmp_path / "data").mkdir()
+    data.to_parquet(tmp_path / "data" / "test.parquet")
+    real = load_real_images(str(tmp_path / "data"), "test", make_tiny_pipeline(), **reading)
+    assert real.shape == (rows, 1, 28, 28)
+    assert (real.median() == 0) == ("background" in reading)
+
+
+def test_a_class_that_the_data_lack_is_named(fashion_mnist):
+    with pytest.raises(ValueError, match="--class-label: the data hold no image of the class 'Flags'"):
+        load_real_images(str(fashion_mnist), "test", make_tiny_pipeline(), class_name="Flags")
+
+
+@pytest.mark.parametrize("entry", [
+    {"num_images": 0}, {"results": [1]}, {"results": [{"D": "16", "fid": "x"}]},
+    {"results": [{"D": "16", "fid": ["x"]}]},
+])  # fmt: skip
+def test_a_report_that_is_none_is_refused(entry):
+    report = {
+        "results": [{"D": "16", "fid": [1.0]}],
+        "settings": {},
+        "features": "inception",
+        "num_images": 5,
+    }
+    parse_report(json.dumps(report), "evaluation.json", "model")
+    with pytest.raises(ValueError, match="is not a report of `pfgmpp evaluate`"):
+        parse_report(json.dumps(report | entry), "evaluation.json", "model")
+
+
+@pytest.mark.parametrize(("D", "text"), [
+    (2048, "2048"), (0.5, "0.5"), (2.0**20, "1048576"), (131072.5, "131072.5"), (None, "∞"), (math.inf, "∞"),
+])  # fmt: skip
+def test_dimensions_lose_no_digit(D, text):
+    assert format_dimension(D) == text
 
 
 def test_results_are_kept_with_the_model(tmp_path):

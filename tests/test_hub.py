@@ -16,12 +16,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CODE, ROOT, make_hub_environment
+from conftest import CODE, ROOT, make_hub_environment, make_tiny_pipeline
 from diffusers import DiffusionPipeline
 from hub_server import ANSWER_LOST, LARGE, READER, WRITER, serve_hub
 
 import pipeline_pfgmpp
 from pipeline_pfgmpp.hub import model_info
+from pipeline_pfgmpp.hub.cards import write_model_card
+from pipeline_pfgmpp.hub.push import _list_outdated
 
 
 BUNDLED = ROOT / "model_cards" / "pfgmpp-fashion-mnist"
@@ -315,6 +317,38 @@ def test_a_folder_is_pushed_and_loads(hub, pfgmpp, run, folder, vanilla):
     pfgmpp("push", folder, "org/new", "--revision", "v1", env=env)
     assert server.files("org/new", branch="v1").keys() == PUSHED
     assert "/discussions/" in pfgmpp("push", folder, "org/new", "--create-pr", env=env)
+
+
+def test_a_second_push_deletes_what_it_replaces_under_other_names(hub, pfgmpp, tmp_path):
+    """Else the index of the first push would load the first weights, and its report would be about them."""
+    server, env = hub
+    first = make_tiny_pipeline()
+    first.save_pretrained(tmp_path / "first", max_shard_size="20KB")
+    first.save_pretrained(tmp_path / "first", variant="ema")
+    write_model_card(tmp_path / "first", first, "Trained nowhere.")
+    second = make_tiny_pipeline(seed=1)
+    second.save_pretrained(tmp_path / "second")
+    write_model_card(tmp_path / "second", second, "Trained nowhere.")
+    pfgmpp("push", tmp_path / "first", "org/twice", env=env)
+    indexed = server.files("org/twice").keys()
+    assert "unet/diffusion_pytorch_model.safetensors.index.json" in indexed
+    pfgmpp("push", tmp_path / "second", "org/twice", env=env)
+    kept = [name for name in server.files("org/twice") if name.startswith("unet/")]
+    assert sorted(kept) == [
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.ema.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+    ]
+
+
+@pytest.mark.parametrize(("variants", "kept"), [([None], False), ([None, "ema"], True)])
+def test_a_report_stays_as_long_as_some_of_its_weights(variants, kept):
+    names = {
+        None: "unet/diffusion_pytorch_model.safetensors",
+        "ema": "unet/diffusion_pytorch_model.ema.safetensors",
+    }
+    present = {"evaluation.json", *(names[variant] for variant in variants)}
+    assert _list_outdated({names[None], "model_index.json"}, present) == ([] if kept else ["evaluation.json"])
 
 
 def test_a_model_of_latents_is_pushed_with_its_autoencoder(hub, pfgmpp, run, vanilla):

@@ -252,3 +252,20 @@ def test_masks_of_every_form_are_the_same_mask():
 def test_bad_masks_are_refused(mask, message):
     with pytest.raises(ValueError, match=message):
         prepare_mask(mask, torch.zeros(2, 3, *SIZE), 2)
+
+
+def test_a_stack_of_grey_slices_is_a_batch():
+    slices = np.arange(3 * 4 * 5, dtype=np.float32).reshape(3, 4, 5) / 60
+    expected = prepare_images(slices[..., None], "image", 1, (4, 5), None)
+    for stack in (slices, torch.from_numpy(slices), slices.astype(np.longdouble), list(slices)):
+        torch.testing.assert_close(prepare_images(stack, "image", 1, (4, 5), None), expected)
+    assert prepare_images(slices[:1], "image", 1, (4, 5), None).shape == (1, 1, 4, 5)
+
+
+@pytest.mark.parametrize("mask", [
+    np.eye(4, dtype=">f4"),
+    PIL.Image.fromarray(np.eye(4, dtype=np.int32) * 255),
+    np.eye(4, dtype=np.longdouble),
+])  # fmt: skip
+def test_masks_are_read_as_images_are(mask):
+    assert torch.equal(prepare_mask(mask, torch.zeros(1, 1, 4, 4), 1)[0, 0], torch.eye(4, dtype=torch.bool))

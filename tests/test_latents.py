@@ -105,7 +105,7 @@ def test_latents_are_scaled_and_shifted_as_the_configuration_says():
 
 @VAES
 def test_encoding_and_decoding_are_those_of_diffusers(make_vae):
-    vae = make_vae()
+    vae = make_kl()
     factor = get_factor(vae)
     assert factor == {"AutoencoderDC": 4}.get(type(vae).__name__, 2)
     images = make_pixels(2, 8 * factor, 16 * factor) * 2 - 1
@@ -315,3 +315,11 @@ def test_what_describes_a_model_of_latents_is_known_to_verify():
     described = describe(pipe)
     assert described.keys() >= {"autoencoder", "id2label", "value_range"}
     assert described.keys() <= set(DESCRIPTION)
+
+
+def test_an_autoencoder_that_overflows_in_float16_is_used_in_float32():
+    vae = make_kl()
+    vae.register_to_config(force_upcast=True)
+    vae.half()
+    assert decode_latents(vae, torch.zeros(1, vae.config.latent_channels, 4, 4)).dtype == torch.float32
+    assert vae.dtype == torch.float32

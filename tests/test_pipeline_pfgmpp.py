@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 import sysconfig
+import threading
 
 import accelerate
 import numpy as np
@@ -429,6 +430,27 @@ def test_diffusers_schedulers_can_be_swapped_in_and_keep_d(other, tmp_path):
 def test_a_scheduler_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="`scheduler` must be a PFGMPPScheduler .* but is DDIMScheduler"):
         PFGMPPPipeline(our_unet(), DDIMScheduler())
+
+
+def test_a_pipeline_that_is_loaded_in_inference_mode_draws(tmp_path):
+    PFGMPPPipeline(our_unet(), PFGMPPScheduler(D=64)).save_pretrained(tmp_path)
+    with torch.inference_mode():
+        pipe = PFGMPPPipeline.from_pretrained(tmp_path)
+        assert pipe(num_inference_steps=2, output_type="pt", generator=generator()).images.isfinite().all()
+
+
+def test_a_callback_may_wait_for_another_pipeline_in_another_thread():
+    pipes = [PFGMPPPipeline(our_unet(), PFGMPPScheduler(D=64)) for _ in range(2)]
+    done = []
+
+    def wait_for_other(pipe, step, t, tensors):
+        thread = threading.Thread(target=lambda: done.append(pipes[1](num_inference_steps=1)), daemon=True)
+        thread.start()
+        thread.join(60)
+        return {}
+
+    pipes[0](num_inference_steps=2, callback_on_step_end=wait_for_other)
+    assert len(done) == 3
 
 
 def test_a_call_in_inference_mode_leaves_weights_that_can_be_trained():

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
 import pytest
 
 from pipeline_pfgmpp.pixels import EIGHT_BITS, SIXTEEN_BITS, fit_size, read_array, read_picture
@@ -193,3 +194,12 @@ def test_the_centre_is_kept():
     values = np.zeros((10, 30), np.float32)
     values[:, 10:20] = 1
     assert fit_size(read_array(values), (10, 10)).values.mean() > 0.9
+
+
+def test_what_is_transparent_does_not_show_at_the_edges_of_a_smaller_picture():
+    picture = PIL.Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    PIL.ImageDraw.Draw(picture).ellipse((10, 10, 53, 53), (255, 160, 0, 255))
+    values = fit_size(read_picture(picture, channels=4), (8, 8)).values
+    seen = values[values[..., 3] > 20]
+    assert len(np.unique(seen[:, 3])) > 2
+    assert np.abs(seen[:, :3].astype(int) - (255, 160, 0)).max() <= 6

@@ -612,3 +612,17 @@ def test_noise_is_not_added_to_integers(dtype):
     images = torch.zeros(2, 1, 4, 4, dtype=dtype)
     with pytest.raises(ValueError, match="`original_samples` must be floats, but are Tensor of torch"):
         PFGMPPScheduler().add_noise(images, torch.randn(2, 1, 4, 4), torch.zeros(2))
+
+
+def test_another_spacing_takes_the_place_of_levels_that_were_chosen_for_the_first():
+    own = {"solver_type": "euler", "sigmas": {"euler": {"2": [70.0, 3.0]}}}
+    scheduler = PFGMPPScheduler(**own)
+    for options, levels in (
+        ({}, [70, 3, 0]),
+        ({"D": 64, "sigma_max": 80.0}, [70, 3, 0]),
+        ({"sigma_max": 20.0}, [20, 0.002, 0]),
+        ({"rho": 3.0, "sigmas": own["sigmas"]}, [70, 3, 0]),
+    ):
+        changed = PFGMPPScheduler.from_config(scheduler.config, **options)
+        changed.set_timesteps(2)
+        assert changed.sigmas.tolist() == pytest.approx(levels)

@@ -418,6 +418,7 @@ def test_a_model_in_latents_is_shown_as_its_images(monkeypatch):
         ((1, 8), ["1", "8"]),
         ((20, 500), ["20", "64", "128", "500"]),
         ((0.5, 64), ["0.5", "16", "64"]),
+        ((16, 2.0**20), ["16", "64", "128", "512", "2048", "16384", "1048576"]),
     ],
 )
 def test_a_model_offers_the_ends_of_its_range(D_range, dimensions, monkeypatch):
@@ -432,6 +433,25 @@ def test_a_model_offers_the_ends_of_its_range(D_range, dimensions, monkeypatch):
     first, last = dial.find_ends(*model.trained_range)
     assert choices.choose_dimension(model, first, None) == float(dimensions[0])
     assert choices.choose_dimension(model, last, None) == float(dimensions[-1])
+
+
+def test_a_network_that_was_trained_for_a_single_d_has_no_dial(monkeypatch):
+    pipe = make_tiny_pipeline()
+    pipe.scheduler = PFGMPPScheduler(D=128, D_range=(128, 128))
+    monkeypatch.setitem(choices.MODELS, "Single", load_model(pipe, monkeypatch))
+    page = runpy.run_path(str(SPACE / "app.py"))
+    assert page["offer_model"]("Single")[0].startswith("28")
+    assert choices.list_dimensions(choices.choose_model("Single")) == ["128"]
+
+
+def test_churn_of_the_model_leaves_all_solvers_to_choose(monkeypatch):
+    pipe = make_tiny_pipeline()
+    pipe.scheduler = PFGMPPScheduler(D=128, s_churn=4)
+    monkeypatch.setitem(choices.MODELS, "Churning", load_model(pipe, monkeypatch))
+    model = choices.choose_model("Churning")
+    for solver in choices.list_solvers(choices.load_pipeline(model, 128)):
+        churn = choices.load_pipeline(model, 128, solver_type=solver).scheduler.config.s_churn
+        assert churn == (4 if solver in ("heun", "euler") else 0)
 
 
 def test_a_guiding_network_guides(monkeypatch):

@@ -262,6 +262,12 @@ def make_animation(format, count):
     return save(frames[0], format, save_all=True, append_images=frames[1:], duration=10)
 
 
+def make_png_with_two_headers():
+    """A decoder takes the last of several headers, here of 1,000 pixels a side."""
+    small = make_chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 1, 0, 0, 0, 0))
+    return uploads.SIGNATURE + small + make_large_png(1000).removeprefix(uploads.SIGNATURE)
+
+
 SVG = b"""<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>alert(1)</script></svg>"""
 HOSTILE = {
     "svg": (encode(SVG), "The picture must be a PNG file."),
@@ -270,6 +276,7 @@ HOSTILE = {
     "no bytes": (encode(b""), "The picture is empty: it has no bytes."),
     "a signature alone": (encode(uploads.SIGNATURE), "it is damaged or cut off."),
     "cut off": (encode(FOX.read_bytes()[:1000]), "it is damaged or cut off."),
+    "two headers": (encode(make_png_with_two_headers()), "it is damaged or cut off."),
     "no base64": (uploads.PREFIX + "%%%", "its text is damaged or cut off."),
     "a path": ("/etc/passwd", "sent as a text that begins with data:image/png;base64,"),
     "an address": ("http://127.0.0.1/a.png", "The picture must be a PNG file, sent as"),

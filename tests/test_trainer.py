@@ -19,6 +19,7 @@ from pipeline_pfgmpp.training import (
     PFGMPPLoss,
     Trainer,
     TrainingConfig,
+    frechet,
     loop,
     read_log,
     read_run,
@@ -83,6 +84,38 @@ def test_accelerates_own_compilation_is_refused(data, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
     with pytest.raises(ValueError, match="accelerate is configured to compile .* use `--compile` instead"):
         make_trainer(tmp_path, data)
+
+
+def test_an_apple_gpu_is_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "device", torch.device("mps"))
+    with pytest.raises(
+        ValueError, match="Training on an Apple GPU is not supported: give accelerate launch --cpu"
+    ):
+        make_trainer(tmp_path, data)
+
+
+def test_distances_compare_classes_as_often_as_the_data_hold_them(data, tmp_path, monkeypatch):
+    images = ImageDataset(data.images[:20], torch.tensor([0] * 15 + [1] * 5), ["cat", "dog"])
+    weights = []
+    monkeypatch.setattr(frechet, "check_image_shape", lambda *_: None)
+    monkeypatch.setattr(frechet, "load_features", lambda *_: None)
+    monkeypatch.setattr(
+        frechet, "ImageMetrics", lambda *_: types.SimpleNamespace(extractor=None, real_features=0)
+    )
+    monkeypatch.setattr(frechet, "extract_features", lambda extractor, images: images)
+    monkeypatch.setattr(frechet, "frechet_distance", lambda *_: 1.0)
+    monkeypatch.setattr(frechet, "gather_features", lambda features: features)
+
+    def keep(*args, class_weights=None, **settings):
+        weights.append(class_weights)
+        return [([0], torch.zeros(1))]
+
+    monkeypatch.setattr(frechet, "generate", keep)
+    for _ in range(2):
+        measure = frechet.FrechetDistance(images, 4, "fashion-mnist", Accelerator(cpu=True))
+        measure(types.SimpleNamespace(num_classes=3), 4)
+        images.balance_classes()
+    assert weights == [[15, 5, 0], None]
 
 
 def test_a_learned_uncertainty_is_refused_with_sharded_weights(data, tmp_path, monkeypatch):

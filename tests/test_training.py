@@ -580,6 +580,10 @@ def test_training_from_a_data_set_of_the_hub(hub, fashion_mnist, tmp_path):
             "--reference_batch_size needs a network without",
         ),
         (["--augment", "0.1", "--reference_batch_size", "32"], "`reference_batch_size` needs `augment` 0"),
+        (
+            ["--augment", "0.1", "--teacher_model_name_or_path", "model", "--objective", "consistency"],
+            "--augment must be 0 with --teacher_model_name_or_path",
+        ),
         (["--max_train_steps", "0"], "`max_train_steps` must be at least 1"),
         (["--report_to", "none"], "`report_to` none: accelerate does not find this tracker"),
         (["--augment", "2"], "`augment` must lie in [0, 1]"),

@@ -6,6 +6,7 @@ heavy before they have to, so that `--help` answers at once.
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -81,6 +82,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: The command failed, or the command line is wrong.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every terminal knows all signs of the tables
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(arguments)
     args.command_line = format_command("pfgmpp", arguments)

@@ -18,6 +18,7 @@ from .parsing import (
 if TYPE_CHECKING:
     from ..pipeline_pfgmpp import PFGMPPPipeline
 MAX_LISTED = 100  # classes that an error message lists
+READING = ("dataset_config_name", "image_column", "background", "crop")  # how real images are read
 
 
 def add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
@@ -236,6 +237,7 @@ def add_measuring_arguments(
     parser.add_argument(
         "--split", default="test", help="split of the data set to measure against (default: %(default)s)"
     )
+    add_reading_arguments(parser)
     add_features_arguments(parser)
     parser.add_argument(
         "--num-images",
@@ -253,6 +255,56 @@ def add_measuring_arguments(
         parser.add_argument(
             "--write", action="store_true", help="also store the results in the model's folder and card"
         )
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """
+    Add the arguments that say how real images are read, which should be as in training.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The parser of a command that measures images.
+    """
+    add = parser.add_argument_group("real images, as in training").add_argument
+    add("--dataset-config-name", help="configuration of the data set")
+    add("--image-column", help="column of the images (default: the only image column)")
+    add("--background", help="colour behind transparent pictures (default: white)")
+    add(
+        "--crop",
+        action="store_true",
+        default=None,
+        help="cut a random place out of each image, for a model that was trained with --crop_size (default:"
+        " shrink images to the model's size)",
+    )
+
+
+def get_reading(args: argparse.Namespace, pipeline: PFGMPPPipeline) -> dict[str, Any]:
+    """
+    Return how the command line has real images read.
+
+    Args:
+        args (`argparse.Namespace`): Arguments that include those of [`add_reading_arguments`].
+        pipeline ([`PFGMPPPipeline`]): The model.
+
+    Returns:
+        `dict`: Arguments of [`~pipeline_pfgmpp.commands.loading.load_real_images`]; without those that were
+            not given.
+
+    Raises:
+        ValueError: The pipeline does not have the class that is asked for, or a column of classes is named
+            and no class is.
+    """
+    reading = {name: getattr(args, name) for name in READING if getattr(args, name) is not None}
+    given = vars(args)
+    if given.get("class_label") is not None:
+        from ..generation import list_classes
+
+        reading["class_name"] = list_classes(pipeline)[choose_class(pipeline, args.class_label)]
+        reading["label_column"] = args.label_column
+    elif given.get("label_column") is not None and not args.match_classes:
+        raise ValueError(
+            "--label-column has no effect without --class-label or --match-classes: leave it out."
+        )
+    return reading
 
 
 def get_call_settings(args: argparse.Namespace, pipeline: PFGMPPPipeline) -> dict[str, Any]:

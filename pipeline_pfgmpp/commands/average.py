@@ -6,6 +6,7 @@ the run's pipeline as a variant of its weights.
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 from .parsing import make_integer_parser, make_number_parser
@@ -40,5 +41,5 @@ def run(args: argparse.Namespace) -> None:
     from ..training.ema import reconstruct_average
 
     variant = reconstruct_average(args.run, args.width, args.step)
-    print(f"Draw from it with `pfgmpp sample {args.run} --variant {variant}`.")
+    print(f"Draw from it with `pfgmpp sample {shlex.quote(str(args.run))} --variant {variant}`.")
     print(f'Load it with DiffusionPipeline.from_pretrained("{args.run}", variant="{variant}")')

@@ -13,20 +13,24 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import add_drawing_arguments, add_measuring_arguments, get_scheduler_settings
+from .arguments import (
+    add_drawing_arguments,
+    add_measuring_arguments,
+    get_reading,
+    get_scheduler_settings,
+)
 from .evaluate import (
     add_class_weights_argument,
     get_measuring_settings,
     measure_dimensions,
     report_dimensions,
 )
-from .loading import load_metrics, load_pipeline
+from .loading import list_trained_dimensions, load_metrics, load_pipeline
 from .parsing import parse_dimensions
 
 
 if TYPE_CHECKING:
     from ..pipeline_pfgmpp import PFGMPPPipeline
-CANDIDATES = [16.0, 128.0, 2048.0, math.inf]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +86,13 @@ def run(args: argparse.Namespace) -> None:
     settings = get_measuring_settings(args, pipeline)
     dimensions = _choose_candidates(pipeline, args.D)
     metrics = load_metrics(
-        pipeline, args.features, args.data, args.split, [args.metric], args.trust_remote_code
+        pipeline,
+        args.features,
+        args.data,
+        args.split,
+        [args.metric],
+        args.trust_remote_code,
+        **get_reading(args, pipeline),
     )
     description = describe(pipeline, **settings)
     entries = measure_dimensions(args, pipeline, metrics, dimensions, settings)
@@ -108,9 +118,9 @@ def _choose_candidates(pipeline: PFGMPPPipeline, asked: list[float] | None) -> l
             f"There is no D to choose: this network was trained at D = {own or math.inf:g} only. Use a"
             " network that is conditioned on D."
         )
-    low, high = get_trained_range(pipeline.unet, pipeline.scheduler)
-    candidates = asked or [D for D in CANDIDATES if low <= D <= high]
+    candidates = asked or list_trained_dimensions([pipeline])
     if len(candidates) < 2:
+        low, high = get_trained_range(pipeline.unet, pipeline.scheduler)
         raise ValueError(
             f"--D must name two or more augmented dimensions to choose from; this network was trained for D"
             f" from {low:g} to {high:g}."

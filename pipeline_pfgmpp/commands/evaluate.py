@@ -14,6 +14,7 @@ from .arguments import (
     add_drawing_arguments,
     add_measuring_arguments,
     get_call_settings,
+    get_reading,
     get_scheduler_settings,
 )
 from .loading import check_card, check_dimensions, load_metrics, load_pipeline, load_real_images
@@ -74,12 +75,13 @@ def run(args: argparse.Namespace) -> None:
     pipeline = load_pipeline(args.model, args.variant, **get_scheduler_settings(args))
     settings = get_measuring_settings(args, pipeline)
     check_dimensions([pipeline], args.D)
+    reading = get_reading(args, pipeline)
     metrics = load_metrics(
-        pipeline, args.features, args.data, args.split, args.metrics, args.trust_remote_code
+        pipeline, args.features, args.data, args.split, args.metrics, args.trust_remote_code, **reading
     )
     baseline = None
     if args.baseline_split:
-        baseline = load_real_images(args.data, args.baseline_split, pipeline)
+        baseline = load_real_images(args.data, args.baseline_split, pipeline, **reading)
     description = describe(pipeline, **settings)
     entries = measure_dimensions(args, pipeline, metrics, args.D, settings)
     if baseline is not None:
@@ -87,20 +89,20 @@ def run(args: argparse.Namespace) -> None:
     if not PartialState().is_main_process:
         return
     data, report = report_dimensions(args, pipeline, metrics, entries, settings)
-    report |= {"data": data, "split": args.split, "data_digest": metrics.reference}
+    report |= {"data": data, "split": args.split, "data_digest": metrics.reference, "reading": reading}
     names = ("features", "metrics", "seed", "num_images", "groups", "D", "baseline_split")
     measured = {name: getattr(args, name) for name in names}
     description |= measured | {"reference": metrics.reference}
     output = Path(args.output or default_output("evaluation", args.model, description))
     write_json(output / "evaluation.json", report)
-    print(format_evaluation(report))
     if args.write:
         write_evaluation(args.model, report)
+    print(format_evaluation(report))
 
 
 def add_class_weights_argument(parser: argparse.ArgumentParser) -> None:
     """
-    Add the argument that says how often each class is drawn.
+    Add the arguments that say how often each class is drawn.
 
     Args:
         parser (`argparse.ArgumentParser`): The parser of a command that measures images.
@@ -109,6 +111,11 @@ def add_class_weights_argument(parser: argparse.ArgumentParser) -> None:
         "--match-classes",
         action="store_true",
         help="draw each class as often as the split holds it (default: all equally often)",
+    )
+    parser.add_argument(
+        "--label-column",
+        help="column of the classes, for --match-classes or --class-label (default: the only class column, or"
+        " `label`)",
     )
 
 
@@ -140,8 +147,8 @@ def _count_classes(args: argparse.Namespace, pipeline: Any) -> list[int]:
     from ..data.labels import MISSING, find_label_column, normalize_name, read_labels
     from ..generation import list_classes
 
-    dataset = open_dataset(args.data, split=args.split)
-    column = find_label_column(dataset)
+    dataset = open_dataset(args.data, args.dataset_config_name, args.split)
+    column = find_label_column(dataset, args.label_column)
     names = list_classes(pipeline)
     if not names or column is None:
         raise ValueError("--match-classes needs a model and data that both have classes.")
@@ -155,6 +162,8 @@ def _count_classes(args: argparse.Namespace, pipeline: Any) -> list[int]:
         if number is None:
             raise ValueError(f"--match-classes: the model does not know the class {name!r} of the data.")
         counts[number] += count
+    if not any(counts):
+        raise ValueError(f"--match-classes: no image of the split {args.split!r} has a class.")
     return counts
 
 
@@ -209,7 +218,8 @@ def report_dimensions(
     from ..records.commands import hide_folders
 
     data = hide_folders(args.data)
-    reference = f"the {len(metrics.real_features):,} images of the {args.split} split of `{data}`"
+    images = "images" if args.class_label is None else "images of that class"
+    reference = f"the {len(metrics.real_features):,} {images} of the {args.split} split of `{data}`"
     return data, build_report(
         entries, pipeline, args.features, args.num_images, reference, args.command_line, **settings
     )

@@ -33,11 +33,21 @@ def check_extra(command: str) -> None:
     Raises:
         ValueError: A package is missing; the message names it, and the extra that installs it.
     """
-    extra = EXTRAS.get(command)
-    if extra is None:
-        return
+    if command in EXTRAS:
+        check_modules(EXTRAS[command], f"pfgmpp {command}")
+
+
+def check_modules(extra: str, program: str) -> None:
+    """
+    Refuse to start a program whose optional packages are not installed.
+
+    Args:
+        extra (`str`): The extra that installs them.
+        program (`str`): Name of the program, for the message.
+
+    Raises:
+        ValueError: A package is missing; the message names it, and the extra.
+    """
     missing = [module for module in MODULES[extra] if importlib.util.find_spec(module) is None]
     if missing:
-        raise ValueError(
-            f"pfgmpp {command} needs {', '.join(missing)}: pip install 'pipeline-pfgmpp[{extra}]'."
-        )
+        raise ValueError(f"{program} needs {', '.join(missing)}: pip install 'pipeline-pfgmpp[{extra}]'.")

@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    import datasets
     import torch
 
     from ..evaluation import ImageMetrics
     from ..pipeline_pfgmpp import PFGMPPPipeline
+
+
+# The D at which a network for any D is looked at, as far as it was trained there
+DIMENSIONS = (16.0, 128.0, 2048.0, math.inf)
 
 
 def load_pipeline(
@@ -128,37 +133,73 @@ def _check_variant(model: str, variant: str | None, variants: Sequence[str | Non
     raise ValueError(f"--variant must be {' or '.join(named)} for {model}, but is {variant!r}.")
 
 
-def load_real_images(data: str, split: str, pipeline: PFGMPPPipeline) -> torch.Tensor:
+def load_real_images(
+    data: str,
+    split: str,
+    pipeline: PFGMPPPipeline,
+    dataset_config_name: str | None = None,
+    class_name: str | None = None,
+    label_column: str | None = None,
+    crop: bool = False,
+    **options: Any,
+) -> torch.Tensor:
     """
     Load real images with the size, the channels and the range of a model's images, in 8 bits.
-
-    Classes are not read.
 
     Args:
         data (`str`): The data set: a folder or a Hub id.
         split (`str`): Its split.
         pipeline ([`PFGMPPPipeline`]): The model.
+        dataset_config_name (`str`, *optional*): Configuration of the data set.
+        class_name (`str`, *optional*): The class to which the images belong; by default classes are not read.
+        label_column (`str`, *optional*): Column of the classes.
+        crop (`bool`, defaults to `False`): Whether to cut a random place, always the same, out of each image,
+            instead of shrinking it.
+        options: Further options of [`~pipeline_pfgmpp.data.ImageDecoder`], such as `background`.
 
     Returns:
         `torch.Tensor` of shape `(M, C, H, W)`, uint8: The images.
 
     Raises:
         OSError: There is no such data set.
-        ValueError: It has no such split, or no images that can be read as the model's.
+        ValueError: It has no such split or class, or no images that can be read as the model's.
     """
     from accelerate import PartialState
 
     from ..data import convert_to_bytes, load_images, open_dataset
 
-    channels = pipeline.image_channels
+    options = {"channels": pipeline.image_channels, "crop": crop, **options}
     state = PartialState(cpu=pipeline.device.type == "cpu")
     with state.main_process_first():  # it fills the cache that the others read
-        dataset = open_dataset(data, split=split)
-        value_range = choose_value_range(dataset, pipeline, channels=channels)
-        real = load_images(
-            dataset, pipeline.image_size, labels=False, channels=channels, value_range=value_range
+        dataset = open_dataset(data, dataset_config_name, split)
+        value_range = choose_value_range(dataset, pipeline, **options)
+        if class_name is not None:
+            dataset = _select_class(dataset, class_name, label_column)
+        real = load_images(dataset, pipeline.image_size, labels=False, value_range=value_range, **options)
+    images = next(real.batches(len(real)))[0]["images"] if crop else real.images
+    return convert_to_bytes(images, real.value_range)
+
+
+def _select_class(dataset: datasets.Dataset, name: str, label_column: str | None) -> datasets.Dataset:
+    """Return the rows of one class, which may be spelt otherwise in the data."""
+    import torch
+
+    from ..data.labels import find_label_column, normalize_name, read_labels
+
+    column = find_label_column(dataset, label_column)
+    if column is None:
+        raise ValueError(
+            f"--class-label compares images of {name!r} with those of the data, which name none."
         )
-    return convert_to_bytes(real.images, real.value_range)
+    labels = read_labels(dataset, column)
+    matches = [number for number, each in enumerate(labels.names) if each == name]
+    matches = matches or [
+        number for number, each in enumerate(labels.names) if normalize_name(each) == normalize_name(name)
+    ]
+    rows = torch.isin(labels.indices, torch.tensor(matches, dtype=torch.int64)).nonzero().flatten()
+    if not len(rows):
+        raise ValueError(f"--class-label: the data hold no image of the class {name!r}.")
+    return dataset.select(rows.tolist())
 
 
 def choose_value_range(dataset: Any, pipeline: Any, **options: Any) -> tuple[float, float] | None:
@@ -192,6 +233,7 @@ def load_metrics(
     split: str,
     metrics: Sequence[str] = ("fid",),
     trust_remote_code: bool = False,
+    **reading: Any,
 ) -> ImageMetrics:
     """
     Load metrics for the samples of a model, which the processes measure together.
@@ -203,6 +245,7 @@ def load_metrics(
         split (`str`): Its split.
         metrics (`Sequence[str]`, defaults to `("fid",)`): Names of the metrics.
         trust_remote_code (`bool`, defaults to `False`): Whether a TorchScript program may run.
+        reading: How the images are read, as for [`load_real_images`].
 
     Returns:
         [`~pipeline_pfgmpp.evaluation.ImageMetrics`]: The metrics.
@@ -216,6 +259,7 @@ def load_metrics(
     from ..evaluation import ImageMetrics, load_features
     from ..evaluation.classifier import check_image_shape
     from ..evaluation.evaluate import gather_features
+    from ..records.errors import get_first_line, is_out_of_memory
 
     if pipeline.makes_fields:
         raise ValueError("Features compare pictures, but this model makes fields of values without clipping.")
@@ -223,11 +267,16 @@ def load_metrics(
         check_image_shape(features, (pipeline.image_channels, *pipeline.image_size))
     except ValueError as error:
         raise ValueError(f"--features: {error}") from None
-    real_images = load_real_images(data, split, pipeline)
+    real_images = load_real_images(data, split, pipeline, **reading)
     state = PartialState(cpu=pipeline.device.type == "cpu")
-    with state.main_process_first():  # it fills the cache that the others read
-        extractor = load_features(features, pipeline.device, trust_remote_code)
-        return ImageMetrics(extractor, real_images, metrics, gather_features)
+    try:
+        with state.main_process_first():  # it fills the cache that the others read
+            extractor = load_features(features, pipeline.device, trust_remote_code)
+            return ImageMetrics(extractor, real_images, metrics, gather_features)
+    except (ImportError, RuntimeError) as error:  # another version's program, or one for other images
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(f"--features {features} cannot be used: {get_first_line(error)}") from None
 
 
 def check_card(model: str) -> None:
@@ -244,6 +293,25 @@ def check_card(model: str) -> None:
         raise ValueError(
             f"--write needs a local model folder with a README.md, but {model} is not such a folder."
         )
+
+
+def list_trained_dimensions(
+    pipelines: Sequence[PFGMPPPipeline], dimensions: Sequence[float] = DIMENSIONS
+) -> list[float]:
+    """
+    List the augmented dimensions that all networks were trained for.
+
+    Args:
+        pipelines (`Sequence[PFGMPPPipeline]`): The models.
+        dimensions (`Sequence[float]`, defaults to 16, 128, 2048 and infinity): Which of them to list.
+
+    Returns:
+        `list[float]`: Those between the smallest and the largest D of each network that is conditioned on D.
+    """
+    from ..conditioning import get_trained_range
+
+    ranges = [get_trained_range(pipeline.unet, pipeline.scheduler) for pipeline in pipelines]
+    return [D for D in dimensions if all(low <= D <= high for low, high in ranges)]
 
 
 def check_dimensions(pipelines: Sequence[PFGMPPPipeline], dimensions: Sequence[float] | None) -> None:

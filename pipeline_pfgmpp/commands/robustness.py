@@ -7,6 +7,7 @@ writes tables, plots and pictures with one line per D. Processes share the work 
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,9 +16,19 @@ from .arguments import (
     add_measuring_arguments,
     add_noise_argument,
     add_variant_argument,
+    get_reading,
 )
-from .loading import check_card, check_dimensions, load_metrics, load_pipeline
+from .loading import (
+    check_card,
+    check_dimensions,
+    list_trained_dimensions,
+    load_metrics,
+    load_pipeline,
+)
 from .parsing import make_list_parser, parse_dimensions
+
+
+DIMENSIONS = (16.0, 64.0, 128.0, 2048.0, math.inf)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--D",
         type=parse_dimensions,
-        default="16,64,128,2048,inf",
-        help="augmented dimensions, for networks that are conditioned on D (default: %(default)s)",
+        help="augmented dimensions, for networks that are conditioned on D (default: those of"
+        " 16,64,128,2048,inf that they were trained for)",
     )
     add_noise_argument(
         parser,
@@ -95,8 +106,8 @@ def run(args: argparse.Namespace) -> None:
     pipelines = {}
     for name, model in zip(_name_models(args.models), args.models):
         pipelines[name] = load_pipeline(model, args.variant)
-    if "D" in args.given:
-        check_dimensions(list(pipelines.values()), args.D)
+    check_dimensions(list(pipelines.values()), args.D)
+    asked = args.D or list_trained_dimensions(list(pipelines.values()), DIMENSIONS)
     first = next(iter(pipelines.values()))
     for name, pipeline in pipelines.items():
         if (pipeline.image_channels, pipeline.image_size) != (first.image_channels, first.image_size):
@@ -104,7 +115,12 @@ def run(args: argparse.Namespace) -> None:
                 f"{name} draws images of another size or of other channels than {args.models[0]}."
             )
     metrics = load_metrics(
-        first, args.features, args.data, args.split, trust_remote_code=args.trust_remote_code
+        first,
+        args.features,
+        args.data,
+        args.split,
+        trust_remote_code=args.trust_remote_code,
+        **get_reading(args, first),
     )
     description = {
         "models": {name: describe(pipeline) for name, pipeline in pipelines.items()},
@@ -113,13 +129,13 @@ def run(args: argparse.Namespace) -> None:
     }
     output = Path(args.output or default_output("robustness", args.models[0], description))
     entries = robustness.measure(
-        pipelines, args.D, settings, metrics, output, args.num_images, args.groups, args.batch_size
+        pipelines, asked, settings, metrics, output, args.num_images, args.groups, args.batch_size
     )
     if not PartialState().is_main_process:
         return
     (output / "robustness.md").write_text(format_robustness(entries), encoding="utf-8")
     plot_robustness(list_panels(entries), output / "robustness.png")
-    dimensions = choose_dimensions(first, args.D)
+    dimensions = choose_dimensions(first, asked)
     robustness.draw_noise_grid(
         first, dimensions, args.noise or [0.0], output / "noise.png", nfe=settings[0].nfe
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,17 +22,13 @@ from .arguments import (
     add_variant_argument,
     get_guidance_settings,
 )
-from .loading import check_dimensions, load_pipeline
+from .loading import check_dimensions, list_trained_dimensions, load_pipeline
 from .parsing import make_integer_parser, parse_dimensions, parse_positive
 
 
 if TYPE_CHECKING:
     from ..generation.noise_levels import Outcome
     from ..pipeline_pfgmpp import PFGMPPPipeline
-
-
-# Where a network for any D is searched, as far as it was trained there.
-DIMENSIONS = [16.0, 128.0, 2048.0, math.inf]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +131,7 @@ def run(args: argparse.Namespace) -> None:
         )
     write_levels(path, args.solver_type, outcome.levels)
     print(
-        f"Wrote {path}. Draw with `pfgmpp sample {args.model} --solver-type {args.solver_type}"
+        f"Wrote {path}. Draw with `pfgmpp sample {shlex.quote(args.model)} --solver-type {args.solver_type}"
         f" --num-inference-steps {args.num_inference_steps}`."
     )
 
@@ -164,14 +161,11 @@ def _locate_config(model: str) -> Path:
 
 def _choose_dimensions(pipeline: PFGMPPPipeline, asked: list[float] | None) -> list[float]:
     """Return the augmented dimensions to search for."""
-    from ..conditioning import get_trained_range
-
     own = pipeline.scheduler.config.D
     own = math.inf if own is None else own
     if not pipeline.unet.config.get("d_conditioning"):
         return [own]
-    low, high = get_trained_range(pipeline.unet, pipeline.scheduler)
-    return asked or [D for D in DIMENSIONS if low <= D <= high] or [own]
+    return asked or list_trained_dimensions([pipeline]) or [own]
 
 
 def _format_outcome(outcome: Outcome) -> str:

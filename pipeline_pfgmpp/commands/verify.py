@@ -6,8 +6,9 @@ and tells whether they agree with the card. Exits with code 1 if they do not.
 """
 
 import argparse
+from typing import Any
 
-from .arguments import add_batch_size_argument, add_trust_argument, add_variant_argument
+from .arguments import READING, add_batch_size_argument, add_trust_argument, add_variant_argument
 from .loading import load_metrics, load_pipeline
 from .parsing import make_integer_parser
 
@@ -61,7 +62,12 @@ def run(args: argparse.Namespace) -> None:
     for name, report in (("evaluation.json", evaluation), ("robustness.json", robustness)):
         check_weights(list_weights(report) - {None}, name, args.model, pipeline)
     metrics = load_metrics(
-        pipeline, evaluation["features"], data, split, trust_remote_code=args.trust_remote_code
+        pipeline,
+        evaluation["features"],
+        data,
+        split,
+        trust_remote_code=args.trust_remote_code,
+        **_get_reading(evaluation, args.model),
     )
     own_scheduler = pipeline.scheduler.config
     pipeline.scheduler = PFGMPPScheduler.from_config(scheduler)
@@ -83,3 +89,12 @@ def run(args: argparse.Namespace) -> None:
             reason = ", which was measured against other real images or over other features"
         raise ValueError(f"{args.model} does not agree with its card at {', '.join(wrong)}{reason}.")
     print("All figures agree.")
+
+
+def _get_reading(evaluation: dict[str, Any], model: str) -> dict[str, Any]:
+    """Return how the report's real images were read, or refuse what no report says."""
+    reading = evaluation.get("reading", {})
+    known = {*READING, "class_name", "label_column"}
+    if not isinstance(reading, dict) or not reading.keys() <= known:
+        raise ValueError(f"evaluation.json of {model} cannot be verified: its `reading` is {reading!r}.")
+    return reading

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline, UNet2DModel
 
 from ..hub.cards import write_model_card
 from ..pipeline_pfgmpp import PFGMPPPipeline
+from ..records.errors import get_first_line
 from ..scheduling_pfgmpp import PFGMPPScheduler
 from ..unet_ddpm import DDPMUNet2DModel
 from .output import create_folder, describe_rounding
@@ -55,7 +56,7 @@ def convert_diffusers(
         ValueError: The model is not a DDPM that predicts epsilon, or the folder is not empty.
     """
     with create_folder(output_dir) as folder:
-        source = DiffusionPipeline.from_pretrained(os.fspath(model), use_safetensors=True)  # never a pickle
+        source = _load_source(os.fspath(model))
         unet = _transfer_network(source, model).to(dtype)
         sigma_min, sigma_max = unet.sigma_range
         scheduler = PFGMPPScheduler(D=D, sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=1.0)
@@ -64,6 +65,15 @@ def convert_diffusers(
         name = Path(model).resolve().name if Path(model).exists() else model
         origin = ORIGIN.format(name=name, weights=describe_rounding(dtype))
         write_model_card(folder, pipeline, origin)
+
+
+def _load_source(model: str) -> DiffusionPipeline:
+    try:
+        return DiffusionPipeline.from_pretrained(model, use_safetensors=True)  # never a pickle
+    except OSError:
+        raise
+    except Exception as error:  # a class that is not there, or a configuration that it does not accept
+        raise ValueError(f"{model} cannot be loaded: {get_first_line(error)}") from None
 
 
 def _transfer_network(source: DiffusionPipeline, model: str | os.PathLike) -> DDPMUNet2DModel:

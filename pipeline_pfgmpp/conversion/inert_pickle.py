@@ -175,7 +175,10 @@ class _Machine:
 
     def pop_to_mark(self) -> list[Any]:
         """Pop everything above the topmost mark, and the mark."""
-        start = len(self.stack) - 1 - self.stack[::-1].index(MARK)
+        places = range(len(self.stack) - 1, -1, -1)
+        start = next((place for place in places if self.stack[place] is MARK), None)
+        if start is None:
+            raise ValueError("it has no mark to go back to")
         items = self.stack[start + 1 :]
         del self.stack[start:]
         return items

@@ -22,9 +22,13 @@ def create_folder(path: str | os.PathLike) -> Iterator[Path]:
         `Path`: Where to write.
 
     Raises:
-        ValueError: The folder exists and is not empty.
+        ValueError: The folder exists and is not empty, or is the current one.
     """
     path = Path(path)
+    if path.resolve() == Path.cwd():
+        raise ValueError(
+            "`output_dir` must not be the current folder, which would be replaced: name a new one."
+        )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"`output_dir` {path.resolve().name} exists and is not empty: name a new folder.")
     with replace_folder(path) as folder:

@@ -263,6 +263,11 @@ class ImageDataset(ImageSource, torch.utils.data.Dataset):
     # How likely each image is drawn; None is each of them once per epoch.
     _weights: torch.Tensor | None = None
 
+    @property
+    def is_balanced(self) -> bool:
+        """Whether all classes are drawn equally often."""
+        return self._weights is not None
+
     def balance_classes(self) -> None:
         """
         Draw all classes equally often from now on, however many images each has.

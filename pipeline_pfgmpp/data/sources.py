@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 ARRAYS = "*.npy"
 SPLITS = ("train", "validation", "test")
+MOST_SHARDS = 1024  # of a stream of arrays
+UNREADABLE = {".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw"}  # which Pillow does not open
 
 
 def open_dataset(
@@ -49,7 +51,13 @@ def open_dataset(
                 f"`config_name` is {config_name!r}, but a folder of .npy files has no configurations."
             )
         dataset = _open_arrays(Path(source), split)
-        return dataset.to_iterable_dataset() if streaming else dataset
+        # In shards, whose order changes with each epoch: else a stream is as sorted as the names are.
+        shards = min(len(dataset), MOST_SHARDS)
+        return dataset.shuffle(seed=0).to_iterable_dataset(shards) if streaming else dataset
+    if Path(source).is_dir() and "[" in source:
+        raise ValueError(
+            f"The data set {source} cannot be opened: `datasets` reads no folder with [ in its name."
+        )
     try:
         if Path(source).is_dir():
             _report_left_out(Path(source), config_name)
@@ -72,15 +80,23 @@ def _list_pictures(folder: Path) -> list[Path]:
 
 def _report_left_out(folder: Path, config_name: str | None) -> None:
     """
-    Warn of pictures that `datasets` leaves out.
+    Warn of pictures that are left out, since nothing can read them or `datasets` does not.
 
-    It takes a word such as "train" in the name of any file or folder for a split, and then only what has
-    such a name; and pictures with as many texts beside them for a data set of texts.
+    `datasets` takes a word such as "train" in the name of any file or folder for a split, and then only what
+    has such a name; and pictures with as many texts beside them for a data set of texts.
     """
     import datasets
 
     files = datasets.load_dataset_builder(str(folder), config_name).config.data_files or {}
     read = {os.path.abspath(file) for paths in files.values() for file in paths}
+    unreadable = [path for path in folder.rglob("*") if path.suffix.lower() in UNREADABLE]
+    if unreadable:
+        logger.warning(
+            "%d pictures in %s are left out, such as %s: they must be converted to PNG or JPEG first.",
+            len(unreadable),
+            folder,
+            os.path.relpath(unreadable[0], folder),
+        )
     pictures = _list_pictures(folder)
     left_out = sorted(str(path) for path in pictures if os.path.abspath(path) not in read)
     is_of_others = not any(Path(file).suffix == ".txt" for file in read) and len(left_out) == len(pictures)

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -272,7 +273,10 @@ class ImageStream(ImageSource):
 
 
 def _describe_stored(value: Any) -> bytes:
-    """Return what is stored of an image: its bytes, the name of its file, or the values of an array."""
+    """Return what is stored of an image: its bytes or those of its file, or the values of an array."""
     if isinstance(value, dict):
-        return value.get("bytes") or os.path.basename(value.get("path") or "").encode()
+        path = value.get("path") or ""
+        if value.get("bytes"):
+            return value["bytes"]
+        return Path(path).read_bytes() if os.path.isfile(path) else os.path.basename(path).encode()
     return np.asarray(value).tobytes() if value is not None else b""

@@ -101,7 +101,8 @@ def evaluate(
         entry: dict[str, Any] = {"D": format_dimension(D)}
         for start in range(0, len(seeds), num_images):
             group = seeds[start : start + num_images]
-            images, _ = load_samples(folder, group[state.process_index :: state.num_processes])
+            with state.split_between_processes(group) as own:  # in order, so that gathering keeps it
+                images, _ = load_samples(folder, own)
             if images.dtype == torch.uint16:
                 images = convert_to_bytes(images, find_deep_range(pipeline.config.value_range))
             for name, value in metrics(images).items():
@@ -133,7 +134,8 @@ def evaluate_real(images: torch.Tensor, metrics: ImageMetrics, num_images: int, 
     state = PartialState()
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:num_images]
     check_num_images(len(chosen), state.num_processes)
-    values = metrics(images[chosen[state.process_index :: state.num_processes]])
+    with state.split_between_processes(chosen) as own:
+        values = metrics(images[own])
     entry: dict[str, Any] = {"images": f"{len(chosen):,} real images, {split} split"}
     return entry | {name: [round_figure(value)] for name, value in values.items()}
 

@@ -86,10 +86,15 @@ def kernel_distance(features: torch.Tensor, real_features: torch.Tensor) -> floa
 
     Returns:
         `float`: The mean over 100 random subsets of 1,000 images, or of all if there are fewer.
+
+    Raises:
+        ValueError: There are fewer than two images on a side.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = min(len(features), len(real_features), 1000)
+    if size < 2:
+        raise ValueError("A kernel distance needs at least two images on either side.")
     metric = _make_metric(KernelInceptionDistance, _Identity(), subset_size=size)
     metric.update(real_features.double(), real=True)
     metric.update(features.double(), real=False)

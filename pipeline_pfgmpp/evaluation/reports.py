@@ -9,9 +9,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult
 
-from ..hub.cards import put_section
+from ..hub.cards import put_section, read_card
 from ..pictures.plots import Panel
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..records.digests import describe
@@ -214,12 +214,17 @@ def write_evaluation(folder: str | os.PathLike, report: dict[str, Any]) -> None:
         table=format_evaluation(report),
         command=report["command"],
     )
-    card = ModelCard.load(folder / "README.md")
+    card = read_card(folder)
     put_section(card, "Evaluation", section)
     card.data.model_name = folder.resolve().name
     named = card.data.datasets or report.get("data", report["reference"])
     dataset = named if isinstance(named, str) else named[0]
-    card.data.eval_results = _list_eval_results(report, dataset)
+    others = [
+        result
+        for result in card.data.eval_results or []
+        if result.dataset_type != dataset or f" over {report['features']} features" not in result.metric_name
+    ]
+    card.data.eval_results = [*others, *_list_eval_results(report, dataset)]
     write_json(folder / "evaluation.json", report)
     card.save(folder / "README.md")
 
@@ -352,9 +357,10 @@ def write_robustness(
         table=format_robustness(entries),
         command=command,
     )
-    card = ModelCard.load(folder / "README.md")
+    card = read_card(folder)
     put_section(card, "Robustness", section)
-    for name in ("robustness.png", "noise.png"):
-        shutil.copyfile(Path(output) / name, folder / name)
+    if Path(output).resolve() != folder.resolve():
+        for name in ("robustness.png", "noise.png"):
+            shutil.copyfile(Path(output) / name, folder / name)
     write_json(folder / "robustness.json", entries)
     card.save(folder / "README.md")

@@ -44,6 +44,7 @@ class Metric(NamedTuple):
     digits: int
 
 
+MOST_PSNR = 100.0  # dB; an exact image has an infinite one, and so would every mean with it
 METRICS = {"psnr": Metric("PSNR, dB", 2), "ssim": Metric("SSIM", 4), "lpips": Metric("LPIPS", 4)}
 
 
@@ -106,14 +107,16 @@ def measure_distances(
             images of one or three channels.
 
     Returns:
-        `dict[str, list[float]]`: `psnr` in dB, `ssim` and, with its network, `lpips` of each image.
+        `dict[str, list[float]]`: `psnr` in dB, at most 100, `ssim` and, with its network, `lpips`, of each
+            image.
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
     images = images.clamp(0, 1).to(truth)
     psnr = peak_signal_noise_ratio(images, truth, data_range=1.0, dim=(1, 2, 3), reduction="none")
     ssim = structural_similarity_index_measure(images, truth, data_range=1.0, reduction="none")
-    measured = {"psnr": psnr.reshape(-1).tolist(), "ssim": ssim.reshape(-1).tolist()}  # type: ignore[union-attr]
+    psnr = psnr.reshape(-1).clamp_max(MOST_PSNR)
+    measured = {"psnr": psnr.tolist(), "ssim": ssim.reshape(-1).tolist()}  # type: ignore[union-attr]
     if lpips is not None:
         device = find_device(lpips)
         with torch.no_grad():

@@ -26,6 +26,7 @@ from ..records.reports import parse_report
 from ..records.writing import write_json
 from .evaluate import check_num_images, choose_dimensions
 from .metrics import ImageMetrics
+from .reports import round_figure
 
 
 class Setting(NamedTuple):
@@ -202,7 +203,7 @@ def measure_distances(
         for seeds in groups:
             batches = generate(pipeline, seeds, batch_size, desc, setting.noise, **call)
             images = torch.cat([images for _, images in batches])
-            distances.append(round(metrics(images)["fid"], 3))
+            distances.append(round_figure(metrics(images)["fid"]))
     return distances
 
 

@@ -40,8 +40,7 @@ This is a consistency model: one call of the network makes an image, and by defa
 {% endif %}
 ## Use
 
-`{{ name }}` stands for the model: in a clone of the package write `model_cards/{{ name }}`, for the Hub
-`org/{{ name }}`, or else any folder that holds it. With the package:
+`{{ name }}` stands for the {{ place }}. With the package:
 
 ```python
 import torch
@@ -93,8 +92,12 @@ disturbances. {{ bears }}
 CALL = "images = pipe(batch_size=16, generator=torch.Generator().manual_seed(0)).images"
 FIELDS_CALL = """generator = torch.Generator().manual_seed(0)
 fields = pipe(batch_size=16, output_type="np", generator=generator).images  # in the units of the data"""
+PLACE = """model: in a clone of the package write `model_cards/{name}`, for the Hub
+`org/{name}`, or else any folder that holds it"""
 RESTORING_CALL = """degraded = ...  # PIL images, arrays or tensors
 restored = pipe(image=degraded, {settings}).images"""
+UNITS_CALL = """degraded = ...  # floats in units of the data, of shape (batch, height, width, channels)
+restored = pipe(image=degraded, {settings}, output_type="np").images"""
 
 # What a card says of the paper's claim about a small D
 UNMEASURED = "Whether that holds for this network is something to measure (`pfgmpp robustness`)."
@@ -134,6 +137,8 @@ def build_card(
     preconditioning: str = "edm",
     makes_fields: bool = False,
     restoring: str = "generator=torch.Generator().manual_seed(0)",
+    has_units: bool = False,
+    place: str = PLACE,
     **metadata: Any,
 ) -> ModelCard:
     """
@@ -156,6 +161,9 @@ def build_card(
         preconditioning (`str`, defaults to `"edm"`): That of the scheduler, which is stated if it is another.
         makes_fields (`bool`, defaults to `False`): Whether the images are fields in units of their own.
         restoring (`str`): Arguments with which a model that restores is called.
+        has_units (`bool`, defaults to `False`): Whether the data have a range of their own, such as that of
+            Hounsfield units.
+        place (`str`): What the name in the examples stands for.
         metadata: Further entries of the front matter, such as `license` and `base_model`.
 
     Returns:
@@ -174,7 +182,7 @@ def build_card(
     if restores:
         is_measured = "## Evaluation\n" in origin
         bears = MEASURED_RESTORATION if is_measured else UNMEASURED_RESTORATION
-    call = RESTORING_CALL.format(settings=restoring)
+    call = (UNITS_CALL if has_units else RESTORING_CALL).format(settings=restoring)
     if not restores:
         call = FIELDS_CALL if makes_fields else CALL
     card_data = ModelCardData(
@@ -187,6 +195,7 @@ def build_card(
         card_data,
         template_str=TEMPLATE,
         name=name,
+        place=place.format(name=name),
         has_picture=has_picture,
         kind=kind,
         command="" if restores else f"From the command line: `pfgmpp sample {name}`. ",
@@ -266,6 +275,7 @@ def write_model_card(
         sigma_data=scheduler.sigma_data,
         preconditioning=scheduler.get("preconditioning", "edm"),
         makes_fields=pipeline.makes_fields,
+        has_units=pipeline.config.value_range is not None,
         **metadata,
     )
     card.save(folder / "README.md")
@@ -295,6 +305,22 @@ def describe_base(model: str) -> dict[str, str]:
         if data.get(entry):
             base[entry] = data.get(entry)
     return base
+
+
+def read_card(folder: str | os.PathLike) -> ModelCard:
+    """
+    Read the card of a model folder; its lines end as Python's do, whatever the system wrote.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder.
+
+    Returns:
+        `ModelCard`: The card.
+
+    Raises:
+        OSError: The folder has no card that can be read.
+    """
+    return ModelCard((Path(folder) / "README.md").read_text(encoding="utf-8"))
 
 
 def put_section(card: ModelCard, title: str, body: str) -> None:

@@ -2,10 +2,12 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 from ..records.errors import get_first_line
+from ..records.reports import REPORTS
+from ..records.weights import group_by_variant
 from .files import list_files
 from .pipeline_files import CONFIGS
 from .reading import escape_controls
@@ -59,7 +61,10 @@ def upload_files(
     repo_type: str = "model",
 ) -> str:
     """
-    Upload files in one commit.
+    Upload files in one commit, which also deletes what they replace under other names.
+
+    These are shards and indexes of weights whose variant is uploaded, from which diffusers would load the
+    earlier weights, and reports about weights of which none remain.
 
     If the upload fails, a repository or branch that was created for it is deleted again.
 
@@ -73,13 +78,15 @@ def upload_files(
     Raises:
         ValueError: The upload failed; the message says in what state the repository is.
     """
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     repository = _Repository(repo_id, repo_type)
     try:
         # Unreadable files are found before anything is created.
         operations = [CommitOperationAdd(name, read_public(path)) for name, path in files.items()]
         repository.prepare(private, revision)
+        outdated = _list_outdated(files.keys(), repository.list_files(revision))
+        operations += [CommitOperationDelete(name) for name in outdated]
         commit = repository.api.create_commit(
             repository.repo_id,
             operations,
@@ -94,6 +101,25 @@ def upload_files(
             raise
         raise ValueError(_explain(error, repository.repo_id, state)) from error
     return commit.pr_url or commit.commit_url
+
+
+def _list_outdated(new: Set[str], present: Set[str]) -> list[str]:
+    """List the files of a repository that belong to the weights which new files replace."""
+    outdated: set[str] = set()
+    remains = False  # whether there are weights that are not replaced
+    for folder in {name.rpartition("/")[0] for name in new}:
+        groups = [
+            group_by_variant(name.rpartition("/")[2] for name in names if name.rpartition("/")[0] == folder)
+            for names in (new, present)
+        ]
+        for variant, names in groups[1].items():
+            if variant in groups[0]:
+                outdated |= {f"{folder}/{name}" for name in names}
+            else:
+                remains = True
+    if not remains:
+        outdated |= {*REPORTS} & present
+    return sorted(outdated - new)
 
 
 def read_public(path: Path) -> Path | bytes:
@@ -183,13 +209,13 @@ class _Repository:
 
     def _refuse_other_content(self) -> None:
         expected = "app.py" if self.repo_type == "space" else "model_index.json"
-        files = self._list_files()
+        files = self.list_files()
         if files and expected not in files:
             raise ValueError(f"it holds something else, such as {escape_controls(min(files))}")
 
     def _has_changed(self) -> bool:
         if self.heads is None:  # it is new, and its branches have not been read
-            return bool(self._list_files())
+            return bool(self.list_files())
         return self._read_heads() != self.heads
 
     def _describe_remains(self, reason: str) -> str:
@@ -200,9 +226,9 @@ class _Repository:
             return f"the branch {self.new_branch} created for it could not be deleted {reason}"
         return f"it is unknown whether anything was changed {reason}"
 
-    def _list_files(self) -> set[str]:
+    def list_files(self, revision: str | None = None) -> set[str]:
         """List the files of the repository, except those that the Hub puts into every new one."""
-        files = set(self.api.list_repo_files(self.repo_id, repo_type=self.repo_type))
+        files = set(self.api.list_repo_files(self.repo_id, repo_type=self.repo_type, revision=revision))
         return files - {".gitattributes", "README.md"}
 
     def _read_heads(self) -> dict[str, str]:

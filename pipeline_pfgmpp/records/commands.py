@@ -43,6 +43,6 @@ def _hide_folder(path: str) -> str:
     if re.match(r"[A-Za-z]:[\\/]|\\\\", path):
         return PureWindowsPath(path).name
     if not path.startswith(("/", "~")) and not os.path.normpath(path).startswith(".."):
-        return path
+        return path.rstrip("/") or path
     absolute = os.path.abspath(os.path.expanduser(path))
     return "~" if absolute == os.path.expanduser("~") else os.path.basename(absolute)

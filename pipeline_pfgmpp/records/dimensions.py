@@ -13,7 +13,10 @@ def format_dimension(D: float | None) -> str:
     Returns:
         `str`: Such as `"2048"` or `"∞"`.
     """
-    return "∞" if D in (None, math.inf) else f"{D:g}"
+    if D in (None, math.inf):
+        return "∞"
+    short = f"{D:g}"
+    return short if float(short) == D and "e" not in short else repr(D).removesuffix(".0")
 
 
 def describe_dimensions(D: float | None, any_D: bool, D_range: list[float | None] | None) -> str:

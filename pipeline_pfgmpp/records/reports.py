@@ -69,6 +69,18 @@ def _check_entries(
         for entry, types in required.items():
             if not isinstance(each[entry], types):
                 raise ValueError(f"{reason}: `{entry}` is of the wrong type.")
+        if each["num_images"] < 1:
+            raise ValueError(f"{reason}: `num_images` must be positive, but is {each['num_images']}.")
+        results = each.get("results", [])
+        if not all(isinstance(result, dict) for result in results):
+            raise ValueError(f"{reason}: `results` must hold objects.")
+        figures = [result.get("fid", []) for result in results] + [each.get("distances", [])]
+        if not all(isinstance(values, list) and all(map(_is_number, values)) for values in figures):
+            raise ValueError(f"{reason}: its distances must be lists of numbers.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def read_report(model: str | os.PathLike, name: str) -> Any:

@@ -76,6 +76,27 @@ def list_variants(names: Iterable[str]) -> list[str | None]:
     return sorted(variants, key=lambda variant: variant or "")
 
 
+def group_by_variant(names: Iterable[str]) -> dict[str | None, set[str]]:
+    """
+    Group the weight files of a network, with their indexes and what these name, by their variant.
+
+    Args:
+        names (`Iterable[str]`): Names of the files in the network's folder.
+
+    Returns:
+        `dict[str | None, set[str]]`: The names by variant; None is the weights that load by default.
+    """
+    groups: dict[str | None, set[str]] = {}
+    for name in names:
+        shard = SHARD.fullmatch(name)
+        if shard:
+            variant = (shard[2] or shard[3] or "").removeprefix(".") or None
+            groups.setdefault(variant, set()).add(name)
+        for file in parse_weight_files([name]):
+            groups.setdefault(file.variant, set()).add(name)
+    return groups
+
+
 def list_folder_variants(folder: str | os.PathLike) -> list[str | None]:
     """
     List the variants of the weights in a pipeline folder.

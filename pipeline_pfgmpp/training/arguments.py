@@ -252,6 +252,11 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"--consistency_first_stage must lie in [0, {args.consistency_stages - 1}], but is"
             f" {args.consistency_first_stage}"
         )
+    if args.teacher_model_name_or_path and args.augment:
+        raise ValueError(
+            "--augment must be 0 with --teacher_model_name_or_path, whose network is not told how an image"
+            " was changed (a preset may have set it)"
+        )
     low, high = args.guidance_interval or (0, math.inf)
     if not 0 <= low <= high:
         raise ValueError(f"--guidance_interval must be two noise levels in order, but is {low:g} {high:g}")

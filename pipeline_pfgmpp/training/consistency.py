@@ -120,7 +120,7 @@ class Teacher:
         c_noise = self.scheduler.precondition_noise(sigma.flatten())
         if condition is not None:
             condition = self.scheduler.precondition_inputs(condition, sigma, D)
-        if self.guidance_scale != 1 and class_labels is not None:
+        if self.guidance_scale != 1 and class_labels is not None and self.unet.config.get("label_dim"):
             # Only in this form is there a row for "no class".
             class_labels = torch.nn.functional.one_hot(class_labels, count_classes(self.unet)).to(x)
         inputs = (model_input, c_noise, class_labels, D, condition)

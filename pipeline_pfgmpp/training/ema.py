@@ -234,7 +234,7 @@ def reconstruct_average(run: str | os.PathLike, width: float, step: int | None =
             of the last snapshot.
 
     Returns:
-        `str`: The name of the variant, such as `"power80"`, for
+        `str`: The name of the variant, such as `"power80"` or, at a step, `"power80step1000"`, for
             `DiffusionPipeline.from_pretrained(run, variant=...)`.
 
     Raises:
@@ -247,6 +247,8 @@ def reconstruct_average(run: str | os.PathLike, width: float, step: int | None =
         unet.load_state_dict(parameters, strict=False)  # buffers are not averaged
     except RuntimeError as error:
         raise ValueError(f"The snapshots in {run} are not of its network: {error}") from None
-    variant = f"power{1000 * width:.0f}"  # diffusers accepts letters and digits
+    variant = f"power{1000 * width:g}".replace(".", "p")  # diffusers accepts letters and digits
+    if step is not None:
+        variant += f"step{step}"
     unet.save_pretrained(Path(run) / "unet", variant=variant)
     return variant

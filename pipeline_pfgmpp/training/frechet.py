@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -52,6 +53,9 @@ class FrechetDistance:
         real_images = convert_to_bytes(torch.cat(batches), data.value_range)
         self.accelerator = accelerator
         self.num_inference_steps = num_inference_steps
+        pixels = data.pixels
+        is_balanced = isinstance(pixels, ImageStream) or pixels.is_balanced
+        self.class_labels = None if is_balanced else pixels.labels
         self.seeds_per_process = -(-num_images // accelerator.num_processes)
         # The others find the features of the data in the cache.
         with accelerator.main_process_first():
@@ -75,12 +79,16 @@ class FrechetDistance:
         """
         rank = self.accelerator.process_index
         seeds = list(range(rank * self.seeds_per_process, (rank + 1) * self.seeds_per_process))
+        settings: dict[str, Any] = {}
+        if self.class_labels is not None and pipeline.num_classes:  # as often as the data hold them
+            settings["class_weights"] = self.class_labels.bincount(minlength=pipeline.num_classes).tolist()
         distances: dict[str, float] = {}
         numbers: Sequence[int | None] = self.num_inference_steps or [None]
         for steps in numbers:
             name = f"frechet_distance/{steps}_steps" if distances else "frechet_distance"
             with fail_together():  # before the processes wait for each other's features
-                batches = generate(pipeline, seeds, batch_size, "Fréchet distance", num_inference_steps=steps)
+                options = {"num_inference_steps": steps, **settings}
+                batches = generate(pipeline, seeds, batch_size, "Fréchet distance", **options)
                 images = torch.cat([images for _, images in batches])
                 features = extract_features(self.metrics.extractor, images)
             distances[name] = frechet_distance(gather_features(features), self.metrics.real_features)

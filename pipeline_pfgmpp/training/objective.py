@@ -8,7 +8,9 @@ from accelerate import Accelerator
 
 from ..conditioning import get_sample_size
 from ..data import ImageDataset, ImageStream
+from ..images import read_scale
 from ..pipeline_pfgmpp import PFGMPPPipeline
+from ..pixels import EIGHT_BITS, SIXTEEN_BITS
 from ..records.sizes import format_size
 from ..scheduling_pfgmpp import PFGMPPScheduler
 from .autoencoder import is_same_autoencoder
@@ -18,6 +20,8 @@ from .loss import DimensionRange, PFGMPPLoss
 from .preparation import configure_network
 
 
+HEAVY_TAILED = 2.0  # the largest D at which the squared norm of the noise has no finite mean
+SMALL_DEVIATION = 0.1  # that of pictures from black to white is about 0.5
 # The arguments that an objective changes, unless they are given.
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "perturbation": {"P_mean": -1.2, "P_std": 1.2},
@@ -103,6 +107,65 @@ def choose_scheduler_options(args: argparse.Namespace, pretrained: PFGMPPPipelin
     return {}
 
 
+def build_scheduler(
+    args: argparse.Namespace,
+    data: ImageDataset | ImageStream,
+    pretrained: PFGMPPPipeline | None,
+    dimensions: DimensionRange | None,
+    accelerator: Accelerator,
+) -> PFGMPPScheduler:
+    """
+    Build the scheduler of a run; what is not given stays as in the pretrained one, if it fits what is given.
+
+    Args:
+        args (`argparse.Namespace`): The arguments of train_accelerate.py.
+        data ([`ImageDataset`] or [`ImageStream`]): The data.
+        pretrained ([`PFGMPPPipeline`], *optional*): What is fine-tuned.
+        dimensions ([`DimensionRange`], *optional*): Distribution of D.
+        accelerator (`Accelerator`): Prints what a user should know before a long run.
+
+    Returns:
+        [`PFGMPPScheduler`]: The scheduler.
+    """
+    options = choose_scheduler_options(args, pretrained)
+    if args.D:
+        options["D"] = args.D.middle
+    if dimensions:
+        options["D_range"] = (dimensions.low, dimensions.high)
+    for name in ("max_noise_norm", "sigma_max", "preconditioning"):
+        if getattr(args, name) is not None:
+            options[name] = getattr(args, name)
+    if pretrained:
+        config = pretrained.scheduler.config
+        if config.sigmas and options.get("sigma_max", config.sigma_max) != config.sigma_max:
+            accelerator.print(
+                f"--sigma_max {args.sigma_max:g}: the lists of noise levels of the pretrained model, which"
+                f" begin at {config.sigma_max:g}, are left out."
+            )
+        scheduler = PFGMPPScheduler.from_config(config, **options)
+    else:
+        sigma_data = _choose_sigma_data(data, accelerator) if args.sigma_data is None else args.sigma_data
+        scheduler = PFGMPPScheduler(sigma_data=sigma_data, **options)
+    lowest = dimensions.low if dimensions else scheduler.config.D
+    if lowest is not None and lowest <= HEAVY_TAILED and scheduler.config.max_noise_norm is None:
+        accelerator.print(
+            f"D = {lowest:g}: a few samples with distant noise will dominate the loss (see --max_noise_norm)."
+        )
+    return scheduler
+
+
+def _choose_sigma_data(data: ImageDataset | ImageStream, accelerator: Accelerator) -> float:
+    """Measure the standard deviation of the data, and tell if it is that of a small part of their range."""
+    deviation = data.sigma_data()
+    if deviation >= SMALL_DEVIATION:
+        return round(deviation, 4)
+    accelerator.print(
+        f"The images vary little: of the range of their values, seen as -1 to 1, their standard deviation is"
+        f" {deviation:.3g}. If they use only a part of it, name that part with --value_range."
+    )
+    return float(f"{deviation:.4g}")
+
+
 def load_teacher(
     args: argparse.Namespace,
     accelerator: Accelerator,
@@ -156,6 +219,13 @@ def _match_data(teacher: PFGMPPPipeline, data: ImageDataset | ImageStream, class
         raise ValueError(
             f"takes images of {shape[0]} channels and {format_size(*shape[1:])} pixels, but those to train on"
             f" have {data.channels} channels and {format_size(*data.size)} pixels"
+        )
+    of_pictures = (None, EIGHT_BITS, SIXTEEN_BITS)  # one scale, at any depth
+    theirs = read_scale(teacher.config.value_range)
+    ours = data.pixels.value_range
+    if theirs != ours and not (theirs in of_pictures and ours in of_pictures):
+        raise ValueError(
+            "must have seen values on the scale of this run: see --value_range and --standardize"
         )
     if teacher.num_classes:
         match_classes(teacher, class_names)

@@ -40,8 +40,8 @@ def create_accelerator(config: TrainingConfig) -> Accelerator:
         `Accelerator`: The accelerator.
 
     Raises:
-        ValueError: accelerate is configured for DeepSpeed, for its own compilation, or for FSDP with
-            `uncertainty_weighting`.
+        ValueError: accelerate is configured for an Apple GPU, for DeepSpeed, for its own compilation, or for
+            FSDP with `uncertainty_weighting`.
     """
     trackers: list[Any] = [JSONLTracker(config.output_dir)]
     if config.report_to:
@@ -55,6 +55,11 @@ def create_accelerator(config: TrainingConfig) -> Accelerator:
         ),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
     )
+    if accelerator.device.type == "mps":  # which draws no gamma variates and has no float64
+        raise ValueError(
+            "Training on an Apple GPU is not supported: give accelerate launch --cpu, or set"
+            " ACCELERATE_USE_CPU=1."
+        )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError("accelerate is configured for DeepSpeed, which steps by itself: use FSDP instead.")
     if accelerator.distributed_type == DistributedType.FSDP and config.uncertainty_weighting:
