@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import load_dataset
-from huggingface_hub import ModelCard
 from tables import RESULTS, format_recognition
 
 from pipeline_pfgmpp import PFGMPPPipeline
@@ -32,7 +31,7 @@ from pipeline_pfgmpp.commands.arguments import (
 from pipeline_pfgmpp.data import ImageDataset, load_images
 from pipeline_pfgmpp.evaluation.classifier import WEIGHTS, ImageClassifier
 from pipeline_pfgmpp.generation import generate
-from pipeline_pfgmpp.hub.cards import put_section
+from pipeline_pfgmpp.hub.cards import put_section, read_card
 from pipeline_pfgmpp.pictures.grid import draw_grid, to_pil
 from pipeline_pfgmpp.records.commands import format_command
 from pipeline_pfgmpp.records.measurements import write_measurement
@@ -193,7 +192,7 @@ def main() -> None:
     pairs = torch.cat([part for half in halves for part in (images[half], emoji.train[rows[half]])])
     with replace_file(args.model / "neighbours.png") as partial:
         draw_grid(to_pil(pairs), len(names), ["drawn", "nearest"] * len(halves)).save(partial, "PNG")
-    card = ModelCard.load(args.model / "README.md")
+    card = read_card(args.model)
     table = format_recognition(measured)
     put_section(
         card, "Recognition and copies", SECTION.format(count=len(emoji.train), table=table, command=command)

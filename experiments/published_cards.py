@@ -127,6 +127,7 @@ def write_card(folder: Path, checkpoint: Checkpoint) -> None:
         checkpoint.D,
         describe_origin(checkpoint),
         num_classes=checkpoint.num_classes,
+        place="folder that the command under [Weights](#weights) writes",
         limits=LIMITS + (FFHQ_LIMITS if checkpoint.dataset == "nvidia/ffhq" else ""),
         license="cc-by-nc-sa-4.0",
         datasets=[checkpoint.dataset],

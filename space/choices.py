@@ -93,7 +93,10 @@ def choose_dimension(model: Model, position: Any, choice: Any) -> float:
     if model.dimensions:
         return choose_listed_dimension(model, choice)
     low, high = model.trained_range
-    position = check_number(position, *find_ends(low, high), "The dial (log₂ D)")
+    first, last = find_ends(low, high)
+    position = check_number(position, first, last, "The dial (log₂ D)")
+    if position == last:
+        return high
     return min(max(read_dial(position), low), high)  # three digits may round to just outside the range
 
 

@@ -258,7 +258,7 @@ def test_a_stack_of_grey_slices_is_a_batch():
     slices = np.arange(3 * 4 * 5, dtype=np.float32).reshape(3, 4, 5) / 60
     expected = prepare_images(slices[..., None], "image", 1, (4, 5), None)
     for stack in (slices, torch.from_numpy(slices), slices.astype(np.longdouble), list(slices)):
-        torch.testing.assert_close(prepare_images(stack, "image", 1, (4, 5), None), expected)
+        torch.testing.assert_close(prepare_images(stack, "image", 1, (4, 5), None).float(), expected)
     assert prepare_images(slices[:1], "image", 1, (4, 5), None).shape == (1, 1, 4, 5)
 
 
