@@ -144,7 +144,7 @@ def get_measuring_settings(args: argparse.Namespace, pipeline: Any) -> dict[str,
 def _count_classes(args: argparse.Namespace, pipeline: Any) -> list[int]:
     """Count the images of each class of the model in the data."""
     from ..data import open_dataset
-    from ..data.labels import MISSING, find_label_column, normalize_name, read_labels
+    from ..data.labels import MISSING, find_label_column, match_class, read_labels
     from ..generation import list_classes
 
     dataset = open_dataset(args.data, args.dataset_config_name, args.split)
@@ -154,14 +154,13 @@ def _count_classes(args: argparse.Namespace, pipeline: Any) -> list[int]:
         raise ValueError("--match-classes needs a model and data that both have classes.")
     labels = read_labels(dataset, column)
     found = Counter(labels.names[index] for index in labels.indices.tolist() if index != MISSING)
-    number_of = {normalize_name(name): number for number, name in names.items()}
-    number_of |= {name: number for number, name in names.items()}
+    numbers = list(names)
     counts = [0] * pipeline.num_classes
     for name, count in found.items():
-        number = number_of.get(name, number_of.get(normalize_name(name)))
-        if number is None:
+        places = match_class(name, list(names.values()))
+        if not places:
             raise ValueError(f"--match-classes: the model does not know the class {name!r} of the data.")
-        counts[number] += count
+        counts[numbers[places[-1]]] += count
     if not any(counts):
         raise ValueError(f"--match-classes: no image of the split {args.split!r} has a class.")
     return counts

@@ -184,7 +184,7 @@ def _select_class(dataset: datasets.Dataset, name: str, label_column: str | None
     """Return the rows of one class, which may be spelt otherwise in the data."""
     import torch
 
-    from ..data.labels import find_label_column, normalize_name, read_labels
+    from ..data.labels import find_label_column, match_class, read_labels
 
     column = find_label_column(dataset, label_column)
     if column is None:
@@ -192,11 +192,8 @@ def _select_class(dataset: datasets.Dataset, name: str, label_column: str | None
             f"--class-label compares images of {name!r} with those of the data, which name none."
         )
     labels = read_labels(dataset, column)
-    matches = [number for number, each in enumerate(labels.names) if each == name]
-    matches = matches or [
-        number for number, each in enumerate(labels.names) if normalize_name(each) == normalize_name(name)
-    ]
-    rows = torch.isin(labels.indices, torch.tensor(matches, dtype=torch.int64)).nonzero().flatten()
+    classes = torch.tensor(match_class(name, labels.names), dtype=torch.int64)
+    rows = torch.isin(labels.indices, classes).nonzero().flatten()
     if not len(rows):
         raise ValueError(f"--class-label: the data hold no image of the class {name!r}.")
     return dataset.select(rows.tolist())

@@ -135,6 +135,22 @@ def normalize_name(name: str) -> str:
     return re.sub(r"[\W_]", "", name).lower()
 
 
+def match_class(name: str, names: list[str]) -> list[int]:
+    """
+    Find the classes that have a name, or else those of which it is another spelling.
+
+    Args:
+        name (`str`): The name.
+        names (`list[str]`): The names of the classes.
+
+    Returns:
+        `list[int]`: Their places among the names.
+    """
+    exact = [place for place, each in enumerate(names) if each == name]
+    spelling = normalize_name(name)
+    return exact or [place for place, each in enumerate(names) if normalize_name(each) == spelling]
+
+
 def _list_classes(column: str, values: list) -> list:
     """Return the distinct values in order, if they can be classes."""
     distinct = {value for value in values if _check_class(column, value)}
