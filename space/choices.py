@@ -1,5 +1,6 @@
 """What visitors choose from: models, their D, and their classes."""
 
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from models import Model, read_models
 
 from pipeline_pfgmpp import PFGMPPPipeline
 from pipeline_pfgmpp.generation import list_classes
+from pipeline_pfgmpp.records.dimensions import format_dimension
 from pipeline_pfgmpp.scheduler_config import get_default_steps
 
 
@@ -56,23 +58,15 @@ def list_dimensions(model: Model) -> list[str]:
         `list[str]`: As text, because JSON has no infinity.
     """
     if model.dimensions:
-        return [write_dimension(D) for D in model.dimensions]
+        return [_write_dimension(D) for D in model.dimensions]
     low, high = model.trained_range
     between = [D for D in COMPARED if low < float(D) < high]
-    return [write_dimension(low), *between, write_dimension(high)]
+    return [_write_dimension(low), *between, _write_dimension(high)]
 
 
-def write_dimension(D: float) -> str:
-    """
-    Write a D so that no digit is lost.
-
-    Args:
-        D (`float`): The augmented dimension.
-
-    Returns:
-        `str`: Such as `"128"` or `"inf"`.
-    """
-    return repr(float(D)).removesuffix(".0")
+def _write_dimension(D: float) -> str:
+    """Write a D as `float` reads it."""
+    return "inf" if math.isinf(D) else format_dimension(D)
 
 
 def choose_dimension(model: Model, position: Any, choice: Any) -> float:

@@ -14,7 +14,7 @@ import scipy.linalg
 import torch
 from conftest import ROOT, make_tiny_pipeline
 from datasets import ClassLabel, Dataset, Features, Image, load_dataset
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors.torch import save_file
 from transformers import Dinov2Config, Dinov2Model
 
@@ -538,7 +538,15 @@ def test_results_of_others_and_windows_line_ends_leave_one_section(tmp_path):
     pipe = make_tiny_pipeline()
     pipe.save_pretrained(tmp_path)
     settings = {"num_inference_steps": 18, "guidance_scale": 1.0}
-    card = "---\ndatasets: a/b\n---\n\n# A model\n\n## Evaluation\n\nOld.\n\n## Limits\n\nMany.\n"
+    foreign = EvalResult(
+        task_type="unconditional-image-generation",
+        dataset_type="a/b",
+        dataset_name="b",
+        metric_type="clip",
+        metric_value=1.0,
+    )
+    data = ModelCardData(datasets="a/b", model_name="model", eval_results=[foreign])
+    card = f"---\n{data}\n---\n\n# A model\n\n## Evaluation\n\nOld.\n\n## Limits\n\nMany.\n"
     (tmp_path / "README.md").write_bytes(card.replace("\n", "\r\n").encode())
     for features in ("fashion-mnist", "inception", "inception"):
         report = build_report([{"D": "16", "fid": [9.0]}], pipe, features, 50, "images", "pfgmpp", **settings)
@@ -548,7 +556,7 @@ def test_results_of_others_and_windows_line_ends_leave_one_section(tmp_path):
     assert text.count("## Evaluation\n") == 1
     assert "Old." not in text
     types = [result.metric_type for result in ModelCard.load(tmp_path / "README.md").data.eval_results]
-    assert types == ["frechet_distance", "fid"]
+    assert types == ["clip", "frechet_distance", "fid"]
 
 
 @pytest.mark.parametrize(

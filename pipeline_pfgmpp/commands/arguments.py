@@ -294,13 +294,13 @@ def get_reading(args: argparse.Namespace, pipeline: PFGMPPPipeline) -> dict[str,
             and no class is.
     """
     reading = {name: getattr(args, name) for name in READING if getattr(args, name) is not None}
-    given = vars(args)
-    if given.get("class_label") is not None:
+    options = vars(args)  # of which not every command has all
+    if options.get("class_label") is not None:
         from ..generation import list_classes
 
         reading["class_name"] = list_classes(pipeline)[choose_class(pipeline, args.class_label)]
         reading["label_column"] = args.label_column
-    elif given.get("label_column") is not None and not args.match_classes:
+    elif options.get("label_column") is not None and not args.match_classes:
         raise ValueError(
             "--label-column has no effect without --class-label or --match-classes: leave it out."
         )

@@ -28,7 +28,7 @@ from .loading import (
 from .parsing import make_list_parser, parse_dimensions
 
 
-DIMENSIONS = (16.0, 64.0, 128.0, 2048.0, math.inf)
+COMPARED = (16.0, 64.0, 128.0, 2048.0, math.inf)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
     for name, model in zip(_name_models(args.models), args.models):
         pipelines[name] = load_pipeline(model, args.variant)
     check_dimensions(list(pipelines.values()), args.D)
-    asked = args.D or list_trained_dimensions(list(pipelines.values()), DIMENSIONS)
+    asked = args.D or list_trained_dimensions(list(pipelines.values()), COMPARED)
     first = next(iter(pipelines.values()))
     for name, pipeline in pipelines.items():
         if (pipeline.image_channels, pipeline.image_size) != (first.image_channels, first.image_size):

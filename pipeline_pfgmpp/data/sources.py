@@ -69,13 +69,19 @@ def open_dataset(
         raise ValueError(f"The data set {source} cannot be opened: {reason}") from error
 
 
-def _list_pictures(folder: Path) -> list[Path]:
-    """List the pictures in a folder and below, without hidden ones."""
-    suffixes = {
-        suffix for suffix, name in PIL.Image.registered_extensions().items() if name in PIL.Image.OPEN
-    }
-    pictures = [path for path in folder.rglob("*") if path.suffix.lower() in suffixes]
-    return [path for path in pictures if not any(part[0] == "." for part in path.relative_to(folder).parts)]
+def _list_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
+    """List the pictures in a folder and below, without hidden ones: those that can be read, and others."""
+    formats = PIL.Image.registered_extensions()
+    readable: list[Path] = []
+    unreadable: list[Path] = []
+    for path in folder.rglob("*"):
+        suffix = path.suffix.lower()
+        is_readable = formats.get(suffix) in PIL.Image.OPEN
+        if not is_readable and suffix not in UNREADABLE:
+            continue
+        if not any(part[0] == "." for part in path.relative_to(folder).parts):
+            (readable if is_readable else unreadable).append(path)
+    return readable, unreadable
 
 
 def _report_left_out(folder: Path, config_name: str | None) -> None:
@@ -89,7 +95,7 @@ def _report_left_out(folder: Path, config_name: str | None) -> None:
 
     files = datasets.load_dataset_builder(str(folder), config_name).config.data_files or {}
     read = {os.path.abspath(file) for paths in files.values() for file in paths}
-    unreadable = [path for path in folder.rglob("*") if path.suffix.lower() in UNREADABLE]
+    pictures, unreadable = _list_pictures(folder)
     if unreadable:
         logger.warning(
             "%d pictures in %s are left out, such as %s: they must be converted to PNG or JPEG first.",
@@ -97,7 +103,6 @@ def _report_left_out(folder: Path, config_name: str | None) -> None:
             folder,
             os.path.relpath(unreadable[0], folder),
         )
-    pictures = _list_pictures(folder)
     left_out = sorted(str(path) for path in pictures if os.path.abspath(path) not in read)
     is_of_others = not any(Path(file).suffix == ".txt" for file in read) and len(left_out) == len(pictures)
     if left_out and not is_of_others:
@@ -122,7 +127,8 @@ def _describe_columns(dataset: "datasets.IterableDataset") -> "datasets.Iterable
 
 def _refuse_mixture(folder: Path) -> None:
     """Raise an error if a folder holds images besides its arrays, which would be left out."""
-    others = [*_list_pictures(folder), *folder.rglob("*.parquet")]
+    pictures, _ = _list_pictures(folder)
+    others = [*pictures, *folder.rglob("*.parquet")]
     if others:
         raise ValueError(f"The folder {folder} mixes .npy files with others, such as {others[0].name}.")
 

@@ -219,10 +219,11 @@ def write_evaluation(folder: str | os.PathLike, report: dict[str, Any]) -> None:
     card.data.model_name = folder.resolve().name
     named = card.data.datasets or report.get("data", report["reference"])
     dataset = named if isinstance(named, str) else named[0]
+    own = f" over {report['features']} features"
     others = [
         result
         for result in card.data.eval_results or []
-        if result.dataset_type != dataset or f" over {report['features']} features" not in result.metric_name
+        if result.dataset_type != dataset or own not in (result.metric_name or "")
     ]
     card.data.eval_results = [*others, *_list_eval_results(report, dataset)]
     write_json(folder / "evaluation.json", report)
