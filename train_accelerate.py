@@ -195,6 +195,11 @@ def add_average_arguments(parser: argparse.ArgumentParser) -> None:
         " (default: 500000)",
     )
     add(
+        "--ema_rampup",
+        type=float,
+        help="half-life at first, as a fraction of the images seen so far (default: as the preset, or 0.05)",
+    )
+    add(
         "--ema_width",
         type=float,
         nargs="+",
@@ -332,7 +337,7 @@ def choose_preset(is_pretrained: bool, objective: str | None) -> str:
     """Choose the preset of a command line that names none."""
     if not is_pretrained:
         return "cifar10-ncsnpp"
-    return "consistency-tuning" if objective == "consistency" else "fine-tuning"
+    return {"consistency": "consistency-tuning", "matching": "matching"}.get(objective or "", "fine-tuning")
 
 
 def build_config(args: argparse.Namespace) -> TrainingConfig:
@@ -538,7 +543,7 @@ def train(args: argparse.Namespace) -> None:
         class_names=class_names,
         trained_classes=list_classes(pretrained) if pretrained and not args.new_classes else (),
         dimensions=dimensions,
-        loss=create_loss(args, scheduler, dimensions, teacher),
+        loss=create_loss(args, unet, scheduler, dimensions, teacher),
         accelerator=accelerator,
         record=record,
         validation_data=validation_data,

@@ -4,15 +4,16 @@ Study objectives for few calls of the network, on the handwritten digits of scik
     pip install scikit-learn
     python experiments/consistency.py
 
-One small network for every D learns to denoise 1,797 images of 8 by 8 pixels. From its weights, three
-objectives make a consistency function $f(x, t)$ of the same network:
+One small network for every D learns to denoise 1,797 images of 8 by 8 pixels. From its weights, four
+objectives make a network of few calls; the first three a consistency function $f(x, t)$:
 
 - tuning: `ConsistencyLoss`, without a teacher (https://huggingface.co/papers/2406.14548);
 - distillation: `ConsistencyLoss` with the pretrained network as its `Teacher`;
 - continuous time: `ContinuousLoss` below, the limit of tuning as the two noise levels meet
-  (https://huggingface.co/papers/2410.11081).
+  (https://huggingface.co/papers/2410.11081);
+- matching: `MatchingLoss` with that teacher, for two calls.
 
-All three cost the same, counted in forward passes of the network. A backward pass counts 2, and the
+All four cost the same, counted in forward passes of a network. A backward pass counts 2, and the
 derivative along a line, in forward mode, 5 together with its own forward pass, which is what it takes on a
 CPU. The CPU time that was measured is stored with the results.
 
@@ -44,7 +45,7 @@ from pipeline_pfgmpp.records.digests import default_output
 from pipeline_pfgmpp.records.dimensions import format_dimension
 from pipeline_pfgmpp.records.measurements import recall, write_measurement
 from pipeline_pfgmpp.records.writing import replace_folder
-from pipeline_pfgmpp.training import ConsistencyLoss, DimensionRange, PFGMPPLoss, Teacher
+from pipeline_pfgmpp.training import ConsistencyLoss, DimensionRange, MatchingLoss, PFGMPPLoss, Teacher
 from pipeline_pfgmpp.training.ema import PowerFunctionEMA
 from pipeline_pfgmpp.training.loss import Perturbation, denoise
 
@@ -52,8 +53,8 @@ from pipeline_pfgmpp.training.loss import Perturbation, denoise
 DIMENSIONS = [16.0, 128.0, math.inf]
 TRAINED = DimensionRange(16, math.inf)
 LEVELS = {"1": [80.0], "2": [80.0, 0.8], "4": [80.0, 2.5, 0.8, 0.25]}
-# Forward passes per step: of the targets, and 3 of training itself.
-PASSES = {"tuning": 1 + 3, "distillation": 3 + 3, "continuous time": 5 + 3}
+# Forward passes per step: of the targets, and 3 of training itself. Matching has two calls, and a critic.
+PASSES = {"tuning": 1 + 3, "distillation": 3 + 3, "continuous time": 5 + 3, "matching": 2 * (1 + 3 + 3)}
 PRETRAINING_RATE = 2e-3
 TUNING_RATE = 5e-4
 HUBER_C = 0.03
@@ -187,10 +188,15 @@ class Study:
         """Make one of the objectives for a network that was pretrained."""
         if name == "continuous time":
             return ContinuousLoss(self.scheduler, self.args.warmup, TRAINED)
-        teacher = None
+        if name == "tuning":
+            return ConsistencyLoss(self.scheduler, dimensions=TRAINED, huber_c=HUBER_C)
+        teacher = Teacher(PFGMPPPipeline(copy.deepcopy(network), self.scheduler))
         if name == "distillation":
-            teacher = Teacher(PFGMPPPipeline(copy.deepcopy(network), self.scheduler))
-        return ConsistencyLoss(self.scheduler, dimensions=TRAINED, huber_c=HUBER_C, teacher=teacher)
+            return ConsistencyLoss(self.scheduler, dimensions=TRAINED, huber_c=HUBER_C, teacher=teacher)
+        levels = {"consistency": {"2": LEVELS["2"]}}
+        options = {"solver_type": "consistency", "default_steps": 2, "sigmas": levels}
+        sampler = PFGMPPScheduler.from_config(self.scheduler.config, **options)
+        return MatchingLoss(sampler, teacher, dimensions=TRAINED)
 
     def train(
         self, name: str, network: PFGMPPUNet2DModel, loss: PFGMPPLoss, steps: int, learning_rate: float
@@ -210,7 +216,9 @@ class Study:
     ) -> float:
         """Train a network, leave it with its averaged weights, and return the seconds of CPU time."""
         rng = torch.Generator().manual_seed(self.args.seed)
-        optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+        networks = [network] if loss.critic is None else [network, loss.critic]
+        parameters = [parameter for trained in networks for parameter in trained.parameters()]
+        optimizer = torch.optim.Adam(parameters, lr=learning_rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
         average = PowerFunctionEMA(network.parameters(), EMA_WIDTH)
         start = time.process_time()
@@ -221,7 +229,7 @@ class Study:
             error = loss(network, batch, perturbation).mean()
             optimizer.zero_grad()
             error.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
             average.step(network.parameters())

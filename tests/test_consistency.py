@@ -495,7 +495,9 @@ def test_arguments_reach_the_loss():
     parser = argparse.ArgumentParser()
     add_objective_arguments(parser)
     scheduler = PFGMPPScheduler(D=64)
-    denoising = create_loss(parser.parse_args(["--P_mean", "-0.5", "--P_std", "3"]), scheduler, None, None)
+    unet = make_unet(label_dim=2, label_dropout=0.3)
+    args = parser.parse_args(["--P_mean", "-0.5", "--P_std", "3"])
+    denoising = create_loss(args, unet, scheduler, None, None)
     assert type(denoising) is PFGMPPLoss
     assert (denoising.P_mean, denoising.P_std) == (-0.5, 3)
     args = parser.parse_args([
@@ -504,10 +506,14 @@ def test_arguments_reach_the_loss():
         "--guidance_interval", "0.1", "5",
     ])  # fmt: skip
     teacher = make_pipeline(make_unet(label_dim=2, label_dropout=0.1), solver_type="heun", D=64)
-    loss = create_loss(args, scheduler, None, teacher)
+    loss = create_loss(args, unet, scheduler, None, teacher)
     assert (loss.P_mean, loss.P_std, loss.huber_c) == (0.5, 1.5, 0.01)
     assert (loss.num_stages, loss.first_stage) == (6, 2)
     assert (loss.teacher.guidance_scale, loss.teacher.guidance_interval) == (4, (0.1, 5))
+    args.objective = "matching"
+    matching = create_loss(args, unet, scheduler, None, teacher)
+    assert (matching.P_mean, matching.P_std, matching.label_dropout) == (0.5, 1.5, 0.3)
+    assert (matching.teacher.guidance_scale, matching.teacher.guidance_interval) == (4, (0.1, 5))
 
 
 @pytest.mark.parametrize(
@@ -537,4 +543,4 @@ def test_a_resumed_run_equals_an_uninterrupted_one(fresh_accelerator, tmp_path):
     assert whole.scheduler.config.default_steps == 2
     assert (tmp_path / "whole" / "samples.png").is_file()
     card = (tmp_path / "whole" / "README.md").read_text()
-    assert "consistency model: one call of the network makes an image, and by default it is called\n2" in card
+    assert "few calls: one call of the network makes an image, and by default there are\n2." in card

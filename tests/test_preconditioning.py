@@ -19,8 +19,7 @@ from pipeline_pfgmpp import (
 from pipeline_pfgmpp.data import ImageDataset
 from pipeline_pfgmpp.hub.cards import write_model_card
 from pipeline_pfgmpp.records.digests import describe
-from pipeline_pfgmpp.training import DimensionRange, PFGMPPLoss, Trainer, TrainingConfig, read_run
-from pipeline_pfgmpp.training.consistency import Teacher
+from pipeline_pfgmpp.training import DimensionRange, PFGMPPLoss, Teacher, Trainer, TrainingConfig, read_run
 from pipeline_pfgmpp.training.loss import Perturbation, denoise
 
 

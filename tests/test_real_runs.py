@@ -487,6 +487,7 @@ def test_a_validation_split_may_lack_classes_of_strings(tmp_path):
         ("adam_beta2", 1.0, r"`adam_beta2` must lie in \[0, 1\), but is 1.0"),
         ("P_std", 0, "`P_std` must be positive"),
         ("seed", -1, "`seed` must be at least 0"),
+        ("ema_rampup", 0, "`ema_rampup` must be positive, but is 0"),
         ("ema_halflife", [0], "`ema_halflife` must hold positive numbers, but holds 0"),
         ("ema_halflife", [float("nan")], "`ema_halflife` must hold positive numbers, but holds nan"),
         ("ema_halflife", [float("inf")], "`ema_halflife` must hold positive numbers, but holds inf"),
@@ -512,6 +513,7 @@ def test_references_that_are_no_more_than_the_batch_are_refused(tmp_path):
         make_trainer(tmp_path, ema_width=[0.1], ema_snapshot_steps=0)
 
 
+MATCHING = ["--objective", "matching", "--teacher_model_name_or_path", "it"]
 REQUIRED = ["--train_data_dir", "data", "--output_dir", "out", "--max_train_steps", "5"]
 
 
@@ -541,6 +543,11 @@ def parse():
             ["--objective", "consistency", "--consistency_first_stage", "8"],
             "--consistency_first_stage must lie in [0, 7], but is 8",
         ),
+        (["--objective", "matching"], "--objective matching needs --teacher_model_name_or_path"),
+        ([*MATCHING, "--dropout", "0.1"], "--dropout 0.1 has no effect with --objective matching"),
+        ([*MATCHING, "--uncertainty_weighting"], "--uncertainty_weighting has no effect with --objective"),
+        ([*MATCHING, "--huber_c", "0"], "--huber_c 0.0 has no effect without --objective consistency"),
+        (["--teacher_model_name_or_path", "it"], "has no effect without --objective consistency or matching"),
         (["--lr_decay_images", "5"], "has no effect without --lr_scheduler inverse_sqrt: leave it out"),
         (["--lr_warmup_images", "5", "--lr_warmup_steps", "1"], "together with --lr_warmup_steps"),
         (["--fid_images", "2000"], "--fid_images 2000 has no effect without --fid_steps"),

@@ -125,11 +125,16 @@ EXACT = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["perturbation", "consistency"])
+@pytest.fixture(scope="module", params=["perturbation", "consistency", "matching"])
 def one_process(request, fashion_mnist, tmp_path_factory):
-    """The arguments of eight steps of 16 images, and their result in one pass of one process."""
+    """The arguments of a few steps of 16 images, and their result in one pass of one process."""
     arguments = [*EXACT, fashion_mnist, "--objective", request.param]
     folder = tmp_path_factory.mktemp("one") / "out"
+    if request.param == "matching":
+        teacher = folder.with_name("teacher")
+        train(*EXACT, fashion_mnist, "--augment", "0", "--max_train_steps", "2", "--output_dir", teacher)
+        arguments += ["--augment", "0", "--teacher_model_name_or_path", teacher]
+        arguments += ["--max_train_steps", "2", "--logging_steps", "1"]  # of seven networks' costs
     train(*arguments, "--train_batch_size", "16", "--output_dir", folder)
     return arguments, folder
 

@@ -35,8 +35,8 @@ Inputs and outputs of the network are scaled by the variance of Student-t noise
 {% endif %}{% if latents %}
 The network works on latents: {{ latents }}
 {% endif %}{% if few_steps %}
-This is a consistency model: one call of the network makes an image, and by default it is called
-{{ few_steps }} times.
+This model was trained for few calls: one call of the network makes an image, and by default there are
+{{ few_steps }}.
 {% endif %}
 ## Use
 
@@ -154,7 +154,7 @@ def build_card(
         D_range (`list`, *optional*): Least and largest D that the network was trained for.
         has_picture (`bool`, defaults to `False`): Whether `samples.png` is shown.
         limits (`str`): Text of the section "Limits".
-        few_steps (`int`, *optional*): Calls of the network that a consistency model makes by default; None
+        few_steps (`int`, *optional*): Calls of the network that a model of few calls makes by default; None
             for a denoiser.
         vae (`ModelMixin`, *optional*): The autoencoder.
         sigma_data (`float`, *optional*): The standard deviation of the data, which is stated for latents.

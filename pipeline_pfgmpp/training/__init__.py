@@ -4,7 +4,7 @@ from .augment import Augmentation
 from .autoencoder import choose_autoencoder
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainingConfig
-from .consistency import ConsistencyLoss, Teacher
+from .consistency import ConsistencyLoss
 from .ema import HalfLifeEMA, PowerFunctionEMA, reconstruct_average
 from .finetune import adapt_network, choose_classes, load_pretrained, read_trained_range
 from .frechet import FrechetDistance
@@ -12,6 +12,7 @@ from .gradients import replace_nonfinite_gradients
 from .log import JSONLTracker, LossMeter, read_log
 from .loop import Trainer
 from .loss import DimensionRange, Perturbation, PFGMPPLoss, UncertaintyWeighting
+from .matching import MatchingLoss
 from .preparation import create_accelerator
 from .recipes import INHERITED, RECIPES, TUNING
 from .run import (
@@ -25,6 +26,7 @@ from .run import (
     write_run,
 )
 from .schedule import SCHEDULES, compute_learning_rate_factor
+from .teacher import Teacher
 
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "HalfLifeEMA",
     "JSONLTracker",
     "LossMeter",
+    "MatchingLoss",
     "PFGMPPLoss",
     "Perturbation",
     "PowerFunctionEMA",

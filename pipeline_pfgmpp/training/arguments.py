@@ -56,9 +56,19 @@ _NEEDS = (
         ("lr_warmup_images",), "together with --lr_warmup_steps", lambda args: args.lr_warmup_steps is None
     ),
     _Need(
-        ("consistency_stages", "consistency_first_stage", "huber_c", "teacher_model_name_or_path"),
+        ("consistency_stages", "consistency_first_stage", "huber_c"),
         "without --objective consistency",
         lambda args: args.objective == "consistency",
+    ),
+    _Need(
+        ("teacher_model_name_or_path",),
+        "without --objective consistency or matching",
+        lambda args: args.objective != "perturbation",
+    ),
+    _Need(
+        ("dropout", "uncertainty_weighting"),
+        "with --objective matching",
+        lambda args: args.objective != "matching",
     ),
     _Need(
         ("guidance_scale",),
@@ -245,8 +255,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(
             "--reference_batch_size needs a network without classes: its field is that of all images"
         )
-    if args.reference_batch_size and args.objective == "consistency":
+    if args.reference_batch_size and args.objective != "perturbation":
         raise ValueError("--reference_batch_size needs --objective perturbation")
+    if args.objective == "matching" and not args.teacher_model_name_or_path:
+        raise ValueError("--objective matching needs --teacher_model_name_or_path")
     if not 0 <= args.consistency_first_stage < args.consistency_stages:
         raise ValueError(
             f"--consistency_first_stage must lie in [0, {args.consistency_stages - 1}], but is"

@@ -51,7 +51,7 @@ _NUMBERS = (
     _Range(
         "positive",
         lambda value: value > 0,
-        ("learning_rate", "lr_decay_images", "adam_epsilon", "P_std"),
+        ("learning_rate", "lr_decay_images", "adam_epsilon", "P_std", "ema_rampup"),
     ),
     _Range("positive", lambda value: value > 0, ("max_train_time",), optional=True),
     _Range(
@@ -101,6 +101,8 @@ class TrainingConfig:
         augment (`float`, defaults to 0): Probability of each transform of [`Augmentation`].
         ema_halflife (sequence of `float`, defaults to 500,000): Longest half-lives of the weights'
             moving averages, in images. The pipeline holds the first; the others become variants.
+        ema_rampup (`float`, defaults to 0.05): Their half-life at first, as a fraction of the images seen so
+            far.
         ema_width (sequence of `float`, defaults to none): Widths of power-function averages, sigma_rel,
             in (0, 0.289).
         ema_snapshot_steps (`int`, defaults to 1000): Steps between their snapshots in `ema/`.
@@ -158,6 +160,7 @@ class TrainingConfig:
     condition_dropout: float = 0.0
     augment: float = 0.0
     ema_halflife: Sequence[float] = (500_000.0,)
+    ema_rampup: float = 0.05
     ema_width: Sequence[float] = ()
     ema_snapshot_steps: int = 1000
     gradient_checkpointing: bool = False

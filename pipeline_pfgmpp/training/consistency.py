@@ -22,117 +22,13 @@ The gap closes in stages: $r = t\,(1 - (1 + 8/(1 + e^t))/2^{s+1})$, at least 0, 
 denoiser.
 """
 
-import math
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from ..conditioning import call_guided, check_guidance, choose_dimension, count_classes, get_trained_range
-from ..pipeline_checks import check_interval
-from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..scheduling_pfgmpp import PFGMPPScheduler
 from .loss import DimensionRange, Perturbation, PFGMPPLoss, denoise
-
-
-class Teacher:
-    """
-    Takes steps along the field lines of a pretrained denoiser.
-
-    Args:
-        pipeline ([`PFGMPPPipeline`]): The denoiser; its network must be on the device of the images.
-        guidance_scale (`float`, defaults to 1): How strongly it is guided, as in [`PFGMPPPipeline`].
-        guidance_interval (`tuple[float, float]`, defaults to `(0, inf)`): The noise levels at which it is
-            guided.
-
-    Raises:
-        ValueError: It cannot be guided, or the interval is none.
-    """
-
-    def __init__(
-        self,
-        pipeline: PFGMPPPipeline,
-        guidance_scale: float = 1.0,
-        guidance_interval: tuple[float, float] = (0.0, math.inf),
-    ):
-        self.unet = pipeline.unet.eval()
-        self.dtype = pipeline.unet.dtype
-        self.guidance_unet = pipeline.guidance_unet
-        self.scheduler = pipeline.scheduler
-        self.guidance_scale = check_guidance(guidance_scale, self.unet, self.guidance_unet)
-        self.guidance_interval = check_interval("guidance_interval", guidance_interval)
-
-    def check_dimension(self, D: float | None) -> None:
-        """
-        Refuse an augmented dimension for which the denoiser was not trained.
-
-        Args:
-            D (`float` or `None`): The augmented dimension; None is infinity.
-
-        Raises:
-            ValueError: The network was trained for another one.
-        """
-        asked = math.inf if D is None else D
-        choose_dimension(asked, self.unet, self.scheduler)
-        low, high = get_trained_range(self.unet, self.scheduler)
-        if not low <= asked <= high:
-            raise ValueError(f"The teacher was trained for D from {low:g} to {high:g}, not for {asked:g}.")
-
-    @torch.no_grad()
-    def step(
-        self,
-        x: torch.Tensor,
-        perturbation: Perturbation,
-        class_labels: torch.Tensor | None = None,
-        condition: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """
-        Take a step of Heun's method from t to r, or of Euler's to r = 0.
-
-        Args:
-            x (`torch.Tensor` of shape `(batch, C, H, W)`): Samples at t.
-            perturbation ([`Perturbation`]): Holds t, r and D.
-            class_labels (`torch.Tensor` of shape `(batch,)`, *optional*): Their classes.
-            condition (`torch.Tensor`, *optional*): The degraded images that they are restored from.
-
-        Returns:
-            `torch.Tensor`: The samples at r.
-        """
-        t = perturbation.sigma.view(-1, 1, 1, 1)
-        r = perturbation.target_sigma.view(-1, 1, 1, 1)
-        conditions = (perturbation.D, class_labels, condition)
-        slope = self._compute_slope(x, t, *conditions)
-        end = x + (r - t) * slope
-        is_last = r == 0
-        end_slope = self._compute_slope(end, torch.where(is_last, t, r), *conditions)
-        return torch.where(is_last, end, x + (r - t) * (slope + end_slope) / 2)
-
-    def _compute_slope(
-        self,
-        x: torch.Tensor,
-        sigma: torch.Tensor,
-        D: Any,
-        class_labels: torch.Tensor | None,
-        condition: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Compute (x - F) / sigma."""
-        model_input = self.scheduler.precondition_inputs(x, sigma, D).to(self.dtype)
-        c_noise = self.scheduler.precondition_noise(sigma.flatten())
-        if condition is not None:
-            condition = self.scheduler.precondition_inputs(condition, sigma, D)
-        if self.guidance_scale != 1 and class_labels is not None and self.unet.config.get("label_dim"):
-            # Only in this form is there a row for "no class".
-            class_labels = torch.nn.functional.one_hot(class_labels, count_classes(self.unet)).to(x)
-        inputs = (model_input, c_noise, class_labels, D, condition)
-        output = call_guided(self.unet, self.guidance_unet, self._choose_scale(sigma), *inputs)
-        return (x - self.scheduler.precondition_outputs(x, output.to(x.dtype), sigma, D)) / sigma
-
-    def _choose_scale(self, sigma: torch.Tensor) -> float | torch.Tensor:
-        """Choose how strongly each sample is guided: within the interval of noise levels alone."""
-        if self.guidance_scale == 1:
-            return 1.0
-        low, high = self.guidance_interval
-        return torch.where((low <= sigma) & (sigma <= high), self.guidance_scale, 1.0)
+from .teacher import Teacher
 
 
 class ConsistencyLoss(PFGMPPLoss):
@@ -177,8 +73,7 @@ class ConsistencyLoss(PFGMPPLoss):
         self.huber_c = huber_c
         self.teacher = teacher
         if teacher is not None:
-            for D in (dimensions.low, dimensions.high) if dimensions else (scheduler.config.D,):
-                teacher.check_dimension(D)
+            teacher.check_dimensions(dimensions, scheduler.config.D)
 
     def draw(
         self,

@@ -38,7 +38,7 @@ from .ema import HalfLifeEMA, PowerFunctionEMA
 from .finetune import read_trained_range
 from .gradients import replace_nonfinite_gradients
 from .log import LossMeter, measure_memory, read_last_loss
-from .loss import DimensionRange, PFGMPPLoss, StepDraws, UncertaintyWeighting
+from .loss import DimensionRange, PFGMPPLoss, StepDraws
 from .preparation import (
     build_pipeline,
     check_images,
@@ -49,6 +49,7 @@ from .preparation import (
     create_augmentation,
     create_frechet_distance,
     create_optimizer,
+    list_companions,
     name_classes,
 )
 from .processes import fail_together
@@ -158,15 +159,17 @@ class Trainer:
         """Set up the optimiser and the averages, and let accelerate distribute them."""
         config = self.config
         configure_network(unet, config, self.accelerator)
-        weighting = UncertaintyWeighting() if config.uncertainty_weighting else None
-        optimizer = create_optimizer(unet, weighting, config)
+        companions = list_companions(self.loss, config, self.accelerator)
+        optimizer = create_optimizer(unet, companions, config)
         self.unet, self.optimizer = self.accelerator.prepare(unet, optimizer)
-        self.weighting = self.accelerator.prepare(weighting) if weighting else None
-        self.models = [self.unet, self.weighting] if weighting else [self.unet]
+        companions = {name: self.accelerator.prepare(module) for name, module in companions.items()}
+        self.loss.critic = companions.get("critic")
+        self.weighting = companions.get("weighting")
+        self.models = [self.unet, *companions.values()]
         self.trained = [parameter for model in self.models for parameter in model.parameters()]
 
         self.averages = [
-            HalfLifeEMA(self.unet.parameters(), self.images_per_step, halflife)
+            HalfLifeEMA(self.unet.parameters(), self.images_per_step, halflife, config.ema_rampup)
             for halflife in config.ema_halflife
         ]
         self.powers = [PowerFunctionEMA(self.unet.parameters(), width) for width in config.ema_width]
@@ -291,7 +294,7 @@ class Trainer:
         self.last_loss = read_last_loss(config.output_dir, self.global_step)
         self.last_inputs: dict[str, Any] = {}
         self._restart_clock()
-        self.unet.train()
+        self.unet.train(self.loss.uses_dropout)
 
     def _identify(self) -> dict:
         return {**self.record.identity, "--max_train_steps": self.config.max_train_steps}
@@ -434,7 +437,7 @@ class Trainer:
             decay_images=self.config.lr_decay_images,
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * factor
+            group["lr"] = self.config.learning_rate * group["pace"] * factor
 
     def update_averages(self) -> None:
         """Update the moving averages of the weights."""
@@ -480,7 +483,7 @@ class Trainer:
         try:
             yield
         finally:
-            self.unet.train()
+            self.unet.train(self.loss.uses_dropout)
             average.restore(self.unet.parameters())
 
     def sample(self) -> None:

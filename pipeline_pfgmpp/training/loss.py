@@ -15,9 +15,11 @@ at D = 1 (https://huggingface.co/papers/2209.11178) and the stable target field 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
+from diffusers import ModelMixin
 
 from ..noise import SMALLEST_D_FOR_IMAGES, field_target, parse_dimension
 from ..scheduling_pfgmpp import PFGMPPScheduler
@@ -115,6 +117,9 @@ class DimensionRange:
         return torch.where(chance < SHARE_OF_INFINITY, math.inf, D)
 
 
+Drawn = TypeVar("Drawn", bound="Perturbation")
+
+
 @dataclass(frozen=True)
 class Perturbation:
     """
@@ -134,9 +139,10 @@ class Perturbation:
     noise: torch.Tensor
     target_sigma: torch.Tensor
 
-    def __getitem__(self, part: slice) -> "Perturbation":
-        D = self.D[part] if isinstance(self.D, torch.Tensor) else self.D
-        return Perturbation(self.sigma[part], D, self.noise[part], self.target_sigma[part])
+    def __getitem__(self: Drawn, part: slice) -> Drawn:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value[part] for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return type(self)(**(values | tensors))
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,15 @@ class PFGMPPLoss:
         P_std (`float`, defaults to 1.2): Standard deviation of ln(sigma).
         dimensions ([`DimensionRange`], *optional*): Distribution of D for a network conditioned on
             it, which receives the D of each image.
+
+    Attributes:
+        critic (`ModelMixin` or `None`): A network that learns along with the one that is trained, if the
+            objective needs one.
+        uses_dropout (`bool`): Whether the network drops activations and classes in training.
     """
+
+    critic: ModelMixin | None = None
+    uses_dropout = True
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from accelerate import Accelerator
+from diffusers import ModelMixin
 
 from ..conditioning import get_sample_size
 from ..data import ImageDataset, ImageStream
@@ -14,10 +15,12 @@ from ..pixels import EIGHT_BITS, SIXTEEN_BITS
 from ..records.sizes import format_size
 from ..scheduling_pfgmpp import PFGMPPScheduler
 from .autoencoder import is_same_autoencoder
-from .consistency import ConsistencyLoss, Teacher
+from .consistency import ConsistencyLoss
 from .finetune import load_pretrained, match_classes
 from .loss import DimensionRange, PFGMPPLoss
+from .matching import MatchingLoss
 from .preparation import configure_network
+from .teacher import Teacher
 
 
 HEAVY_TAILED = 2.0  # the largest D at which the squared norm of the noise has no finite mean
@@ -26,6 +29,7 @@ SMALL_DEVIATION = 0.1  # that of pictures from black to white is about 0.5
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "perturbation": {"P_mean": -1.2, "P_std": 1.2},
     "consistency": {"P_mean": -1.1, "P_std": 2.0},
+    "matching": {"P_mean": 0.0, "P_std": 1.6},
 }
 
 
@@ -41,11 +45,19 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         "--objective",
         choices=list(OBJECTIVES),
         default="perturbation",
-        help="what to train: a denoiser, or a consistency function that makes an image in 1 to 4 calls"
-        " (default: as the preset, or %(default)s)",
+        help="what to train: a denoiser, or a network of 1 to 4 calls, by consistency along field lines or by"
+        " matching the images of a teacher (default: as the preset, or %(default)s)",
     )
-    add("--P_mean", type=float, help="mean of ln(sigma) (default: -1.2, or -1.1 for consistency)")
-    add("--P_std", type=float, help="standard deviation of ln(sigma) (default: 1.2, or 2 for consistency)")
+    add(
+        "--P_mean",
+        type=float,
+        help="mean of ln(sigma) (default: -1.2; -1.1 for consistency, 0 for matching)",
+    )
+    add(
+        "--P_std",
+        type=float,
+        help="its standard deviation (default: 1.2; 2 for consistency, 1.6 for matching)",
+    )
     add(
         "--uncertainty_weighting",
         action="store_true",
@@ -71,7 +83,7 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--teacher_model_name_or_path",
-        help="pipeline folder or Hub id of a denoiser to distil into a consistency function",
+        help="pipeline folder or Hub id of a denoiser to distil into a network of few calls",
     )
     add(
         "--guidance_scale",
@@ -90,8 +102,8 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
 
 def choose_scheduler_options(args: argparse.Namespace, pretrained: PFGMPPPipeline | None) -> dict[str, Any]:
     """
-    Choose what the objective changes in the scheduler: a consistency model is sampled in its own way, and a
-    denoiser that is trained from one is not.
+    Choose what the objective changes in the scheduler: a model of few calls is sampled in its own way, and a
+    denoiser that is trained from one is not. Matching goes on with the calls that such a model makes.
 
     Args:
         args (`argparse.Namespace`): The arguments of train_accelerate.py.
@@ -100,11 +112,12 @@ def choose_scheduler_options(args: argparse.Namespace, pretrained: PFGMPPPipelin
     Returns:
         `dict`: Entries of the scheduler's configuration.
     """
-    if args.objective == "consistency":
-        return {"solver_type": "consistency", "default_steps": 2, "s_churn": 0.0, "sigmas": None}
-    if pretrained is not None and pretrained.scheduler.config.get("solver_type") == "consistency":
-        return {"solver_type": "heun", "default_steps": None, "sigmas": None}
-    return {}
+    has_few_calls = pretrained is not None and pretrained.scheduler.config.get("solver_type") == "consistency"
+    if args.objective == "perturbation":
+        return {"solver_type": "heun", "default_steps": None, "sigmas": None} if has_few_calls else {}
+    if args.objective == "matching" and has_few_calls:
+        return {}
+    return {"solver_type": "consistency", "default_steps": 2, "s_churn": 0.0, "sigmas": None}
 
 
 def build_scheduler(
@@ -233,6 +246,7 @@ def _match_data(teacher: PFGMPPPipeline, data: ImageDataset | ImageStream, class
 
 def create_loss(
     args: argparse.Namespace,
+    unet: ModelMixin,
     scheduler: PFGMPPScheduler,
     dimensions: DimensionRange | None,
     teacher: PFGMPPPipeline | None,
@@ -242,6 +256,7 @@ def create_loss(
 
     Args:
         args (`argparse.Namespace`): The arguments of train_accelerate.py.
+        unet (`ModelMixin`): The network.
         scheduler ([`PFGMPPScheduler`]): Owns D, sigma_data and the preconditioning.
         dimensions ([`DimensionRange`], *optional*): Distribution of D.
         teacher ([`PFGMPPPipeline`], *optional*): The denoiser to distil.
@@ -252,19 +267,22 @@ def create_loss(
     Raises:
         ValueError: The teacher does not fit.
     """
+    noise = (args.P_mean, args.P_std, dimensions)
+    guidance = (args.guidance_scale, args.guidance_interval or (0.0, math.inf))
     if args.objective == "perturbation":
-        return PFGMPPLoss(scheduler, args.P_mean, args.P_std, dimensions)
-    interval = args.guidance_interval or (0.0, math.inf)
+        return PFGMPPLoss(scheduler, *noise)
     try:
+        guided = None if teacher is None else Teacher(teacher, *guidance)
+        if args.objective == "matching" and guided is not None:
+            label_dropout = unet.config.get("label_dropout", 0.0)
+            return MatchingLoss(scheduler, guided, *noise, label_dropout=label_dropout)
         return ConsistencyLoss(
             scheduler,
-            args.P_mean,
-            args.P_std,
-            dimensions,
+            *noise,
             num_stages=args.consistency_stages,
             huber_c=args.huber_c,
             first_stage=args.consistency_first_stage,
-            teacher=teacher and Teacher(teacher, args.guidance_scale, interval),
+            teacher=guided,
         )
     except ValueError as error:
         raise ValueError(f"--teacher_model_name_or_path {args.teacher_model_name_or_path}: {error}") from None

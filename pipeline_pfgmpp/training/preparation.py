@@ -22,9 +22,11 @@ from .augment import Augmentation
 from .config import TrainingConfig
 from .frechet import FrechetDistance
 from .log import JSONLTracker
-from .loss import UncertaintyWeighting
+from .loss import PFGMPPLoss, UncertaintyWeighting
 
 
+# The learning rate of a critic over that of the network, whose images it must keep up with
+CRITIC_PACE = 4.0
 # While the main process downloads, decodes and encodes the data, the others wait.
 LONGEST_WAIT = datetime.timedelta(days=1)
 
@@ -291,22 +293,74 @@ def configure_network(
         unet.compile()
 
 
+def rebuild_network(unet: ModelMixin, state: dict[str, torch.Tensor]) -> ModelMixin:
+    """
+    Build a network anew on the CPU, without what was changed in the object.
+
+    Args:
+        unet (`ModelMixin`): The network.
+        state (`dict[str, torch.Tensor]`): The weights that the new one is to have.
+
+    Returns:
+        `ModelMixin`: The new network, in float32 and in evaluation mode.
+    """
+    # The path that the network was loaded from does not belong to it, and diffusers takes positional
+    # arguments for defaults, which `from_config` would replace.
+    left_out = ("_name_or_path", "_use_default_values")
+    config = {name: value for name, value in unet.config.items() if name not in left_out}
+    network = type(unet).from_config(config)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def list_companions(
+    loss: PFGMPPLoss, config: TrainingConfig, accelerator: Accelerator
+) -> dict[str, torch.nn.Module]:
+    """
+    List what is trained together with the network.
+
+    Args:
+        loss ([`PFGMPPLoss`]): The objective, which may have a critic.
+        config ([`TrainingConfig`]): The settings, which may ask for a learned weighting.
+        accelerator (`Accelerator`): What they will run on.
+
+    Returns:
+        `dict[str, torch.nn.Module]`: At most `critic` and `weighting`.
+
+    Raises:
+        ValueError: The processes cannot train them.
+    """
+    companions: dict[str, torch.nn.Module] = {}
+    if loss.critic is not None:
+        if accelerator.distributed_type == DistributedType.FSDP:
+            raise ValueError("accelerate is configured for FSDP, which cannot train `--objective matching`.")
+        configure_network(loss.critic, config, accelerator)
+        companions["critic"] = loss.critic
+    if config.uncertainty_weighting:
+        companions["weighting"] = UncertaintyWeighting()
+    return companions
+
+
 def create_optimizer(
-    unet: ModelMixin, weighting: UncertaintyWeighting | None, config: TrainingConfig
+    unet: ModelMixin, companions: dict[str, torch.nn.Module], config: TrainingConfig
 ) -> torch.optim.Optimizer:
     """
     Create the optimiser.
 
     Args:
         unet (`ModelMixin`): The network.
-        weighting ([`UncertaintyWeighting`], *optional*): What is trained together with it.
+        companions (`dict[str, torch.nn.Module]`): What is trained together with it, from
+            [`list_companions`].
         config ([`TrainingConfig`]): The settings.
 
     Returns:
         `torch.optim.Optimizer`: Adam, or AdamW with weight decay.
     """
     return torch.optim.AdamW(
-        [*unet.parameters(), *(weighting.parameters() if weighting else [])],
+        [
+            {"params": list(module.parameters()), "pace": CRITIC_PACE if name == "critic" else 1.0}
+            for name, module in {"unet": unet, **companions}.items()
+        ],
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,

@@ -5,8 +5,9 @@ Each recipe goes with the network of the same name in [`PFGMPPUNet2DModel.from_p
 (https://huggingface.co/papers/2206.00364, tab. 7; https://huggingface.co/papers/2302.04265, app. C;
 https://huggingface.co/papers/2312.09754 for `ppfm-ct`).
 `imagenet256-latent` and `emoji-small` (latents of 4 channels; 32x32 and 16x16), `fashion-mnist-small` and
-the two recipes of `TUNING`, which fit any pretrained network, are this package's own. `consistency-tuning`
-makes a few-step model of a denoiser (https://huggingface.co/papers/2406.14548).
+the recipes of `TUNING`, which fit any pretrained network, are this package's own. `consistency-tuning`
+makes a model of few calls of a denoiser (https://huggingface.co/papers/2406.14548), and `matching` a better
+one of that, or of the denoiser itself (https://huggingface.co/papers/2405.14867).
 """
 
 import math
@@ -92,6 +93,17 @@ RECIPES: dict[str, dict[str, Any]] = {
         "lr_scheduler": "linear",
         "lr_warmup_images": 320,
     },
+    "matching": {
+        **INHERITED,
+        "objective": "matching",
+        "train_batch_size": 32,
+        "learning_rate": 5e-5,
+        "lr_scheduler": "linear",
+        "lr_warmup_images": 640,
+        "adam_beta1": 0.0,
+        "adam_beta2": 0.99,
+        "ema_rampup": 0.2,
+    },
 }
 LATENT = ("imagenet256-latent", "emoji-small")  # the recipes of networks for latents
-TUNING = ("fine-tuning", "consistency-tuning")  # the recipes for a pretrained network
+TUNING = ("fine-tuning", "consistency-tuning", "matching")  # the recipes for a pretrained network

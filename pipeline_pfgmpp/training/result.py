@@ -15,6 +15,7 @@ from ..hub.cards import describe_base, write_model_card
 from ..pipeline_pfgmpp import PFGMPPPipeline
 from ..records.writing import replace_folder
 from .config import TrainingConfig
+from .preparation import rebuild_network
 from .run import RunRecord
 from .samples import locate_grid
 
@@ -47,15 +48,9 @@ def gather_pipeline(
     state = accelerator.get_state_dict(unet)
     if not accelerator.is_main_process:
         return None
-    # The path that the network was loaded from does not belong into the result, and diffusers takes
-    # positional arguments for defaults, which `from_config` would replace.
-    left_out = ("_name_or_path", "_use_default_values")
-    config = {name: value for name, value in pipeline.unet.config.items() if name not in left_out}
-    whole = type(pipeline.unet).from_config(config)
-    whole.load_state_dict(state)
     vae = None if pipeline.vae is None else copy.deepcopy(pipeline.vae).to("cpu")
     return type(pipeline)(
-        whole.eval(),
+        rebuild_network(pipeline.unet, state),
         pipeline.scheduler,
         vae=vae,
         id2label=pipeline.config.id2label,
