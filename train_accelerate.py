@@ -85,7 +85,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=sorted(RECIPES),
         help="network and recipe, which other arguments override; with a pretrained network, only the recipe"
-        " (default: cifar10-ncsnpp, or fine-tuning with a pretrained network)",
+        " (default: cifar10-ncsnpp, or with a pretrained network the recipe of the objective)",
     )
     add(
         "--pretrained_model_name_or_path",
@@ -496,6 +496,7 @@ def train(args: argparse.Namespace) -> None:
         source=source,
         dataset_id=None if Path(source).exists() else source,
         pretrained=args.pretrained_model_name_or_path,
+        teacher=args.teacher_model_name_or_path,
         autoencoder=args.vae_model_name_or_path,
         command=format_command("accelerate launch train_accelerate.py", sys.argv[1:]),
     )

@@ -48,6 +48,7 @@ from pipeline_pfgmpp.records.writing import replace_folder
 from pipeline_pfgmpp.training import ConsistencyLoss, DimensionRange, MatchingLoss, PFGMPPLoss, Teacher
 from pipeline_pfgmpp.training.ema import PowerFunctionEMA
 from pipeline_pfgmpp.training.loss import Perturbation, denoise
+from pipeline_pfgmpp.training.preparation import CRITIC_PACE
 
 
 DIMENSIONS = [16.0, 128.0, math.inf]
@@ -216,9 +217,11 @@ class Study:
     ) -> float:
         """Train a network, leave it with its averaged weights, and return the seconds of CPU time."""
         rng = torch.Generator().manual_seed(self.args.seed)
-        networks = [network] if loss.critic is None else [network, loss.critic]
-        parameters = [parameter for trained in networks for parameter in trained.parameters()]
-        optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+        parameters = list(network.parameters())
+        groups = [{"params": parameters}]
+        if loss.critic is not None:
+            groups.append({"params": list(loss.critic.parameters()), "lr": CRITIC_PACE * learning_rate})
+        optimizer = torch.optim.Adam(groups, lr=learning_rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
         average = PowerFunctionEMA(network.parameters(), EMA_WIDTH)
         start = time.process_time()

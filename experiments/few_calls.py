@@ -1,6 +1,6 @@
 """
 Study what an image of few calls of the network is worth: quality against calls, for the solvers of a
-denoiser, for noise levels that were searched for it, and for a consistency model tuned from it.
+denoiser, for noise levels that were searched for it, and for a model of few calls made from it.
 
     python experiments/few_calls.py model_cards/pfgmpp-fashion-mnist model_cards/pfgmpp-fashion-mnist-fast \
         --data data/fashion-mnist
@@ -9,7 +9,8 @@ The Fréchet distance is from the test images, over the features of a classifier
 everywhere. The root mean square error of the denoiser's solvers is from a fine solution, on latents that no
 levels were searched on, in equal parts at each D. Writes results/few_calls.json, few_calls.png (distance
 against calls) and few_calls_images.png (the same seeds at few and at many calls) next to this file. The
-drawn images are kept in outputs/few_calls, so an interrupted run resumes.
+drawn images are kept in outputs/few_calls, so an interrupted run resumes, and figures of a network and a way
+to draw that have not changed since the last results are taken from them.
 """
 
 import argparse
@@ -30,9 +31,9 @@ from pipeline_pfgmpp.generation import load_samples, sample_to_files
 from pipeline_pfgmpp.generation.noise_levels import Latents
 from pipeline_pfgmpp.pictures.grid import draw_grid, to_pil
 from pipeline_pfgmpp.records.commands import format_command
-from pipeline_pfgmpp.records.digests import default_output, digest_weights
+from pipeline_pfgmpp.records.digests import default_output, describe
 from pipeline_pfgmpp.records.dimensions import format_dimension
-from pipeline_pfgmpp.records.measurements import write_measurement
+from pipeline_pfgmpp.records.measurements import read_measurement, write_measurement
 
 
 DIMENSIONS = [16, 128, 2048, math.inf]
@@ -52,7 +53,7 @@ class Setting(NamedTuple):
         line (`str`): The line of the plot that it belongs to.
         calls (`int`): Calls of the network per image.
         steps (`int`): Steps of the solver.
-        is_consistency (`bool`): Whether the consistency model draws, instead of the denoiser.
+        is_fast (`bool`): Whether the fast model draws, instead of the denoiser.
         entries (`dict`): Entries of the scheduler's configuration.
         everywhere (`bool`): Whether the distance is measured at all of `DIMENSIONS`.
     """
@@ -60,7 +61,7 @@ class Setting(NamedTuple):
     line: str
     calls: int
     steps: int
-    is_consistency: bool
+    is_fast: bool
     entries: dict[str, Any]
     everywhere: bool = False
 
@@ -79,7 +80,7 @@ def list_settings(config: Any) -> list[Setting]:
         line = f"{solver}, searched levels"
         counts = sorted(map(int, by_steps), reverse=True)
         settings += [Setting(line, steps, steps, False, {"solver_type": solver}) for steps in counts]
-    settings += [Setting("consistency model", steps, steps, True, {}, steps <= 2) for steps in (4, 2, 1)]
+    settings += [Setting("fast model", steps, steps, True, {}, steps <= 2) for steps in (4, 2, 1)]
     return settings
 
 
@@ -88,45 +89,61 @@ class Study:
     Drawing in every way, and measuring what is drawn.
 
     Args:
-        denoiser, consistency_model ([`PFGMPPPipeline`]): The models.
+        denoiser, fast ([`PFGMPPPipeline`]): The models.
         args (`argparse.Namespace`): The settings of the command line.
     """
 
-    def __init__(self, denoiser: PFGMPPPipeline, consistency_model: PFGMPPPipeline, args: argparse.Namespace):
-        self.pipes = (denoiser, consistency_model)
+    def __init__(self, denoiser: PFGMPPPipeline, fast: PFGMPPPipeline, args: argparse.Namespace):
+        self.pipes = (denoiser, fast)
         self.configs = tuple(pipe.scheduler.config for pipe in self.pipes)
-        names = (args.model, args.fast_model)
-        self.folders = tuple(
-            default_output("few_calls", name, {"weights": digest_weights(pipe)})
-            for name, pipe in zip(names, self.pipes)
-        )
         self.args = args
         real = load_images(load_dataset(args.data, split="test"), denoiser.unet.config.sample_size)
         self.metrics = ImageMetrics(load_features("fashion-mnist", denoiser.device), real.images)
 
-    def draw(self, setting: Setting, D: float) -> torch.Tensor:
-        """Draw the images of the first seeds, or load them if an earlier run drew them."""
-        pipe = self.pipes[setting.is_consistency]
-        config = self.configs[setting.is_consistency]
+    def prepare(self, setting: Setting) -> tuple[PFGMPPPipeline, Path]:
+        """Set up the pipeline of a setting, and name the folder of its images."""
+        pipe = self.pipes[setting.is_fast]
+        config = self.configs[setting.is_fast]
         pipe.scheduler = PFGMPPScheduler.from_config(config, **setting.entries)
-        name = setting.name.replace(", ", "-").replace(" ", "_")
-        path = (
-            self.folders[setting.is_consistency] / f"{name}-{format_dimension(D)}-{self.args.num_images}.npz"
-        )
+        described = describe(pipe, num_inference_steps=setting.steps, data=self.args.data)
+        name = (self.args.model, self.args.fast_model)[setting.is_fast]
+        return pipe, default_output("few_calls", name, described)
+
+    def draw(self, setting: Setting, D: float, count: int) -> torch.Tensor:
+        """Draw the images of the first seeds, or load them if an earlier run drew them."""
+        pipe, folder = self.prepare(setting)
+        path = folder / f"{format_dimension(D)}-{count}.npz"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            seeds = list(range(self.args.num_images))
+            seeds = list(range(count))
             sample_to_files(pipe, seeds, path, self.args.batch_size, num_inference_steps=setting.steps, D=D)
         images, _ = load_samples(path)
         return images
 
+    def measure(self, settings: list[Setting], last: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return a row for each setting: the one of the last results, by its origin, or a new one."""
+        origins = {setting.name: self.prepare(setting)[1].name for setting in settings}
+        new = [setting for setting in settings if origins[setting.name] not in last]
+        errors = self.measure_errors([setting for setting in new if not setting.is_fast])
+        rows = []
+        for setting in settings:
+            named = {"line": setting.line, "calls": setting.calls, "origin": origins[setting.name]}
+            row = last.get(named["origin"])
+            if row is None:
+                row = {"distances": self.measure_distances(setting), "errors": errors.get(setting.name)}
+            rows.append({**named, "distances": row["distances"], "errors": row["errors"]})
+        return rows
+
     def measure_distances(self, setting: Setting) -> dict[str, float]:
         """Return the Fréchet distance by D."""
         dimensions = DIMENSIONS if setting.everywhere else [CURVE_DIMENSION]
-        return {format_dimension(D): round(self.metrics(self.draw(setting, D))["fid"], 3) for D in dimensions}
+        images = {format_dimension(D): self.draw(setting, D, self.args.num_images) for D in dimensions}
+        return {D: round(self.metrics(drawn)["fid"], 3) for D, drawn in images.items()}
 
     def measure_errors(self, settings: list[Setting]) -> dict[str, dict[str, float]]:
         """Return the root mean square errors of the denoiser's solvers by D, by the setting's name."""
+        if not settings:
+            return {}
         pipe = self.pipes[False]
         pipe.scheduler = PFGMPPScheduler.from_config(self.configs[False])
         seeds = list(range(FIRST_LATENT, FIRST_LATENT + self.args.latents))
@@ -141,9 +158,20 @@ class Study:
 
     def picture(self, settings: list[Setting], path: Path) -> None:
         """Show the same seeds in several settings, a row each."""
-        images = [self.draw(setting, CURVE_DIMENSION)[:COLUMNS] for setting in settings]
+        images = [self.draw(setting, CURVE_DIMENSION, COLUMNS) for setting in settings]
         labels = [setting.name for setting in settings]
         draw_grid(to_pil(torch.cat(images)), COLUMNS, labels).save(path)
+
+
+def read_last_rows(counts: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """Read the rows of the last results by their origin; none if they had other settings."""
+    path = RESULTS / "few_calls.json"
+    if not path.is_file():
+        return {}
+    results = read_measurement(path)["results"]
+    if results["settings"] != counts:
+        return {}
+    return {row["origin"]: row for row in results["rows"] if "origin" in row}
 
 
 def plot(rows: list[dict[str, Any]], num_images: int, path: Path) -> None:
@@ -173,7 +201,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="the denoiser: a pipeline folder or a Hub id")
-    parser.add_argument("fast_model", help="the consistency model that was tuned from it")
+    parser.add_argument("fast_model", help="the model of few calls that was made from it")
     parser.add_argument("--data", required=True, help="data set with a test split")
     parser.add_argument("--num_images", type=int, default=1000, help="(default: %(default)s)")
     parser.add_argument("--latents", type=int, default=128, help="for the error (default: %(default)s)")
@@ -185,26 +213,15 @@ def main() -> None:
     args = parse_arguments()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     denoiser = DiffusionPipeline.from_pretrained(args.model).to(device)
-    consistency_model = DiffusionPipeline.from_pretrained(args.fast_model).to(device)
+    fast = DiffusionPipeline.from_pretrained(args.fast_model).to(device)
     settings = list_settings(denoiser.scheduler.config)
-    study = Study(denoiser, consistency_model, args)
-    rows = [
-        {
-            "line": setting.line,
-            "calls": setting.calls,
-            "distances": study.measure_distances(setting),
-        }
-        for setting in settings
-    ]
-    errors = study.measure_errors([setting for setting in settings if not setting.is_consistency])
-    for row, setting in zip(rows, settings):
-        row["errors"] = errors.get(setting.name)
+    study = Study(denoiser, fast, args)
     counts = {name: getattr(args, name) for name in ("num_images", "latents", "batch_size")}
-    results = {"settings": counts, "rows": rows}
+    results = {"settings": counts, "rows": study.measure(settings, read_last_rows(counts))}
     command = format_command("python experiments/few_calls.py", sys.argv[1:])
     write_measurement(RESULTS / "few_calls.json", command, results)
     here = Path(__file__)
-    plot(rows, args.num_images, here.with_suffix(".png"))
+    plot(results["rows"], args.num_images, here.with_suffix(".png"))
     shown = [setting for setting in settings if setting.everywhere]
     study.picture(shown[::-1], here.with_name("few_calls_images.png"))
     print(format_few_calls(results))

@@ -95,7 +95,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="the denoiser: a pipeline folder or a Hub id")
-    parser.add_argument("fast_model", help="the consistency model that was tuned from it")
+    parser.add_argument("fast_model", help="the model of few calls that was made from it")
     parser.add_argument("--data", required=True, help="data set with a test split")
     parser.add_argument("--num_images", type=int, default=300, help="(default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="draws of the noise (default: %(default)s)")
@@ -107,7 +107,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    models = {"denoiser": args.model, "consistency model": args.fast_model}
+    models = {"denoiser": args.model, "fast model": args.fast_model}
     pipes = {name: DiffusionPipeline.from_pretrained(model) for name, model in models.items()}
     for pipe in pipes.values():
         pipe.set_progress_bar_config(disable=True)

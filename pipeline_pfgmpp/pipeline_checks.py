@@ -73,7 +73,7 @@ def check_is_denoiser(scheduler: Any, action: str) -> None:
     """
     if scheduler.config.get("solver_type") == "consistency":
         raise ValueError(
-            f"`{action}` needs a denoiser, but this is a consistency model (its scheduler's `solver_type` is"
+            f"`{action}` needs a denoiser, but this is a model of few calls (its scheduler's `solver_type` is"
             " 'consistency'), which gives only the ends of field lines: use the model it was tuned from."
         )
 

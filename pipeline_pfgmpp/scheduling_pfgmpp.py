@@ -90,7 +90,7 @@ class PFGMPPScheduler(PreconditionedScheduler):
         solver_type (`str`, defaults to `"heun"`): `"heun"` (order 2, two calls of the network per
             step) or, with one call per step, `"euler"` (order 1), `"dpmpp_2m"` (order 2),
             `"dpmpp_3m"` (order 3) or the stochastic `"dpmpp_2m_sde"`; `"consistency"` for networks
-            trained with the consistency objective.
+            trained for few calls.
         s_churn (`float`, defaults to 0): Amount of noise that Heun or Euler adds back over all
             steps; 0 is deterministic.
         s_tmin (`float`, defaults to 0): Noise level below which no noise is added back.

@@ -21,7 +21,7 @@ except ValueError as error:
     sys.exit(str(error))
 ANY_CLASS = "any"
 SOLVERS = ["heun", "dpmpp_3m", "dpmpp_2m", "euler", "dpmpp_2m_sde"]  # of denoisers
-FEW_STEPS = 4  # of a consistency model, so few that the dial is live
+FEW_STEPS = 4  # of a model of few calls, so few that the dial is live
 # D to compare with a D-conditioned network, beside the smallest and the largest that it was trained for
 COMPARED = ["16", "64", "128", "512", "2048", "16384", "inf"]
 
@@ -119,7 +119,7 @@ def list_solvers(pipe: PFGMPPPipeline) -> list[str]:
         pipe ([`PFGMPPPipeline`]): The pipeline.
 
     Returns:
-        `list[str]`: The model's own first; the only one of a consistency model.
+        `list[str]`: The model's own first; the only one of a model of few calls.
     """
     own = pipe.scheduler.config.solver_type
     if own == "consistency":

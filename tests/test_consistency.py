@@ -511,8 +511,10 @@ def test_arguments_reach_the_loss():
     assert (loss.num_stages, loss.first_stage) == (6, 2)
     assert (loss.teacher.guidance_scale, loss.teacher.guidance_interval) == (4, (0.1, 5))
     args.objective = "matching"
-    matching = create_loss(args, unet, scheduler, None, teacher)
+    few = PFGMPPScheduler(D=64, solver_type="consistency", default_steps=2)
+    matching = create_loss(args, unet, few, None, teacher)
     assert (matching.P_mean, matching.P_std, matching.label_dropout) == (0.5, 1.5, 0.3)
+    assert len(matching.levels) == 2
     assert (matching.teacher.guidance_scale, matching.teacher.guidance_interval) == (4, (0.1, 5))
 
 
@@ -543,4 +545,4 @@ def test_a_resumed_run_equals_an_uninterrupted_one(fresh_accelerator, tmp_path):
     assert whole.scheduler.config.default_steps == 2
     assert (tmp_path / "whole" / "samples.png").is_file()
     card = (tmp_path / "whole" / "README.md").read_text()
-    assert "few calls: one call of the network makes an image, and by default there are\n2." in card
+    assert "few calls: the network makes an image in one call, and by default it is called\n2 times." in card

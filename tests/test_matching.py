@@ -6,14 +6,22 @@ import math
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
-from pipeline_pfgmpp import EmpiricalDenoiser, PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
+from pipeline_pfgmpp import (
+    EmpiricalDenoiser,
+    PFGMPPPipeline,
+    PFGMPPRestorationPipeline,
+    PFGMPPScheduler,
+    PFGMPPUNet2DModel,
+)
 from pipeline_pfgmpp.data import ImageDataset
 from pipeline_pfgmpp.training import DimensionRange, MatchingLoss, Teacher, Trainer, TrainingConfig
 from pipeline_pfgmpp.training.loss import denoise
 from pipeline_pfgmpp.training.objective import choose_scheduler_options
+from pipeline_pfgmpp.training.preparation import list_companions
 
 
 EVERY_D = DimensionRange(16, math.inf)
@@ -29,10 +37,11 @@ def make_scheduler(**options):
     return PFGMPPScheduler(solver_type="consistency", **{"default_steps": 2, **options})
 
 
-def make_loss(teacher, scheduler=None, **options):
+def make_loss(teacher, scheduler=None, unet=None, **options):
     scheduler = scheduler or make_scheduler()
-    pipe = PFGMPPPipeline(teacher, PFGMPPScheduler.from_config(scheduler.config, solver_type="heun"))
-    return MatchingLoss(scheduler, Teacher(pipe), **options)
+    kind = PFGMPPRestorationPipeline if teacher.config.get("condition_channels") else PFGMPPPipeline
+    pipe = kind(teacher, PFGMPPScheduler.from_config(scheduler.config, solver_type="heun"))
+    return MatchingLoss(unet or teacher, scheduler, Teacher(pipe), **options)
 
 
 def make_unet(seed=0, **options):
@@ -41,8 +50,9 @@ def make_unet(seed=0, **options):
         torch.manual_seed(seed)
         options = {"model_channels": 8, "num_blocks": 1, "channel_mult": (1,), **options}
         unet = PFGMPPUNet2DModel(
-            sample_size=8, in_channels=1, out_channels=1, d_conditioning=True, attn_resolutions=(), **options
-        )
+            sample_size=8, in_channels=1, out_channels=1, attn_resolutions=(),
+            **{"d_conditioning": True, **options}
+        )  # fmt: skip
         for parameter in unet.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
     return unet
@@ -141,8 +151,9 @@ def test_all_networks_see_the_same_classes(label_dropout):
         labels = kwargs["class_labels"]
         seen.append(torch.nn.functional.one_hot(labels, 3) if labels.ndim == 1 else labels)
 
-    loss_function = make_loss(make_unet(label_dim=3), dimensions=EVERY_D, label_dropout=label_dropout)
-    network = make_unet(seed=1, label_dim=3, label_dropout=label_dropout).eval()
+    options = {"label_dim": 3, "label_dropout": label_dropout}
+    network = make_unet(seed=1, **options).eval()
+    loss_function = make_loss(make_unet(**options), unet=network, dimensions=EVERY_D)
     for module in (network, loss_function.critic, loss_function.teacher.unet):
         module.register_forward_pre_hook(see, with_kwargs=True)
     images = torch.zeros(20, 1, 8, 8)
@@ -153,6 +164,33 @@ def test_all_networks_see_the_same_classes(label_dropout):
     shown = seen[0].sum(1).bool()
     assert torch.equal(seen[0][shown].argmax(1), labels[shown])
     assert (~shown).any() == (label_dropout > 0)
+
+
+@pytest.mark.parametrize("D", [4.0, 64.0, None])
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_the_critic_is_asked_what_the_teacher_is(D, guidance_scale):
+    """Here of degraded images, at a single D: at first it answers as the teacher without guidance."""
+    scheduler = make_scheduler(D=D, sigma_min=0.1)
+    teacher = make_unet(d_conditioning=False, condition_channels=1)
+    loss_function = make_loss(teacher, scheduler)
+    loss_function.teacher.guidance_scale = guidance_scale
+    seen = []
+
+    def see(module, args, kwargs):
+        seen.append([*args, kwargs["condition"]])
+
+    for module in (loss_function.critic, teacher):
+        module.register_forward_pre_hook(see, with_kwargs=True)
+    images = torch.rand(3, 1, 8, 8, generator=generator())
+    degraded = torch.rand(3, 1, 8, 8, generator=generator(1))
+    network = make_unet(seed=1, d_conditioning=False, condition_channels=1)
+    drawn = loss_function.draw(images.shape, generator(2))
+    loss_function(network, images, drawn, condition=degraded).sum().backward()
+    of_critic, of_teacher = seen[:2]
+    for ours, theirs in zip(of_critic, of_teacher):
+        torch.testing.assert_close(ours, theirs[-3:])  # the guide comes first
+    moved = any(parameter.grad.abs().max() > 1e-6 for parameter in network.parameters())
+    assert moved == (guidance_scale != 1)
 
 
 class Gaussian(ModelMixin, ConfigMixin):
@@ -194,7 +232,7 @@ def test_what_is_made_becomes_distributed_as_the_teachers():
     pipe = argparse.Namespace(
         unet=teacher, guidance_unet=None, scheduler=PFGMPPScheduler(D=None, sigma_data=1.0)
     )
-    loss_function = MatchingLoss(scheduler, Teacher(pipe))
+    loss_function = MatchingLoss(teacher, scheduler, Teacher(pipe))
     network = Affine()
     parameters = [*network.parameters(), *loss_function.critic.parameters()]
     steps = 1000
@@ -220,8 +258,39 @@ def test_a_teacher_of_another_d_is_refused():
                   dimensions=EVERY_D)  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("own", "theirs", "message"),
+    [
+        ({"label_dim": 3}, {}, "conditioned on classes as the network is: label_dim is 0 there and 3 here"),
+        ({}, {"d_conditioning": False}, "conditioned on D as the network is"),
+        ({"augment_dim": 9}, {}, "conditioned on augmentation as the network is"),
+        ({}, {"condition_channels": 1}, "conditioned on degraded images as the network is"),
+        (
+            {"label_dim": 3, "label_dropout": 0.1},
+            {"label_dim": 3},
+            "with a class always, so `label_dropout` must be 0, but is 0.1",
+        ),
+    ],
+)
+def test_a_teacher_that_is_conditioned_otherwise_is_refused(own, theirs, message):
+    scheduler = make_scheduler(D_range=(64, 64), D=64)
+    with pytest.raises(ValueError, match=message):
+        make_loss(make_unet(**theirs), scheduler, make_unet(**own), dimensions=DimensionRange(64, 64))
+
+
+def test_calls_that_are_not_those_of_sampling_are_refused():
+    with pytest.raises(ValueError, match="solver_type 'consistency', whose calls are trained, but"):
+        make_loss(make_unet(), PFGMPPScheduler(), dimensions=EVERY_D)
+
+
+def test_sharded_weights_have_no_critic(tmp_path):
+    sharded = argparse.Namespace(distributed_type=DistributedType.FSDP)
+    with pytest.raises(ValueError, match="FSDP, which cannot train `--objective matching`"):
+        list_companions(make_loss(make_unet(), dimensions=EVERY_D), TrainingConfig(tmp_path, 1), sharded)
+
+
 def test_a_part_of_a_draw_belongs_to_its_images():
-    loss = make_loss(make_unet(), dimensions=EVERY_D, label_dropout=0.5)
+    loss = make_loss(make_unet(label_dim=3, label_dropout=0.5), dimensions=EVERY_D)
     drawn = loss.draw((8, 1, 8, 8), generator())
     part = drawn[1::2]
     for field in dataclasses.fields(drawn):

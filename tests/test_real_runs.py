@@ -513,7 +513,8 @@ def test_references_that_are_no_more_than_the_batch_are_refused(tmp_path):
         make_trainer(tmp_path, ema_width=[0.1], ema_snapshot_steps=0)
 
 
-MATCHING = ["--objective", "matching", "--teacher_model_name_or_path", "it"]
+PRETRAINED = ["--pretrained_model_name_or_path", "model"]
+MATCHING = ["--objective", "matching", "--teacher_model_name_or_path", "it", *PRETRAINED]
 REQUIRED = ["--train_data_dir", "data", "--output_dir", "out", "--max_train_steps", "5"]
 
 
@@ -543,11 +544,17 @@ def parse():
             ["--objective", "consistency", "--consistency_first_stage", "8"],
             "--consistency_first_stage must lie in [0, 7], but is 8",
         ),
-        (["--objective", "matching"], "--objective matching needs --teacher_model_name_or_path"),
+        ([*PRETRAINED, "--objective", "matching"], "--objective matching needs --teacher_model_name_or_path"),
+        ([*MATCHING[:4], "--augment", "0"], "--objective matching needs --pretrained_model_name_or_path"),
+        ([*MATCHING, "--random_flip"], "--random_flip has no effect with --objective matching, which looks"),
+        ([*MATCHING, "--validation_split", "test"], "--validation_split test has no effect with --objective"),
         ([*MATCHING, "--dropout", "0.1"], "--dropout 0.1 has no effect with --objective matching"),
         ([*MATCHING, "--uncertainty_weighting"], "--uncertainty_weighting has no effect with --objective"),
         ([*MATCHING, "--huber_c", "0"], "--huber_c 0.0 has no effect without --objective consistency"),
-        (["--teacher_model_name_or_path", "it"], "has no effect without --objective consistency or matching"),
+        (
+            [*PRETRAINED, "--teacher_model_name_or_path", "it"],
+            "has no effect without --objective consistency or matching",
+        ),
         (["--lr_decay_images", "5"], "has no effect without --lr_scheduler inverse_sqrt: leave it out"),
         (["--lr_warmup_images", "5", "--lr_warmup_steps", "1"], "together with --lr_warmup_steps"),
         (["--fid_images", "2000"], "--fid_images 2000 has no effect without --fid_steps"),

@@ -311,7 +311,7 @@ def test_levels_that_are_not_better_are_not_written(copied, capsys, monkeypatch)
             lambda folder: PFGMPPScheduler(D=128, solver_type="consistency").save_pretrained(
                 folder / "scheduler"
             ),
-            "is a consistency model, which follows no field lines: search for the denoiser",
+            "is a model of few calls, which follows no field lines: search for the denoiser",
         ),
     ],
 )

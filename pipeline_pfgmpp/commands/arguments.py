@@ -50,8 +50,8 @@ def add_solver_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--solver-type",
-        help="heun, euler, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde or, for consistency models, consistency (default:"
-        " the model's)",
+        help="heun, euler, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde or, for models of few calls, consistency"
+        " (default: the model's)",
     )
     parser.add_argument(
         "--rho",

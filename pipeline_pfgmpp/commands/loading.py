@@ -74,7 +74,7 @@ def load_pipeline(
     asked = scheduler_settings.get("solver_type", own)
     if asked != own and "consistency" in (asked, own):
         raise ValueError(
-            f"--solver-type must be that of {model}, {own}, but is {asked}: consistency models and denoisers"
+            f"--solver-type must be that of {model}, {own}, but is {asked}: models of few calls and denoisers"
             " are networks of different kinds."
         )
     pipeline.scheduler = PFGMPPScheduler.from_config(pipeline.scheduler.config, **scheduler_settings)

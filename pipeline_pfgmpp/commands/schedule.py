@@ -153,7 +153,7 @@ def _locate_config(model: str) -> Path:
         raise ValueError(f"The scheduler of {model} must be a PFGMPPScheduler to keep levels, but is {name}.")
     if config.get("solver_type") == "consistency":
         raise ValueError(
-            f"{model} is a consistency model, which follows no field lines: search for the denoiser that it"
+            f"{model} is a model of few calls, which follows no field lines: search for the denoiser that it"
             " was tuned from."
         )
     return path

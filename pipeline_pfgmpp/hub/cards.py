@@ -35,8 +35,8 @@ Inputs and outputs of the network are scaled by the variance of Student-t noise
 {% endif %}{% if latents %}
 The network works on latents: {{ latents }}
 {% endif %}{% if few_steps %}
-This model was trained for few calls: one call of the network makes an image, and by default there are
-{{ few_steps }}.
+This model was trained for few calls: the network makes an image in one call, and by default it is called
+{{ few_steps }} time{{ "s" if few_steps > 1 }}.
 {% endif %}
 ## Use
 

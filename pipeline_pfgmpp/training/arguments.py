@@ -71,6 +71,11 @@ _NEEDS = (
         lambda args: args.objective != "matching",
     ),
     _Need(
+        ("random_flip", "random_turn", "validation_split"),
+        "with --objective matching, which looks at no images but degraded ones",
+        lambda args: args.objective != "matching" or args.condition_column or args.degradation,
+    ),
+    _Need(
         ("guidance_scale",),
         "without --teacher_model_name_or_path",
         lambda args: args.teacher_model_name_or_path,
@@ -257,8 +262,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     if args.reference_batch_size and args.objective != "perturbation":
         raise ValueError("--reference_batch_size needs --objective perturbation")
-    if args.objective == "matching" and not args.teacher_model_name_or_path:
-        raise ValueError("--objective matching needs --teacher_model_name_or_path")
+    if args.objective == "matching":
+        for name in ("teacher_model_name_or_path", "pretrained_model_name_or_path"):
+            if not getattr(args, name):
+                raise ValueError(f"--objective matching needs --{name}")
     if not 0 <= args.consistency_first_stage < args.consistency_stages:
         raise ValueError(
             f"--consistency_first_stage must lie in [0, {args.consistency_stages - 1}], but is"

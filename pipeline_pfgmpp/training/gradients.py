@@ -1,8 +1,9 @@
-"""The published rule for gradients that are not finite."""
+"""The published rule for gradients that are not finite, and their norm."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
+from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
 
@@ -28,3 +29,24 @@ def replace_nonfinite_gradients(parameters: Iterable[torch.nn.Parameter]) -> int
     for gradient in gradients:
         gradient.nan_to_num_(nan=0.0, posinf=1e5, neginf=-1e5)
     return int(count)
+
+
+def clip_norms(
+    accelerator: Accelerator, models: Sequence[torch.nn.Module], largest: float
+) -> torch.Tensor | None:
+    """
+    Clip the norm of the gradients of each network.
+
+    Args:
+        accelerator (`Accelerator`): What they are trained on.
+        models (`Sequence[torch.nn.Module]`): The networks.
+        largest (`float`): The largest norm.
+
+    Returns:
+        `torch.Tensor` or `None`: The norm of the first network's gradients before.
+    """
+    first, *others = models
+    norm = accelerator.clip_grad_norm_(first.parameters(), largest)  # which unscales the gradients of all
+    for model in others:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), largest)
+    return norm

@@ -36,7 +36,7 @@ from .config import TrainingConfig
 from .divergence import LossWatch, are_finite, describe_divergence
 from .ema import HalfLifeEMA, PowerFunctionEMA
 from .finetune import read_trained_range
-from .gradients import replace_nonfinite_gradients
+from .gradients import clip_norms, replace_nonfinite_gradients
 from .log import LossMeter, measure_memory, read_last_loss
 from .loss import DimensionRange, PFGMPPLoss, StepDraws
 from .preparation import (
@@ -81,7 +81,7 @@ class Trainer:
         dimensions ([`DimensionRange`], *optional*): Distribution of D for a network conditioned on
             D; by default the range in the scheduler's configuration.
         loss (*optional*): The objective, with the methods `draw` and `__call__` of [`PFGMPPLoss`],
-            which is the default.
+            which is the default, and perhaps its `critic` and `uses_dropout`.
         accelerator (`Accelerator`, *optional*): From [`create_accelerator`], if the caller needs it
             before the trainer exists.
         record ([`RunRecord`], *optional*): What identifies the run, and what its card says of it; by
@@ -127,6 +127,7 @@ class Trainer:
                 raise ValueError("`dimensions` are needed, or a scheduler with `D_range`: `unet` takes D.")
             dimensions = read_trained_range(pipeline)
         self.loss = loss or PFGMPPLoss(scheduler, config.P_mean, config.P_std, dimensions)
+        self.uses_dropout = getattr(self.loss, "uses_dropout", True)
         self.augmentation = create_augmentation(unet, config, self.accelerator)
         self.image_shape = check_images(unet, data, config)
         check_references(config, self.accelerator.num_processes)
@@ -150,10 +151,8 @@ class Trainer:
     def _open_folder(self) -> None:
         """Find the checkpoints to resume from, and check that the run may use its folder."""
         config = self.config
-        resume = config.resume_from_checkpoint
-        self.checkpoints = open_run(
-            config.output_dir, self.record.identity, resume, config.overwrite_output_dir
-        )
+        settings = (config.resume_from_checkpoint, config.overwrite_output_dir)
+        self.checkpoints = open_run(config.output_dir, self.record.identity, *settings)
 
     def _prepare(self, unet: ModelMixin) -> None:
         """Set up the optimiser and the averages, and let accelerate distribute them."""
@@ -294,7 +293,7 @@ class Trainer:
         self.last_loss = read_last_loss(config.output_dir, self.global_step)
         self.last_inputs: dict[str, Any] = {}
         self._restart_clock()
-        self.unet.train(self.loss.uses_dropout)
+        self.unet.train(self.uses_dropout)
 
     def _identify(self) -> dict:
         return {**self.record.identity, "--max_train_steps": self.config.max_train_steps}
@@ -425,7 +424,7 @@ class Trainer:
         """Replace gradients that are not finite, and clip their norm."""
         if self.accelerator.scaler is None:  # fp16 skips such a step and lowers its scale
             self.nonfinite_gradients += replace_nonfinite_gradients(self.trained)
-        self.grad_norm = self.accelerator.clip_grad_norm_(self.trained, self.config.max_grad_norm or math.inf)
+        self.grad_norm = clip_norms(self.accelerator, self.models, self.config.max_grad_norm or math.inf)
 
     def set_learning_rate(self) -> None:
         """Set the learning rate of this step."""
@@ -437,7 +436,7 @@ class Trainer:
             decay_images=self.config.lr_decay_images,
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * group["pace"] * factor
+            group["lr"] = self.config.learning_rate * group.get("pace", 1.0) * factor
 
     def update_averages(self) -> None:
         """Update the moving averages of the weights."""
@@ -483,7 +482,7 @@ class Trainer:
         try:
             yield
         finally:
-            self.unet.train(self.loss.uses_dropout)
+            self.unet.train(self.uses_dropout)
             average.restore(self.unet.parameters())
 
     def sample(self) -> None:

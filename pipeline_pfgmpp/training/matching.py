@@ -9,9 +9,9 @@ $$\nabla_x L = \mathbb{E}_{\sigma, \varepsilon}\; \frac{F_{critic}(x_\sigma, \si
   - F_{teacher}(x_\sigma, \sigma)}{\langle |x - F_{teacher}(x_\sigma, \sigma)| \rangle}, \qquad
   x_\sigma = x + \sigma\varepsilon,$$
 
-with $\varepsilon$ the Student-t noise of D degrees of freedom. At D = infinity the numerator is a
-difference of two scores, and this is distribution matching distillation
-(https://huggingface.co/papers/2311.18828), trained with all calls that sampling makes
+with $\varepsilon$ the Student-t noise of D degrees of freedom. At D = infinity the numerator is
+$\sigma^2$ times a difference of two scores, and this is distribution matching distillation
+(https://huggingface.co/papers/2311.18828), trained on what the calls of sampling make
 (https://huggingface.co/papers/2405.14867). At any D, $(x_\sigma - F) / \sigma$ is the direction of the
 Poisson field of the images, and images whose fields agree everywhere are distributed alike. Inverse Poisson
 flow matching (https://huggingface.co/papers/2509.22454) has the same aim, but differentiates both denoisers.
@@ -23,6 +23,7 @@ import copy
 from dataclasses import dataclass
 
 import torch
+from diffusers import ModelMixin
 
 from ..scheduler_config import get_default_steps
 from ..scheduling_pfgmpp import PFGMPPScheduler
@@ -31,7 +32,15 @@ from .preparation import rebuild_network
 from .teacher import Teacher, to_rows
 
 
-SMALLEST_ERROR = 1e-3  # of a denoiser, a mean over pixels, by which differences are divided
+SMALLEST_ERROR = 1e-3  # by which a difference of denoisers is divided, as a share of sigma_data
+# What networks are conditioned on, by the entry of their configuration
+CONDITIONS = {
+    "label_dim": "classes",
+    "num_class_embeds": "classes",
+    "d_conditioning": "D",
+    "augment_dim": "augmentation",
+    "condition_channels": "degraded images",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Generation(Perturbation):
     What is random in the images that a network makes, and in how they are perturbed afterwards.
 
     Args:
-        sigma, D, noise, target_sigma: As for [`Perturbation`].
+        sigma, D, noise, target_sigma: As for [`Perturbation`]; the last is not used.
         starts (`torch.Tensor` of shape `(batch, calls, C, H, W)`): Unit noise before each call.
         has_class (`torch.Tensor` of shape `(batch,)`): Which images have a class.
     """
@@ -54,37 +63,46 @@ class MatchingLoss(PFGMPPLoss):
     The matching loss of a network under a scheduler of consistency sampling, for its default steps.
 
     Args:
-        scheduler ([`PFGMPPScheduler`]): As in [`PFGMPPLoss`]. Its `default_steps` and their noise levels are
-            those that the network is trained for.
-        teacher ([`Teacher`]): The denoiser whose images are to be made.
+        unet (`ModelMixin`): The network. With `label_dropout` in its configuration, as many images are made
+            without a class.
+        scheduler ([`PFGMPPScheduler`]): As in [`PFGMPPLoss`], with `solver_type="consistency"`. Its
+            `default_steps` and their noise levels are those that the network is trained for.
+        teacher ([`Teacher`]): The denoiser whose images are to be made. Network and teacher must be
+            conditioned on the same.
         P_mean (`float`, defaults to 0.0): Mean of ln(sigma), the noise at which the denoisers are compared.
         P_std (`float`, defaults to 1.6): Standard deviation of ln(sigma).
         dimensions ([`DimensionRange`], *optional*): As in [`PFGMPPLoss`].
-        label_dropout (`float`, defaults to 0): Probability of an image without a class, to all networks.
 
     Attributes:
         critic (`ModelMixin`): The critic, which begins as a copy of the teacher. It is trained by the same
             optimiser as the network.
 
     Raises:
-        ValueError: The teacher denoises at other D than the network.
+        ValueError: The teacher denoises at other D than the network or is conditioned on something else, or
+            the scheduler is not one of consistency sampling.
     """
 
     uses_dropout = False  # the teacher would not see what the network drops
 
     def __init__(
         self,
+        unet: ModelMixin,
         scheduler: PFGMPPScheduler,
         teacher: Teacher,
         P_mean: float = 0.0,
         P_std: float = 1.6,
         dimensions: DimensionRange | None = None,
-        label_dropout: float = 0.0,
     ):
         super().__init__(scheduler, P_mean, P_std, dimensions)
+        if scheduler.config.solver_type != "consistency":
+            raise ValueError(
+                "`scheduler` must have the solver_type 'consistency', whose calls are trained, but has"
+                f" {scheduler.config.solver_type!r}."
+            )
         teacher.check_dimensions(dimensions, scheduler.config.D)
+        check_conditions(unet, teacher.unet)
         self.teacher = teacher
-        self.label_dropout = label_dropout
+        self.label_dropout = unet.config.get("label_dropout") or 0.0
         sampler = copy.deepcopy(scheduler)
         sampler.set_timesteps(get_default_steps(sampler))
         self.levels = sampler.sigmas[:-1].tolist()
@@ -108,7 +126,7 @@ class MatchingLoss(PFGMPPLoss):
             [`Generation`]: The draws.
         """
         drawn = super().draw(shape, generator, device, dtype)
-        config = self.scheduler.config
+        config = self.teacher.scheduler.config
         starts = [self.scheduler.sample_noise(shape, generator, device, dtype, drawn.D) for _ in self.levels]
         return Generation(
             sigma=drawn.sigma.clamp(config.sigma_min, config.sigma_max),
@@ -139,8 +157,8 @@ class MatchingLoss(PFGMPPLoss):
             conditioning (`torch.Tensor`): Further inputs of the network, such as `class_labels`.
 
         Returns:
-            `torch.Tensor` of shape `(batch,)`: The critic's error, and half of the squared difference that
-                is the gradient of each image, averaged over the calls.
+            `torch.Tensor` of shape `(batch,)`: The critic's error, and a term whose gradient with respect to
+                the image is the direction above, averaged over the calls.
 
         Raises:
             ValueError: There are references.
@@ -173,8 +191,35 @@ class MatchingLoss(PFGMPPLoss):
             x, levels, D, conditioning.get("class_labels"), conditioning.get("condition")
         )
         error = (made - wanted).abs().mean((1, 2, 3), keepdim=True)
-        moved = made - (known.detach() - wanted) / error.clamp_min(SMALLEST_ERROR)
+        error = error.clamp_min(SMALLEST_ERROR * self.teacher.scheduler.config.sigma_data)
+        moved = made - (known.detach() - wanted) / error
         weight = self.teacher.scheduler.weigh_loss(sigma, D)
         of_critic = weight * (known - made).square().flatten(1).mean(1)
         of_network = (images - moved).square().flatten(1).mean(1) / 2
         return of_critic + of_network
+
+
+def check_conditions(unet: ModelMixin, teacher: ModelMixin) -> None:
+    """
+    Check that a network and its teacher are conditioned on the same.
+
+    Args:
+        unet (`ModelMixin`): The network.
+        teacher (`ModelMixin`): The network of the teacher.
+
+    Raises:
+        ValueError: They are not, or the teacher does not know images without a class.
+    """
+    for name, condition in CONDITIONS.items():
+        ours = unet.config.get(name) or 0
+        theirs = teacher.config.get(name) or 0
+        if ours != theirs:
+            raise ValueError(
+                f"The teacher must be conditioned on {condition} as the network is: {name} is {theirs} there"
+                f" and {ours} here."
+            )
+    if unet.config.get("label_dropout") and not teacher.config.get("label_dropout"):
+        raise ValueError(
+            "The teacher was trained with a class always, so `label_dropout` must be 0, but is"
+            f" {unet.config['label_dropout']:g}."
+        )

@@ -112,11 +112,12 @@ def choose_scheduler_options(args: argparse.Namespace, pretrained: PFGMPPPipelin
     Returns:
         `dict`: Entries of the scheduler's configuration.
     """
-    has_few_calls = pretrained is not None and pretrained.scheduler.config.get("solver_type") == "consistency"
+    config = {} if pretrained is None else pretrained.scheduler.config
+    has_few_calls = config.get("solver_type") == "consistency"
     if args.objective == "perturbation":
         return {"solver_type": "heun", "default_steps": None, "sigmas": None} if has_few_calls else {}
     if args.objective == "matching" and has_few_calls:
-        return {}
+        return {"default_steps": config.get("default_steps") or 2}
     return {"solver_type": "consistency", "default_steps": 2, "s_churn": 0.0, "sigmas": None}
 
 
@@ -206,7 +207,7 @@ def load_teacher(
     teacher = load_pretrained(name, accelerator)
     if teacher.scheduler.config.get("solver_type") == "consistency":
         raise ValueError(
-            f"--teacher_model_name_or_path must be a denoiser, but {name} is a consistency model."
+            f"--teacher_model_name_or_path must be a denoiser, but {name} is a model of few calls."
         )
     try:
         _match_data(teacher, data, class_names)
@@ -274,8 +275,7 @@ def create_loss(
     try:
         guided = None if teacher is None else Teacher(teacher, *guidance)
         if args.objective == "matching" and guided is not None:
-            label_dropout = unet.config.get("label_dropout", 0.0)
-            return MatchingLoss(scheduler, guided, *noise, label_dropout=label_dropout)
+            return MatchingLoss(unet, scheduler, guided, *noise)
         return ConsistencyLoss(
             scheduler,
             *noise,

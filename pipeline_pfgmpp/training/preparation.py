@@ -331,11 +331,12 @@ def list_companions(
         ValueError: The processes cannot train them.
     """
     companions: dict[str, torch.nn.Module] = {}
-    if loss.critic is not None:
+    critic = getattr(loss, "critic", None)
+    if critic is not None:
         if accelerator.distributed_type == DistributedType.FSDP:
             raise ValueError("accelerate is configured for FSDP, which cannot train `--objective matching`.")
-        configure_network(loss.critic, config, accelerator)
-        companions["critic"] = loss.critic
+        configure_network(critic, config, accelerator)
+        companions["critic"] = critic
     if config.uncertainty_weighting:
         companions["weighting"] = UncertaintyWeighting()
     return companions
@@ -356,11 +357,13 @@ def create_optimizer(
     Returns:
         `torch.optim.Optimizer`: Adam, or AdamW with weight decay.
     """
+    groups: list[dict[str, Any]] = [{"params": list(unet.parameters())}]
+    if weighting := companions.get("weighting"):
+        groups[0]["params"] += weighting.parameters()
+    if critic := companions.get("critic"):
+        groups.append({"params": list(critic.parameters()), "pace": CRITIC_PACE})
     return torch.optim.AdamW(
-        [
-            {"params": list(module.parameters()), "pace": CRITIC_PACE if name == "critic" else 1.0}
-            for name, module in {"unet": unet, **companions}.items()
-        ],
+        groups,
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,

@@ -6,8 +6,8 @@ Each recipe goes with the network of the same name in [`PFGMPPUNet2DModel.from_p
 https://huggingface.co/papers/2312.09754 for `ppfm-ct`).
 `imagenet256-latent` and `emoji-small` (latents of 4 channels; 32x32 and 16x16), `fashion-mnist-small` and
 the recipes of `TUNING`, which fit any pretrained network, are this package's own. `consistency-tuning`
-makes a model of few calls of a denoiser (https://huggingface.co/papers/2406.14548), and `matching` a better
-one of that, or of the denoiser itself (https://huggingface.co/papers/2405.14867).
+turns a denoiser into a model of few calls (https://huggingface.co/papers/2406.14548), and `matching` trains
+that model further, or the denoiser itself (after https://huggingface.co/papers/2405.14867).
 """
 
 import math

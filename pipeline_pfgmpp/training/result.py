@@ -27,6 +27,7 @@ Final loss: {loss}. The saved weights are an exponential moving average with a h
 {halflife:,.0f} images.
 """
 BASE = "\nFine-tuned from `{name}` (licence: {licence}).\n"
+TEACHER = "\nDistilled from `{name}` (licence: {licence}).\n"
 AUTOENCODER = "\nThe autoencoder is that of `{name}` (licence: {licence}), as it was.\n"
 COMMAND = "\n```bash\n{command}\n```\n"
 
@@ -159,10 +160,10 @@ def write_card(
         base = describe_base(record.pretrained)
         origin += BASE.format(name=base["base_model"], licence=base.get("license", "not stated"))
         metadata |= base
-    if record.autoencoder:
-        source = describe_base(record.autoencoder)
-        licence = source.get("license", "not stated")
-        origin += AUTOENCODER.format(name=source["base_model"], licence=licence)
+    for sentence, name in ((TEACHER, record.teacher), (AUTOENCODER, record.autoencoder)):
+        if name:
+            source = describe_base(name)
+            origin += sentence.format(name=source["base_model"], licence=source.get("license", "not stated"))
     if record.command:
         origin += COMMAND.format(command=record.command)
     write_model_card(config.output_dir, pipeline, origin, **metadata)

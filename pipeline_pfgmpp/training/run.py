@@ -54,7 +54,7 @@ CHANGEABLE = {
 }  # fmt: skip
 
 # Settings that runs have stated only since there has been a choice, and what they were before.
-FORMER = {"--preconditioning": "edm", "--standardize": False}
+FORMER = {"--preconditioning": "edm", "--standardize": False, "--ema_rampup": 0.05}
 
 # What a run leaves in its folder besides checkpoints, including its result and measurements of it.
 LEFT = (
@@ -78,6 +78,7 @@ class RunRecord:
         dataset_id (`str`, *optional*): Hub id of the data.
         pretrained (`str`, *optional*): Folder or Hub id of the pretrained model.
         command (`str`, *optional*): The command that started the run.
+        teacher (`str`, *optional*): Folder or Hub id of the teacher.
         autoencoder (`str`, *optional*): Folder or Hub id of the autoencoder.
     """
 
@@ -87,6 +88,7 @@ class RunRecord:
     dataset_id: str | None = None
     pretrained: str | None = None
     command: str | None = None
+    teacher: str | None = None
     autoencoder: str | None = None
 
 

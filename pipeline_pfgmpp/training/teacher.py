@@ -49,7 +49,8 @@ class Teacher:
             ValueError: The denoiser was trained for others.
         """
         low, high = get_trained_range(self.unet, self.scheduler)
-        for asked in (dimensions.low, dimensions.high) if dimensions else (math.inf if D is None else D,):
+        single = math.inf if D is None else D
+        for asked in (dimensions.low, dimensions.high) if dimensions else (single,):
             choose_dimension(asked, self.unet, self.scheduler)
             if not low <= asked <= high:
                 raise ValueError(
