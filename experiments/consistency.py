@@ -197,7 +197,7 @@ class Study:
         levels = {"consistency": {"2": LEVELS["2"]}}
         options = {"solver_type": "consistency", "default_steps": 2, "sigmas": levels}
         sampler = PFGMPPScheduler.from_config(self.scheduler.config, **options)
-        return MatchingLoss(sampler, teacher, dimensions=TRAINED)
+        return MatchingLoss(network, sampler, teacher, dimensions=TRAINED)
 
     def train(
         self, name: str, network: PFGMPPUNet2DModel, loss: PFGMPPLoss, steps: int, learning_rate: float
