@@ -7,7 +7,7 @@ https://huggingface.co/papers/2312.09754 for `ppfm-ct`).
 `imagenet256-latent` and `emoji-small` (latents of 4 channels; 32x32 and 16x16), `fashion-mnist-small` and
 the recipes of `TUNING`, which fit any pretrained network, are this package's own. `consistency-tuning`
 turns a denoiser into a model of few calls (https://huggingface.co/papers/2406.14548), and `matching` trains
-that model further, or the denoiser itself (after https://huggingface.co/papers/2405.14867).
+that model further (after https://huggingface.co/papers/2405.14867).
 """
 
 import math
