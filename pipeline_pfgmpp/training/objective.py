@@ -274,15 +274,17 @@ def create_loss(
         return PFGMPPLoss(scheduler, *noise)
     try:
         guided = None if teacher is None else Teacher(teacher, *guidance)
-        if args.objective == "matching" and guided is not None:
-            return MatchingLoss(unet, scheduler, guided, *noise)
-        return ConsistencyLoss(
-            scheduler,
-            *noise,
-            num_stages=args.consistency_stages,
-            huber_c=args.huber_c,
-            first_stage=args.consistency_first_stage,
-            teacher=guided,
-        )
+        if args.objective == "consistency":
+            return ConsistencyLoss(
+                scheduler,
+                *noise,
+                num_stages=args.consistency_stages,
+                huber_c=args.huber_c,
+                first_stage=args.consistency_first_stage,
+                teacher=guided,
+            )
+        if guided is None:
+            raise ValueError("the matching objective needs a teacher.")
+        return MatchingLoss(unet, scheduler, guided, *noise)
     except ValueError as error:
         raise ValueError(f"--teacher_model_name_or_path {args.teacher_model_name_or_path}: {error}") from None
