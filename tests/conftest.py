@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from hub_server import serve_hub
 from safetensors import safe_open
 
 
@@ -152,6 +151,8 @@ def hub(tmp_path):
     An empty Hub on 127.0.0.1, and the environment in which the real client asks it with an empty
     cache and no token.
     """
+    from hub_server import serve_hub  # needs uvicorn, which a machine for GPU tests may lack
+
     with serve_hub() as hub:
         yield hub, make_hub_environment(hub, tmp_path / "cache")
 
