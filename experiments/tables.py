@@ -238,13 +238,33 @@ def _format_recognition(row: dict[str, Any]) -> list[str]:
 
 
 def format_many_images(results: dict[str, Any]) -> str:
-    """Format the distances of ways to draw many images, and their ratios to the first."""
+    """Format the distances of ways to draw many images at each D, and the ratios of their means to the first's."""
     first, *_ = results["rows"]
     rows = [
-        [row["name"], str(row["calls"]), f"{row['distance']:.2f} ({row['distance'] / first['distance']:.2f})"]
+        [
+            row["name"],
+            str(row["calls"]),
+            *(_format_with_ratio(values, first["values"][D]) for D, values in row["values"].items()),
+        ]
         for row in results["rows"]
     ]
-    return format_table(["solver or network", "calls", f"D = {results['D']}"], rows)
+    return format_table(["solver or network", "calls", *(f"D = {D}" for D in first["values"])], rows)
+
+
+def _format_with_ratio(values: list[float] | str, reference: list[float]) -> str:
+    """Format values, and in parentheses the ratio of their mean to that of others."""
+    text = format_values(values)
+    mean = float(text.split()[0]) if isinstance(values, str) else statistics.mean(values)
+    return f"{text} ({mean / statistics.mean(reference):.2f})"
+
+
+def format_matching(results: dict[str, Any]) -> str:
+    """Format the distances of a network after parts of its training, and their ratios to those of many calls."""
+    rows = []
+    for row in results["rows"]:
+        distances = [row["distances"][calls] for calls in ("2", "1")]
+        rows.append([row["name"], *(f"{value:.2f} ({value / results['heun']:.2f})" for value in distances)])
+    return format_table(["network", "two calls", "one call"], rows)
 
 
 def format_emoji_names(results: dict[str, Any]) -> str:

@@ -63,7 +63,6 @@ def render_report() -> str:
         evaluation=json.loads((MODEL / "evaluation.json").read_text()),
         robustness=json.loads((MODEL / "robustness.json").read_text()),
         robustness_command=find_robustness_command(MODEL),
-        fast_evaluation=json.loads((FAST_MODEL / "evaluation.json").read_text()),
         fast_robustness=json.loads((FAST_MODEL / "robustness.json").read_text()),
         fast_robustness_command=find_robustness_command(FAST_MODEL),
         format_evaluation=format_evaluation,
