@@ -61,6 +61,7 @@ def list_ways(many: PFGMPPPipeline, fast: PFGMPPPipeline, guidance: dict[str, An
         f"{steps} guided calls": (many, {"num_inference_steps": steps, **guidance}),
         "fast, 2 calls": (fast, {"num_inference_steps": 2}),
         "fast, 2 calls, the second guided": (fast, {"num_inference_steps": 2, **SECOND_GUIDED}),
+        "fast, 2 guided calls": (fast, {"num_inference_steps": 2, "guidance_scale": 2.0}),
         "fast, 1 call": (fast, {"num_inference_steps": 1}),
     }
 

@@ -238,7 +238,7 @@ def _format_recognition(row: dict[str, Any]) -> list[str]:
 
 
 def format_many_images(results: dict[str, Any]) -> str:
-    """Format the distances of ways to draw many images at each D, and the ratios of their means to the first's."""
+    """Format the distances of ways to draw many images, and the ratios of their means to the first."""
     first, *_ = results["rows"]
     rows = [
         [
@@ -258,12 +258,13 @@ def _format_with_ratio(values: list[float] | str, reference: list[float]) -> str
     return f"{text} ({mean / statistics.mean(reference):.2f})"
 
 
-def format_matching(results: dict[str, Any]) -> str:
-    """Format the distances of a network after parts of its training, and their ratios to those of many calls."""
+def format_trainings(results: dict[str, Any]) -> str:
+    """Format the distances of networks of few calls, and their ratios to that of many calls."""
+    reference = results["many_calls"]
     rows = []
     for row in results["rows"]:
         distances = [row["distances"][calls] for calls in ("2", "1")]
-        rows.append([row["name"], *(f"{value:.2f} ({value / results['heun']:.2f})" for value in distances)])
+        rows.append([row["name"], *(f"{value:.5g} ({value / reference:.2f})" for value in distances)])
     return format_table(["network", "two calls", "one call"], rows)
 
 
