@@ -163,7 +163,14 @@ def test_few_calls_are_compared_with_many(load_study, tmp_path, monkeypatch, cap
     study.main()
     results = json.loads((tmp_path / "emoji_calls.json").read_text(encoding="utf-8"))["results"]
     names = [row["name"] for row in results["rows"]]
-    ways = ["3 calls", "3 guided calls", "fast, 2 calls", "fast, 2 calls, the second guided", "fast, 1 call"]
+    ways = [
+        "3 calls",
+        "3 guided calls",
+        "fast, 2 calls",
+        "fast, 2 calls, the second guided",
+        "fast, 2 guided calls",
+        "fast, 1 call",
+    ]
     assert names == ways
     assert all(row.keys() == {"name", "128", "∞"} for row in results["rows"])
     held_out = sys.modules["emoji_cards"].load_dataset("emoji", split="validation")
@@ -171,7 +178,7 @@ def test_few_calls_are_compared_with_many(load_study, tmp_path, monkeypatch, cap
     table = sys.modules["tables"].format_emoji_calls(results)
     assert table in capsys.readouterr().out
     assert f"| 3 calls | {results['rows'][0]['128']:.5g} (1.00) |" in table
-    assert Image.open(tmp_path / "emoji_calls.png").height > 4 * 64
+    assert Image.open(tmp_path / "emoji_calls.png").height > 6 * 64
 
 
 @pytest.mark.filterwarnings("ignore:The Fréchet distance of")
