@@ -5,8 +5,8 @@ Compare the emoji model of many calls with its fast form of two calls and of one
 
 Each draws as many pictures as there are held-out emoji, of the same seeds at each D and with the same groups
 as often. Measured is the Fréchet distance to the held-out emoji, over the features `emoji`. The row of real
-emoji holds as many pictures of the training data. The arguments guide the
-model of many calls, as it was guided as a teacher; the fast model is guided with a scale of 2.
+emoji holds as many pictures of the training data. The arguments guide the model of many calls, as it was
+guided as a teacher; the fast model is guided with a scale of 2.
 
 Writes results/emoji_calls.json and emoji_calls.png next to this file. Pictures are kept in outputs/samples,
 so an interrupted comparison resumes.
