@@ -7,13 +7,15 @@ denoiser, for noise levels that were searched for it, and for a model of few cal
 
 The Fréchet distance is from the test images, over the features of a classifier, with the same seeds
 everywhere. The root mean square error of the denoiser's solvers is from a fine solution, on latents that no
-levels were searched on, in equal parts at each D. Writes results/few_calls.json, few_calls.png (distance
-against calls) and few_calls_images.png (the same seeds at few and at many calls) next to this file. The
-drawn images are kept in outputs/few_calls, so an interrupted run resumes, and figures of a network and a way
-to draw that have not changed since the last results are taken from them.
+levels were searched on, in equal parts at each D: the mean over the latents, and that of all together.
+Writes results/few_calls.json, few_calls.png (distance against calls) and few_calls_images.png (the same
+seeds at few and at many calls) next to this file. The drawn images are kept in outputs/few_calls, so an
+interrupted run resumes, and figures of a network and a way to draw that have not changed since the last
+results are taken from them.
 """
 
 import argparse
+import datetime
 import math
 import sys
 from pathlib import Path
@@ -28,7 +30,7 @@ from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler
 from pipeline_pfgmpp.data import load_images
 from pipeline_pfgmpp.evaluation import ImageMetrics, load_features
 from pipeline_pfgmpp.generation import load_samples, sample_to_files
-from pipeline_pfgmpp.generation.noise_levels import Latents
+from pipeline_pfgmpp.generation.noise_levels import Latents, measure_errors
 from pipeline_pfgmpp.pictures.grid import draw_grid, to_pil
 from pipeline_pfgmpp.records.commands import format_command
 from pipeline_pfgmpp.records.digests import default_output, describe
@@ -39,7 +41,14 @@ from pipeline_pfgmpp.records.measurements import read_measurement, write_measure
 DIMENSIONS = [16, 128, 2048, math.inf]
 CURVE_DIMENSION = 128
 FIRST_LATENT = 100_000  # a seed far from those of `pfgmpp schedule`
-SPACED = {"solver_type": "dpmpp_3m", "rho": 10.0, "sigma_min": 0.06, "sigmas": None}
+# What a model has without a search, which writes more into its configuration than levels
+SPACED = {
+    "solver_type": "dpmpp_3m",
+    "rho": 10.0,
+    "sigma_min": 0.06,
+    "sigmas": None,
+    "lower_order_final": True,
+}
 COLUMNS = 12  # of the picture
 CALL_TICKS = [1, 2, 4, 8, 16, 35]  # of the plot
 DISTANCE_TICKS = [7, 10, 15, 30, 60, 150]
@@ -76,6 +85,9 @@ def list_settings(config: Any) -> list[Setting]:
     settings = [Setting("Heun", 2 * steps - 1, steps, False, heun, steps == 18) for steps in (18, 10, 6, 4)]
     line = "dpmpp_3m, rho 10, sigma_min 0.06"
     settings += [Setting(line, steps, steps, False, SPACED) for steps in (16, 12, 8, 6)]
+    line = f"{line}, order kept"
+    kept = {**SPACED, "lower_order_final": False}
+    settings += [Setting(line, steps, steps, False, kept) for steps in (12, 8, 6)]
     for solver, by_steps in (config.get("sigmas") or {}).items():
         line = f"{solver}, searched levels"
         counts = sorted(map(int, by_steps), reverse=True)
@@ -130,8 +142,12 @@ class Study:
             named = {"line": setting.line, "calls": setting.calls, "origin": origins[setting.name]}
             row = last.get(named["origin"])
             if row is None:
-                row = {"distances": self.measure_distances(setting), "errors": errors.get(setting.name)}
-            rows.append({**named, "distances": row["distances"], "errors": row["errors"]})
+                row = {
+                    "date": datetime.date.today().isoformat(),
+                    "distances": self.measure_distances(setting),
+                    "errors": errors.get(setting.name),
+                }
+            rows.append({**row, **named})
         return rows
 
     def measure_distances(self, setting: Setting) -> dict[str, float]:
@@ -141,7 +157,7 @@ class Study:
         return {D: round(self.metrics(drawn)["fid"], 3) for D, drawn in images.items()}
 
     def measure_errors(self, settings: list[Setting]) -> dict[str, dict[str, float]]:
-        """Return the root mean square errors of the denoiser's solvers by D, by the setting's name."""
+        """Return the errors of the denoiser's solvers, summed up in two ways, by the setting's name."""
         if not settings:
             return {}
         pipe = self.pipes[False]
@@ -152,8 +168,12 @@ class Study:
         errors = {}
         for setting in settings:
             latents.use_solver(**setting.entries)
-            by_dimension = latents.judge(latents.solve(setting.steps), fine)
-            errors[setting.name] = {format_dimension(D): round(e, 4) for D, e in by_dimension.items()}
+            of_latents = measure_errors(latents.solve(setting.steps), fine)
+            together = of_latents.square().mean().sqrt()
+            errors[setting.name] = {
+                "mean": round(of_latents.mean().item(), 4),
+                "together": round(together.item(), 4),
+            }
         return errors
 
     def picture(self, settings: list[Setting], path: Path) -> None:
@@ -171,14 +191,14 @@ def read_last_rows(counts: dict[str, int]) -> dict[str, dict[str, Any]]:
     results = read_measurement(path)["results"]
     if results["settings"] != counts:
         return {}
-    return {row["origin"]: row for row in results["rows"] if "origin" in row}
+    return {row["origin"]: row for row in results["rows"]}
 
 
 def plot(rows: list[dict[str, Any]], num_images: int, path: Path) -> None:
     """Plot the distance against the number of calls, a line per solver or network."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
     axis = figure.subplots()
     for line in dict.fromkeys(row["line"] for row in rows):
         points = sorted(
@@ -192,7 +212,7 @@ def plot(rows: list[dict[str, Any]], num_images: int, path: Path) -> None:
     axis.set_yticks(DISTANCE_TICKS, [str(distance) for distance in DISTANCE_TICKS])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=9)
+    figure.legend(fontsize=9, loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=110)
 
 

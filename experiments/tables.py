@@ -132,14 +132,22 @@ def format_few_calls(results: dict[str, Any]) -> str:
         for D, baseline in first["distances"].items():
             distance = row["distances"].get(D)
             distances.append("" if distance is None else f"{distance:.1f} ({distance / baseline:.2f})")
-        error = ""
+        errors = ["", ""]
         if row["errors"]:
-            squares = [value**2 for value in row["errors"].values()]
-            error = f"{(sum(squares) / len(squares)) ** 0.5:.4f}"
-        rows.append([row["line"], str(row["calls"]), *distances, error])
+            errors = [f"{row['errors'][name]:.4f}" for name in ("mean", "together")]
+        rows.append([row["line"], str(row["calls"]), *distances, *errors])
     dimensions = [f"D = {D}" for D in first["distances"]]
-    header = ["solver or network", "calls", *dimensions, "RMSE to a fine solution"]
+    header = ["solver or network", "calls", *dimensions, "RMSE of a latent: mean", "of all together"]
     return format_table(header, rows)
+
+
+def format_earlier_rows(measurement: dict[str, Any]) -> str:
+    """Say which rows of quality against calls are older than the measurement, which took them over."""
+    days: dict[str, list[str]] = {}
+    for row in measurement["results"]["rows"]:
+        days.setdefault(row["date"], []).append(f"{row['line']} ({row['calls']})")
+    days.pop(measurement["date"], None)
+    return "".join(f" Of {day}: {', '.join(names)}." for day, names in sorted(days.items()))
 
 
 def format_few_calls_time(results: dict[str, Any]) -> str:
