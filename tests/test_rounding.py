@@ -30,6 +30,7 @@ def read_rows(folder):
 def test_the_study_rounds_every_network_and_resumes(study, tmp_path, monkeypatch, capsys):
     arguments = ["--seeds", "2", "--steps", "2", "--draws", "2", "--images", "6", "--output", "networks"]
     monkeypatch.setattr(sys, "argv", ["rounding.py", *arguments])
+    monkeypatch.setattr(study, "CALLS", 2)
     study.main()
     rows = read_rows(tmp_path)
     every = [(row["bits"], row["D"]) for row in rows if row["network"] == study.EVERY]
