@@ -41,7 +41,7 @@ def render_picture(picture: Image.Image, alt: str, width: int | None = None) -> 
         `str`: HTML.
     """
     data = io.BytesIO()
-    picture.save(data, format="PNG")
+    picture.save(data, format="PNG", compress_level=1)
     encoded = base64.b64encode(data.getvalue()).decode()
     style = f' style="width:{width}px"' if width else ""
     text = html.escape(alt)
