@@ -11,7 +11,7 @@ levels were searched on, in equal parts at each D: the mean over the latents, an
 Writes results/few_calls.json, few_calls.png (distance against calls) and few_calls_images.png (the same
 seeds at few and at many calls) next to this file. The drawn images are kept in outputs/few_calls, so an
 interrupted run resumes, and figures of a network and a way to draw that have not changed since the last
-results are taken from them.
+results are taken from them. Where the package has changed so that seeds draw other images, remove both first.
 """
 
 import argparse
@@ -189,9 +189,7 @@ def read_last_rows(counts: dict[str, int]) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     results = read_measurement(path)["results"]
-    if results["settings"] != counts:
-        return {}
-    return {row["origin"]: row for row in results["rows"]}
+    return {row["origin"]: row for row in results["rows"]} if results["settings"] == counts else {}
 
 
 def plot(rows: list[dict[str, Any]], num_images: int, path: Path) -> None:

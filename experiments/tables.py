@@ -137,7 +137,7 @@ def format_few_calls(results: dict[str, Any]) -> str:
             errors = [f"{row['errors'][name]:.4f}" for name in ("mean", "together")]
         rows.append([row["line"], str(row["calls"]), *distances, *errors])
     dimensions = [f"D = {D}" for D in first["distances"]]
-    header = ["solver or network", "calls", *dimensions, "RMSE of a latent: mean", "of all together"]
+    header = ["solver or network", "calls", *dimensions, "RMSE: mean of the latents", "all latents together"]
     return format_table(header, rows)
 
 
@@ -145,9 +145,9 @@ def format_earlier_rows(measurement: dict[str, Any]) -> str:
     """Say which rows of quality against calls are older than the measurement, which took them over."""
     days: dict[str, list[str]] = {}
     for row in measurement["results"]["rows"]:
-        days.setdefault(row["date"], []).append(f"{row['line']} ({row['calls']})")
+        days.setdefault(row["date"], []).append(f"{row['line']} at {row['calls']}")
     days.pop(measurement["date"], None)
-    return "".join(f" Of {day}: {', '.join(names)}." for day, names in sorted(days.items()))
+    return "".join(f" Measured on {day} already: {'; '.join(names)}." for day, names in sorted(days.items()))
 
 
 def format_few_calls_time(results: dict[str, Any]) -> str:

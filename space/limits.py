@@ -171,7 +171,7 @@ class Turns(Queue):
             blocks=page,
             default_concurrency_limit=2,
         )
-        self.sleep_when_free = 0.005  # Gradio's millisecond takes the processor from the network
+        self.sleep_when_free = max(self.sleep_when_free, 0.005)  # a millisecond would slow the network
         self.listeners: Counter[str | None] = Counter()  # open requests for results, per session
         self._turns = itertools.count(1)
         self._last_turns = LRUCache(1000)  # per address

@@ -142,6 +142,23 @@ def test_distances_of_several_networks_become_a_table(load_script, tmp_path, mon
     assert str(tmp_path) not in (tmp_path / "single_dimensions.json").read_text()
 
 
+def test_rows_that_were_taken_over_keep_their_day(load_script, tmp_path, monkeypatch):
+    study = load_script("experiments", "few_calls")
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    counts = {"num_images": 4, "latents": 4, "batch_size": 4}
+    assert study.read_last_rows(counts) == {}
+    rows = [
+        {"origin": "old", "line": "Heun", "calls": 35, "date": "2026-11-26"},
+        {"origin": "new", "line": "fast model", "calls": 2, "date": "2026-11-28"},
+    ]
+    measurement = {"date": "2026-11-28", "results": {"settings": counts, "rows": rows}}
+    (tmp_path / "few_calls.json").write_text(json.dumps(measurement))
+    assert study.read_last_rows(counts) == {"old": rows[0], "new": rows[1]}
+    assert study.read_last_rows({**counts, "latents": 8}) == {}
+    said = load_script("experiments", "tables").format_earlier_rows(measurement)
+    assert said == " Measured on 2026-11-26 already: Heun at 35."
+
+
 def test_choices_of_d_are_collected(load_script, tmp_path, monkeypatch, capsys):
     study = load_script("experiments", "which_d")
     monkeypatch.setattr(study, "RESULTS", tmp_path)
