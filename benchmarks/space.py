@@ -65,7 +65,7 @@ WATCH = """() => {
             const seconds = (performance.now() - start) / 1000;
             if (findImage() !== image) first ??= seconds;
             if (first === undefined || findSummary() === summary) return;
-            if (!findSummary().includes('2 of 2')) return;
+            if (!findSummary()?.includes('2 of 2')) return;
             observer.disconnect();
             resolve([first, seconds]);
         };

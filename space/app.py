@@ -47,7 +47,9 @@ from field_lines import PLANE, add_charge, clear_plane, draw_plane, follow_sampl
 from limits import MODEL, guard
 from models import HERE, Model
 from picture_input import add_picture_input
+from rendering import KEEP_PICTURES
 from restoring import DAMAGES, restore
+from sampling import reserve_cores
 from style import CSS, THEME
 
 from pipeline_pfgmpp.generation import list_classes
@@ -343,7 +345,7 @@ def add_sample_tab(page: gr.Blocks, shared: Shared) -> tuple[DimensionInput, gr.
             )
             drawing = add_drawing("Draw")
         with gr.Column(scale=2):
-            images = gr.HTML(label="Images")
+            images = gr.HTML(label="Images", js_on_load=KEEP_PICTURES)
             summary = gr.Markdown()
             archive = gr.DownloadButton("Download all as zip", size="sm")
             code = gr.Code(label="Code for these images", language="python", interactive=False)
@@ -540,6 +542,7 @@ gr.set_static_paths([HERE / "pictures"])  # besides what was drawn, the only fil
 page = build_page()
 
 if __name__ == "__main__":
+    reserve_cores()
     page.launch(
         css=CSS,
         theme=THEME,

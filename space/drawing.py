@@ -25,6 +25,7 @@ from choices import (
     choose_dimension,
     choose_listed_dimension,
     choose_model,
+    count_live_steps,
     list_dimensions,
     list_solvers,
     load_pipeline,
@@ -33,14 +34,16 @@ from dial import choose_start
 from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 from rendering import Gallery, render_gallery, render_rows, to_pictures
-from sampling import count_calls, lend_gpu, make_generators, run_pipeline
+from sampling import Progress, count_calls, draw_seeds, lend_gpu
 
-from pipeline_pfgmpp.generation import inject_noise, list_classes
+from pipeline_pfgmpp import PFGMPPPipeline
+from pipeline_pfgmpp.generation import list_classes
 from pipeline_pfgmpp.records.dimensions import format_dimension
 from pipeline_pfgmpp.scheduler_config import get_default_steps
 
 
-IMAGES = 16  # that are drawn at first
+IMAGES = 16  # that the page offers to draw
+FIRST_IMAGES = 4  # images of a live dial that are drawn before the others
 MOST_IMAGES = 64
 MOST_STEPS = 100
 MOST_COMPARED = 5
@@ -116,20 +119,48 @@ def sample(
 
     code = write_code(chosen.find_source(D), count, seed, steps, solver, settings, noise)
     start = time.monotonic()
-    generators = make_generators(seed, count)
-    if noise:
-        settings |= inject_noise(pipe, list(range(seed, seed + count)), generators, noise, D)
     noun = "image" if count == 1 else "images"
     disturbed = f" with noise α = {noise:g}" if noise else ""
     what = f"{count} {noun} at D = {format_dimension(D)}{disturbed}"
-    for progress in run_pipeline(pipe, count, num_inference_steps=steps, generator=generators, **settings):
+    seeds = list(range(seed, seed + count))
+    first = FIRST_IMAGES if steps <= count_live_steps(pipe) else count
+    for progress in draw_first_ones(pipe, seeds, first, num_inference_steps=steps, noise=noise, **settings):
         gallery = list(zip(to_pictures(progress.images), captions))
-        seconds = time.monotonic() - start
-        summary = f"{what}: {progress.calls} of {progress.total} network calls, {seconds:.1f} s"
-        if not progress.finished:
-            yield render_gallery(gallery), summary, None, code
+        shown = render_gallery(gallery, count)
+        calls = f"{progress.calls} of {progress.total} network calls"
+        reached = f"{what}: {calls}" if len(gallery) == count else f"{len(gallery)} of {what}"
+        summary = f"{reached}, {time.monotonic() - start:.1f} s"
+        if len(gallery) < count or not progress.finished:
+            yield shown, summary, None, code
     name = re.sub(r"[^\w.-]+", "-", f"{model}-D{D:g}-seed{seed}.zip")
-    yield render_gallery(gallery), summary, write_archive(name, gallery), code
+    yield shown, summary, write_archive(name, gallery), code
+
+
+def draw_first_ones(
+    pipe: PFGMPPPipeline, seeds: list[int], first: int, class_labels: list[int] | None = None, **settings: Any
+) -> Iterator[Progress]:
+    """
+    Draw one image per seed, and the first of them before the others, so that there is soon something to see.
+
+    Args:
+        pipe ([`PFGMPPPipeline`]): The pipeline, which no other request uses.
+        seeds (`list[int]`): The seeds.
+        first (`int`): How many images come first.
+        class_labels (`list[int]`, *optional*): The class of each image.
+        settings: Further arguments of [`~sampling.draw_seeds`].
+
+    Yields:
+        [`Progress`]: Of the images that are being drawn; its images are all that there are so far.
+    """
+    finished: list[torch.Tensor] = []
+    for part in (slice(first), slice(first, None)):
+        if not seeds[part]:
+            continue
+        labels = None if class_labels is None else class_labels[part]
+        for progress in draw_seeds(pipe, seeds[part], class_labels=labels, **settings):
+            images = torch.cat([*finished, progress.images])
+            yield progress._replace(images=images)
+        finished = [images]
 
 
 @functools.cache
@@ -262,16 +293,11 @@ def compare(model: str, dimensions: list[str], label: str, steps: int, seed: int
     }
     calls = max(count_calls(pipe, steps) for pipe in pipes.values())
     check_cost(COLUMNS * len(pipes), calls)
+    seeds = list(range(seed, seed + COLUMNS))
     rows = {}
     for D, pipe in pipes.items():
-        progresses = run_pipeline(
-            pipe,
-            COLUMNS,
-            num_inference_steps=steps,
-            D=D,
-            class_labels=choose_classes(pipe, label, COLUMNS),
-            generator=make_generators(seed, COLUMNS),
-        )
+        labels = choose_classes(pipe, label, COLUMNS)
+        progresses = draw_seeds(pipe, seeds, num_inference_steps=steps, D=D, class_labels=labels)
         for progress in progresses:
             rows[f"D = {format_dimension(D)}"] = to_pictures(progress.images)
             yield render_rows(rows)
@@ -306,23 +332,15 @@ def disturb(
     if bits != AS_TRAINED:
         rounding["bits"] = check_integer(bits, 2, 16, "Bits per weight")
     check_cost(COLUMNS * 4, count_calls(load_pipeline(chosen, dimensions[0]), steps))
+    seeds = list(range(seed, seed + COLUMNS))
     rows = {}
     for alpha, options in ((0.0, {}), (noise, rounding)):
         name = "disturbed" if alpha or options else "undisturbed"
         for D in dimensions:
             pipe = load_pipeline(chosen, D, **options)
-            generators = make_generators(seed, COLUMNS)
-            injection = {}
-            if alpha:
-                injection = inject_noise(pipe, list(range(seed, seed + COLUMNS)), generators, alpha, D)
-            progresses = run_pipeline(
-                pipe,
-                COLUMNS,
-                num_inference_steps=steps,
-                D=D,
-                class_labels=choose_classes(pipe, label, COLUMNS),
-                generator=generators,
-                **injection,
+            labels = choose_classes(pipe, label, COLUMNS)
+            progresses = draw_seeds(
+                pipe, seeds, noise=alpha, num_inference_steps=steps, D=D, class_labels=labels
             )
             for progress in progresses:
                 rows[f"D = {format_dimension(D)}, {name}"] = to_pictures(progress.images)

@@ -12,6 +12,17 @@ from pipeline_pfgmpp.pictures.grid import draw_grid, to_pil
 
 
 Gallery = list[tuple[Image.Image, str]]  # pictures and their captions
+# For the component that shows a gallery: pictures to come stay as they were until they are there.
+KEEP_PICTURES = """
+let shown = [];
+function keep() {
+  const gallery = element.querySelector('.gallery');
+  if (!gallery) return;
+  gallery.append(...shown.slice(gallery.children.length, gallery.dataset.count));
+  shown = [...gallery.children];
+}
+new MutationObserver(keep).observe(element, {childList: true, subtree: true});
+"""
 
 
 def to_pictures(samples: torch.Tensor) -> list[Image.Image]:
@@ -49,17 +60,20 @@ def render_picture(picture: Image.Image, alt: str, width: int | None = None) -> 
     return f'<img class="pixels" alt="{text}" title="{text}" decoding="sync" src="{source}"{style}>'
 
 
-def render_gallery(gallery: Gallery) -> str:
+def render_gallery(gallery: Gallery, count: int) -> str:
     """
     Render pictures side by side, each with its caption as its text and its tooltip.
 
     Args:
         gallery (`Gallery`): The pictures and their captions.
+        count (`int`): How many there will be. In the place of those to come, `KEEP_PICTURES` leaves what
+            the page shows.
 
     Returns:
         `str`: HTML.
     """
-    return f'<div class="gallery">{"".join(render_picture(*item) for item in gallery)}</div>'
+    pictures = "".join(render_picture(*item) for item in gallery)
+    return f'<div class="gallery" data-count="{count}">{pictures}</div>'
 
 
 def render_captioned(gallery: Gallery) -> str:

@@ -1,6 +1,5 @@
 """Calls of a pipeline in one thread: they report progress, and stop when nobody waits for them any more."""
 
-import math
 import os
 import queue
 import threading
@@ -13,6 +12,7 @@ import torch
 from checks import Refusal
 
 from pipeline_pfgmpp import PFGMPPPipeline
+from pipeline_pfgmpp.generation import inject_noise
 
 
 try:
@@ -67,6 +67,18 @@ def submit(function: Callable[[], Any]) -> Future:
     return future
 
 
+def reserve_cores() -> None:
+    """
+    Let no thread but the worker compute on several cores. OpenMP keeps threads for every one that does, and
+    as soon as there are more of them than cores, it lets them sleep between operations: a call of the network
+    would take half as long again.
+    """
+    threads = torch.get_num_threads()
+    submit(torch.get_num_threads).result()  # or else PyTorch would set the worker's number later, to 1
+    submit(lambda: torch.set_num_threads(threads)).result()
+    torch.set_num_threads(1)  # for this thread and those to come
+
+
 class Progress(NamedTuple):
     """
     How far a run has come.
@@ -112,7 +124,7 @@ def run_pipeline(
         Refusal: The pipeline does not accept its arguments.
     """
     results: queue.SimpleQueue[Progress | None] = queue.SimpleQueue()
-    shown = -math.inf
+    shown = time.monotonic()
 
     def report(pipe: PFGMPPPipeline, index: int, timestep: Any, tensors: dict) -> dict:
         nonlocal shown
@@ -147,18 +159,28 @@ def run_pipeline(
         wait([job])
 
 
-def make_generators(seed: int, count: int) -> list[torch.Generator]:
+def draw_seeds(
+    pipe: PFGMPPPipeline, seeds: list[int], noise: float = 0.0, **settings: Any
+) -> Iterator[Progress]:
     """
-    Make one generator per image, with consecutive seeds.
+    Draw one image per seed, undisturbed or disturbed.
 
     Args:
-        seed (`int`): The first seed.
-        count (`int`): Images.
+        pipe ([`PFGMPPPipeline`]): The pipeline, which no other request uses.
+        seeds (`list[int]`): The seeds.
+        noise (`float`, defaults to 0): Factor of the noise that is injected before each step.
+        settings: Further arguments of the pipeline's call, with `D` among them.
 
-    Returns:
-        `list[torch.Generator]`: The generators.
+    Yields:
+        [`Progress`]: As [`run_pipeline`].
+
+    Raises:
+        Refusal: The pipeline does not accept its arguments.
     """
-    return [torch.Generator().manual_seed(seed + index) for index in range(count)]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    if noise:
+        settings |= inject_noise(pipe, seeds, generators, noise, settings["D"])
+    yield from run_pipeline(pipe, len(seeds), generator=generators, **settings)
 
 
 def count_calls(pipe: PFGMPPPipeline, steps: int, guidance: float = 1.0) -> int:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -274,7 +275,8 @@ def test_a_cancelled_job_stops(address, events, client):
     assert list_texts(images) == ["T-shirt/top, seed 5"]
 
 
-def test_a_closed_run_stops_after_the_current_call():
+def test_a_closed_run_stops_after_the_current_call(monkeypatch):
+    monkeypatch.setattr(sampling, "PAUSE", 0)
     pipe = PFGMPPPipeline(EmpiricalDenoiser(torch.zeros(1, 1, 4, 4)), PFGMPPScheduler())
     pipe.set_progress_bar_config(disable=True)
     calls = []
@@ -463,6 +465,39 @@ def test_a_guiding_network_guides(monkeypatch):
     *_, (images, *_) = drawing.sample(solver="heun", guidance=3, **common)
     expected = pipe(1, 2, D=128, guidance_scale=3, generator=[torch.Generator().manual_seed(0)]).images[0]
     assert_same_images(read_embedded(images)[0], expected)
+
+
+def test_the_first_images_of_a_fast_model_come_before_the_others(monkeypatch):
+    pipe = make_tiny_pipeline(seed=0, D=128)
+    pipe.scheduler = PFGMPPScheduler(D=128, solver_type="consistency", default_steps=2)
+    monkeypatch.setitem(choices.MODELS, "Fast", load_model(pipe, monkeypatch))
+    common = {"fixed": None, "label": "any", "count": 6, "solver": "consistency", "guidance": 1, "seed": 0}
+    frames = list(drawing.sample("Fast", 7, steps=2, **common))
+    assert [len(read_embedded(images)) for images, *_ in frames] == [drawing.FIRST_IMAGES, 6]
+    assert [summary.rpartition(",")[0] for _, summary, *_ in frames] == [
+        "4 of 6 images at D = 128",
+        "6 images at D = 128: 2 of 2 network calls",
+    ]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(6)]
+    labels = choices.choose_classes(pipe, "any", 6)
+    expected = pipe(6, 2, D=128, class_labels=labels, generator=generators).images
+    assert_same_images(np.stack(read_embedded(frames[-1][0])), np.stack(expected))
+
+
+def test_the_worker_alone_computes_on_several_cores():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    sampling.start_worker()
+    try:
+        sampling.reserve_cores()
+        sampling.submit(lambda: torch.ones(1000, 1000).exp()).result()
+        with ThreadPoolExecutor(1) as others:
+            assert others.submit(torch.get_num_threads).result() == 1
+        assert torch.get_num_threads() == 1
+        assert sampling.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(threads)
+        sampling.start_worker()
 
 
 def test_a_card_that_is_no_yaml_is_left_out(monkeypatch, tmp_path):
@@ -888,10 +923,23 @@ def test_a_visit(browser, address, monkeypatch):
         np.testing.assert_array_equal(read_images(page), shown)
 
 
+# Notes how many images the page shows, whenever it is painted.
+COUNT_IMAGES = """() => {
+    window.counts = [];
+    const look = () => {
+        const count = document.querySelectorAll('.gallery img').length;
+        if (!window.counts.includes(count)) window.counts.push(count);
+        requestAnimationFrame(look);
+    };
+    look();
+}"""
+
+
 def test_of_many_moves_of_the_dial_the_last_one_wins(browser, address, events):
     """While one drawing is under way, the moves that are overtaken are never sent."""
     with visit(browser, address) as page:
         expect(find_images(page)).to_have_count(16)
+        page.evaluate(COUNT_IMAGES)
         dial = find_dial(page)
         with note_drawings(page, events["sample"], hold_first=True) as (asked, release):
             with page.expect_request("**/queue/join*"):
@@ -913,6 +961,7 @@ def test_of_many_moves_of_the_dial_the_last_one_wins(browser, address, events):
             assert len(asked) <= 48
         assert "D=22.6" in read_code(page)
         expect(page.get_by_text("drawings waiting or running")).to_have_count(0)
+        assert page.evaluate("window.counts") == [16]
 
 
 def test_the_noise_the_class_and_the_seed_draw_as_well(browser, address):
