@@ -6,7 +6,7 @@ Compare the emoji model of many calls with its fast form of two calls and of one
 Each draws as many pictures as there are held-out emoji, of the same seeds at each D and with the same groups
 as often. Measured is the Fréchet distance to the held-out emoji, over the features `emoji`. The row of real
 emoji holds as many pictures of the training data. The arguments guide the model of many calls, as it was
-guided as a teacher; the fast model is guided with a scale of 2.
+guided as a teacher; the fast model is guided in its second call alone, with a scale of 3.
 
 Writes results/emoji_calls.json and emoji_calls.png next to this file. Pictures are kept in outputs/samples,
 so an interrupted comparison resumes.
@@ -41,8 +41,7 @@ from pipeline_pfgmpp.records.measurements import write_measurement
 PICTURE = Path(__file__).with_suffix(".png")
 DIMENSIONS = [16.0, 128.0, 2048.0, math.inf]
 SHOWN_D = "128"
-GUIDED = {"guidance_scale": 2.0}
-SECOND_GUIDED = {**GUIDED, "guidance_interval": [0.05, 10.0]}
+SECOND_GUIDED = {"guidance_scale": 3.0, "guidance_interval": [0.05, 10.0]}
 
 
 def list_ways(many: PFGMPPPipeline, fast: PFGMPPPipeline, guidance: dict[str, Any]) -> dict[str, tuple]:
@@ -63,7 +62,6 @@ def list_ways(many: PFGMPPPipeline, fast: PFGMPPPipeline, guidance: dict[str, An
         f"{steps} guided calls": (many, {"num_inference_steps": steps, **guidance}),
         "fast, 2 calls": (fast, {"num_inference_steps": 2}),
         "fast, 2 calls, the second guided": (fast, {"num_inference_steps": 2, **SECOND_GUIDED}),
-        "fast, 2 guided calls": (fast, {"num_inference_steps": 2, **GUIDED}),
         "fast, 1 call": (fast, {"num_inference_steps": 1}),
     }
 

@@ -5,11 +5,11 @@ Study how to guide an emoji model: what scales and intervals of noise levels do 
     python experiments/emoji_guidance.py model_cards/pfgmpp-emoji-fast data/emoji
 
 For each way to guide, the Fréchet distance of as many pictures as there are held-out emoji to them stands
-beside what experiments/emoji_cards.py measures.
+beside what experiments/emoji_cards.py measures. Of a consistency model the noise level of the second call
+varies as well.
 
 Writes results/emoji_guidance.json or, of a consistency model, results/emoji_fast_guidance.json next to this
-file. Pictures are kept in outputs/samples, so an interrupted
-study resumes.
+file. Pictures are kept in outputs/samples, so an interrupted study resumes.
 """
 
 import argparse
@@ -31,9 +31,15 @@ WAYS: list[dict[str, Any]] = [{"guidance_scale": scale} for scale in (1.0, 2.0, 
 WAYS += [
     {"guidance_scale": scale, "guidance_interval": [0.05, high]} for scale, high in ((5.0, 8.0), (5.0, 12.0))
 ]
-# Of two calls, of which the first is at the noise level 80
-FAST_WAYS: list[dict[str, Any]] = [{"guidance_scale": scale} for scale in (1.0, 2.0)]
-FAST_WAYS += [{"guidance_scale": scale, "guidance_interval": [0.05, 10.0]} for scale in (2.0, 3.0)]
+# Of two calls: the noise level of the second, and how that call alone or both are guided
+IN_SECOND = {"guidance_interval": [0.05, 10.0]}
+FAST_WAYS: list[dict[str, Any]] = [
+    {"sigmas": [80.0, level], **way}
+    for level in (0.5, 0.8, 1.5)
+    for way in ({"guidance_scale": 1.0}, {"guidance_scale": 3.0, **IN_SECOND})
+]
+FAST_WAYS += [{"sigmas": [80.0, 0.8], "guidance_scale": 2.0, **way} for way in (IN_SECOND, {})]
+FAST_WAYS.sort(key=lambda way: way["sigmas"])
 
 
 def main() -> None:

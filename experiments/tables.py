@@ -340,13 +340,17 @@ def format_emoji_training(results: dict[str, Any]) -> str:
 
 
 def format_emoji_guidance(results: dict[str, Any]) -> str:
-    """Format what guidance does to distance, recognition and copies of emoji."""
+    """Format what guidance does to distance, recognition and copies of emoji; of two calls, by the second."""
     rows = []
     for row in results["rows"]:
+        second = [f"{level:g}" for level in row.get("sigmas", [])[1:]]
         low, high = row.get("guidance_interval", (None, None))
         levels = "all" if low is None else f"{low:g} to {high:g}"
-        rows.append([f"{row['guidance_scale']:g}", levels, f"{row['fid']:.5g}", *_format_recognition(row)])
-    return format_table(["guidance", "at noise levels", "Fréchet distance", *RECOGNITION], rows)
+        rows.append(
+            [*second, f"{row['guidance_scale']:g}", levels, f"{row['fid']:.5g}", *_format_recognition(row)]
+        )
+    head = ["guidance", "at noise levels", "Fréchet distance", *RECOGNITION]
+    return format_table(["second call at", *head] if second else head, rows)
 
 
 def format_rounding(results: dict[str, Any]) -> str:

@@ -83,10 +83,11 @@ def make_tiny_pipeline(seed=0, D=128, **options):
     """Make a pipeline for clothes, with a tiny network for every D and weights drawn from the seed."""
     from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
 
-    options = {"model_channels": 16, "channel_mult": (1,), "num_blocks": 1, "d_conditioning": True, **options}
+    images = {"sample_size": 28, "in_channels": 1, "out_channels": 1}
+    tiny = {"model_channels": 16, "channel_mult": (1,), "num_blocks": 1, "d_conditioning": True}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet = PFGMPPUNet2DModel(sample_size=28, in_channels=1, out_channels=1, **options).eval()
+        unet = PFGMPPUNet2DModel(**{**images, **tiny, **options}).eval()
         for name, weight in unet.named_parameters():  # some start near zero, where faults go unnoticed
             if weight.ndim == 4:
                 torch.nn.init.xavier_uniform_(weight)

@@ -8,17 +8,26 @@ import sys
 
 import pytest
 import torch
-from conftest import FIXTURES, ROOT
+from conftest import FIXTURES, ROOT, make_tiny_pipeline
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler, PFGMPPUNet2DModel
+from pipeline_pfgmpp import PFGMPPPipeline, PFGMPPScheduler
 from pipeline_pfgmpp.hub.cards import write_model_card
 
 
 DATA = FIXTURES / "emoji"
+COLOUR = {
+    "sample_size": 64,
+    "in_channels": 3,
+    "out_channels": 3,
+    "label_dim": 9,
+    "model_channels": 8,
+    "channel_mult": (1, 1, 1),
+    "attn_resolutions": (),
+}
 
 
 @pytest.fixture
@@ -65,9 +74,7 @@ def test_a_network_learns_to_restore_and_is_measured_by_damage(load_study, tmp_p
 def test_a_model_that_copies_is_found_out(load_study, tmp_path, monkeypatch, capsys):
     """A model that returns training pictures has distances of 0, and draws their groups."""
     study = load_study("emoji_cards")
-    unet = PFGMPPUNet2DModel.from_preset(
-        "fashion-mnist-small", sample_size=64, in_channels=3, out_channels=3, label_dim=9
-    )
+    unet = make_tiny_pipeline(**COLOUR).unet
     pipeline = PFGMPPPipeline(unet, PFGMPPScheduler(D=128))
     pipeline.save_pretrained("copier")
     write_model_card("copier", pipeline, "## Training\n\nNone.\n")
@@ -97,10 +104,7 @@ def test_a_model_that_copies_is_found_out(load_study, tmp_path, monkeypatch, cap
 def test_a_reader_names_the_groups_of_pictures(load_study, tmp_path, monkeypatch, capsys):
     """Right answers are all counted; one picture that was named wrongly is counted in its own group."""
     study = load_study("emoji_names")
-    unet = PFGMPPUNet2DModel.from_preset(
-        "fashion-mnist-small", sample_size=64, in_channels=3, out_channels=3, label_dim=9,
-        model_channels=8, attn_resolutions=(),
-    )  # fmt: skip
+    unet = make_tiny_pipeline(**COLOUR).unet
     PFGMPPPipeline(unet, PFGMPPScheduler(D=128, default_steps=1)).save_pretrained("model")
     command = ["emoji_names.py", "model", "emoji", "--per-group", "2"]
     monkeypatch.setattr(sys, "argv", command)
@@ -153,10 +157,7 @@ def test_few_calls_are_compared_with_many(load_study, tmp_path, monkeypatch, cap
     monkeypatch.setattr(study, "PICTURE", tmp_path / "emoji_calls.png")
     monkeypatch.setattr(study, "DIMENSIONS", [128.0, math.inf])
     for name, solver_type in (("many", "dpmpp_2m"), ("fast", "consistency")):
-        unet = PFGMPPUNet2DModel.from_preset(
-            "fashion-mnist-small", sample_size=64, in_channels=3, out_channels=3, label_dim=9,
-            model_channels=8, attn_resolutions=(), d_conditioning=True,
-        )  # fmt: skip
+        unet = make_tiny_pipeline(**COLOUR).unet
         scheduler = PFGMPPScheduler(D=128, solver_type=solver_type, default_steps=3)
         PFGMPPPipeline(unet, scheduler).save_pretrained(name)
     monkeypatch.setattr(sys, "argv", ["emoji_calls.py", "many", "fast", "emoji"])
@@ -168,7 +169,6 @@ def test_few_calls_are_compared_with_many(load_study, tmp_path, monkeypatch, cap
         "3 guided calls",
         "fast, 2 calls",
         "fast, 2 calls, the second guided",
-        "fast, 2 guided calls",
         "fast, 1 call",
     ]
     assert names == ways
@@ -178,16 +178,33 @@ def test_few_calls_are_compared_with_many(load_study, tmp_path, monkeypatch, cap
     table = sys.modules["tables"].format_emoji_calls(results)
     assert table in capsys.readouterr().out
     assert f"| 3 calls | {results['rows'][0]['128']:.5g} (1.00) |" in table
-    assert Image.open(tmp_path / "emoji_calls.png").height > 6 * 64
+    assert Image.open(tmp_path / "emoji_calls.png").height > len(ways) * 64
+
+
+@pytest.mark.filterwarnings("ignore:The Fréchet distance of")
+def test_guidance_of_two_calls_is_compared_at_levels_of_the_second(load_study, tmp_path, monkeypatch, capsys):
+    study = load_study("emoji_guidance")
+    monkeypatch.setattr(study, "FAST_WAYS", study.FAST_WAYS[1:3])
+    unet = make_tiny_pipeline(**COLOUR, label_dropout=0.1).unet
+    scheduler = PFGMPPScheduler(D=128, solver_type="consistency", default_steps=2)
+    PFGMPPPipeline(unet, scheduler).save_pretrained("fast")
+    monkeypatch.setattr(sys, "argv", ["emoji_guidance.py", "fast", "emoji", "--per-group", "1"])
+    study.main()
+    results = json.loads((tmp_path / "emoji_fast_guidance.json").read_text(encoding="utf-8"))["results"]
+    ways = [(row["sigmas"], row["guidance_scale"], row.get("guidance_interval")) for row in results["rows"]]
+    assert ways == [([80.0, 0.5], 3.0, [0.05, 10.0]), ([80.0, 0.8], 1.0, None)]
+    assert results["rows"][0]["fid"] != results["rows"][1]["fid"]
+    table = sys.modules["tables"].format_emoji_guidance(results)
+    assert table in capsys.readouterr().out
+    assert "| second call at | guidance | at noise levels |" in table
+    assert "\n| 0.5 | 3 | 0.05 to 10 |" in table
+    assert "\n| 0.8 | 1 | all |" in table
 
 
 @pytest.mark.filterwarnings("ignore:The Fréchet distance of")
 def test_a_run_is_measured_at_several_steps(load_study, tmp_path, monkeypatch, capsys):
     study = load_study("emoji_training")
-    unet = PFGMPPUNet2DModel.from_preset(
-        "fashion-mnist-small", sample_size=64, in_channels=3, out_channels=3, label_dim=9, label_dropout=0.1,
-        model_channels=8, attn_resolutions=(),
-    )  # fmt: skip
+    unet = make_tiny_pipeline(**COLOUR, label_dropout=0.1).unet
     PFGMPPPipeline(unet, PFGMPPScheduler(D=128, default_steps=1)).save_pretrained("run")
     log = [
         {"step": step, "images": 64.0 * step, "loss": 1.0, "validation_loss": loss}
