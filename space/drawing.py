@@ -43,7 +43,7 @@ from pipeline_pfgmpp.scheduler_config import get_default_steps
 
 
 IMAGES = 16  # that the page offers to draw
-FIRST_IMAGES = 4  # images of a live dial that are drawn before the others
+FIRST_IMAGES = 2  # images of a live dial that are drawn before the others
 MOST_IMAGES = 64
 MOST_STEPS = 100
 MOST_COMPARED = 5

@@ -475,7 +475,7 @@ def test_the_first_images_of_a_fast_model_come_before_the_others(monkeypatch):
     frames = list(drawing.sample("Fast", 7, steps=2, **common))
     assert [len(read_embedded(images)) for images, *_ in frames] == [drawing.FIRST_IMAGES, 6]
     assert [summary.rpartition(",")[0] for _, summary, *_ in frames] == [
-        "4 of 6 images at D = 128",
+        "2 of 6 images at D = 128",
         "6 images at D = 128: 2 of 2 network calls",
     ]
     generators = [torch.Generator().manual_seed(seed) for seed in range(6)]
