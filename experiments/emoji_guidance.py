@@ -34,12 +34,15 @@ WAYS += [
 # Of two calls: the noise level of the second, and how that call alone or both are guided
 IN_SECOND = {"guidance_interval": [0.05, 10.0]}
 FAST_WAYS: list[dict[str, Any]] = [
-    {"sigmas": [80.0, level], **way}
-    for level in (0.5, 0.8, 1.5)
-    for way in ({"guidance_scale": 1.0}, {"guidance_scale": 3.0, **IN_SECOND})
+    {"sigmas": [80.0, 0.5], "guidance_scale": 1.0},
+    {"sigmas": [80.0, 0.5], "guidance_scale": 3.0, **IN_SECOND},
+    {"sigmas": [80.0, 0.8], "guidance_scale": 1.0},
+    {"sigmas": [80.0, 0.8], "guidance_scale": 3.0, **IN_SECOND},
+    {"sigmas": [80.0, 0.8], "guidance_scale": 2.0, **IN_SECOND},
+    {"sigmas": [80.0, 0.8], "guidance_scale": 2.0},
+    {"sigmas": [80.0, 1.5], "guidance_scale": 1.0},
+    {"sigmas": [80.0, 1.5], "guidance_scale": 3.0, **IN_SECOND},
 ]
-FAST_WAYS += [{"sigmas": [80.0, 0.8], "guidance_scale": 2.0, **way} for way in (IN_SECOND, {})]
-FAST_WAYS.sort(key=lambda way: way["sigmas"])
 
 
 def main() -> None:

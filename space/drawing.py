@@ -43,7 +43,7 @@ from pipeline_pfgmpp.scheduler_config import get_default_steps
 
 
 IMAGES = 16  # that the page offers to draw
-FIRST_IMAGES = 2  # images of a live dial that are drawn before the others
+FIRST_IMAGES = 2  # images of a model of few calls that are drawn before the others
 MOST_IMAGES = 64
 MOST_STEPS = 100
 MOST_COMPARED = 5
@@ -297,7 +297,7 @@ def compare(model: str, dimensions: list[str], label: str, steps: int, seed: int
     rows = {}
     for D, pipe in pipes.items():
         labels = choose_classes(pipe, label, COLUMNS)
-        progresses = draw_seeds(pipe, seeds, num_inference_steps=steps, D=D, class_labels=labels)
+        progresses = draw_seeds(pipe, seeds, D, num_inference_steps=steps, class_labels=labels)
         for progress in progresses:
             rows[f"D = {format_dimension(D)}"] = to_pictures(progress.images)
             yield render_rows(rows)
@@ -339,9 +339,7 @@ def disturb(
         for D in dimensions:
             pipe = load_pipeline(chosen, D, **options)
             labels = choose_classes(pipe, label, COLUMNS)
-            progresses = draw_seeds(
-                pipe, seeds, noise=alpha, num_inference_steps=steps, D=D, class_labels=labels
-            )
+            progresses = draw_seeds(pipe, seeds, D, alpha, num_inference_steps=steps, class_labels=labels)
             for progress in progresses:
                 rows[f"D = {format_dimension(D)}, {name}"] = to_pictures(progress.images)
                 yield render_rows(rows)

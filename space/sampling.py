@@ -71,7 +71,7 @@ def reserve_cores() -> None:
     """
     Let no thread but the worker compute on several cores. OpenMP keeps threads for every one that does, and
     as soon as there are more of them than cores, it lets them sleep between operations: a call of the network
-    would take half as long again.
+    would take half as long again. It does not outlast a fork, after which a GPU computes.
     """
     threads = torch.get_num_threads()
     submit(torch.get_num_threads).result()  # or else PyTorch would set the worker's number later, to 1
@@ -95,7 +95,7 @@ class Progress(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether these images are the result."""
+        """Whether the run is over: these images are its result."""
         return self.calls == self.total
 
 
@@ -160,7 +160,7 @@ def run_pipeline(
 
 
 def draw_seeds(
-    pipe: PFGMPPPipeline, seeds: list[int], noise: float = 0.0, **settings: Any
+    pipe: PFGMPPPipeline, seeds: list[int], D: float, noise: float = 0.0, **settings: Any
 ) -> Iterator[Progress]:
     """
     Draw one image per seed, undisturbed or disturbed.
@@ -168,8 +168,9 @@ def draw_seeds(
     Args:
         pipe ([`PFGMPPPipeline`]): The pipeline, which no other request uses.
         seeds (`list[int]`): The seeds.
+        D (`float`): The augmented dimension.
         noise (`float`, defaults to 0): Factor of the noise that is injected before each step.
-        settings: Further arguments of the pipeline's call, with `D` among them.
+        settings: Further arguments of the pipeline's call.
 
     Yields:
         [`Progress`]: As [`run_pipeline`].
@@ -179,8 +180,8 @@ def draw_seeds(
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     if noise:
-        settings |= inject_noise(pipe, seeds, generators, noise, settings["D"])
-    yield from run_pipeline(pipe, len(seeds), generator=generators, **settings)
+        settings |= inject_noise(pipe, seeds, generators, noise, D)
+    yield from run_pipeline(pipe, len(seeds), D=D, generator=generators, **settings)
 
 
 def count_calls(pipe: PFGMPPPipeline, steps: int, guidance: float = 1.0) -> int:
